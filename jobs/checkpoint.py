@@ -1,0 +1,169 @@
+"""Checkpoints: weights and optimiser state as safetensors, everything else as JSON, no pickle.
+
+A checkpoint is a folder `step-00001500` that appears whole or not at all, carries the sha256 of its
+files and rebuilds its model without any other file.
+"""
+
+import hashlib
+import json
+import shutil
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, TypeAdapter
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from jobs.board import Point
+from jobs.data.manifest import write_json
+from jobs.errors import UserError
+from vlae.build import build_model
+from vlae.config import ModelConfig
+from vlae.models.base import HierarchicalModel
+
+FORMAT = 1
+_META, _WEIGHTS, _OPTIMIZER, _HISTORY = "checkpoint.json", "model.safetensors", "optimizer.safetensors", "history.json"
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What a resume needs besides the weights, which are loaded in place."""
+
+    step: int
+    history: list[Point]
+
+
+def weights_sha256(model: nn.Module) -> str:
+    """sha256 over the bytes of the model's tensors, by sorted name (hex)."""
+    digest = hashlib.sha256()
+    for _, tensor in sorted(_plain(model.state_dict()).items()):
+        digest.update(tensor.view(torch.uint8).numpy().tobytes() if tensor.ndim else tensor.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def save_checkpoint(
+    folder: Path,
+    *,
+    step: int,
+    model: HierarchicalModel,
+    model_config: BaseModel,
+    optimizer: torch.optim.Optimizer,
+    history: list[Point],
+    data_fingerprint: str,
+    keep: int,
+) -> Path:
+    """Write the checkpoint of `step` below `folder`, publish it by a rename, and drop all but the newest `keep`."""
+    final = folder / f"step-{step:08d}"
+    partial = folder / f".partial-{step:08d}"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    save_file(_plain(model.state_dict()), partial / _WEIGHTS)
+    save_file(_optimizer_tensors(model, optimizer), partial / _OPTIMIZER)
+    write_json(partial / _HISTORY, [asdict(point) for point in history])
+    meta = {
+        "format": FORMAT,
+        "step": step,
+        "model": model_config.model_dump(mode="json"),
+        "image_shape": model.image_shape,
+        "data_fingerprint": data_fingerprint,
+        "weights_sha256": weights_sha256(model),
+        "versions": {name: version(name) for name in ("vlae-pipeline", "torch", "ray")},
+        "files": {name: _sha256(partial / name) for name in (_WEIGHTS, _OPTIMIZER, _HISTORY)},
+    }
+    write_json(partial / _META, meta)
+    if final.exists():
+        shutil.rmtree(final)
+    partial.rename(final)
+    for old in _published(folder)[:-keep]:
+        shutil.rmtree(old)
+    return final
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """The newest whole checkpoint below `folder`; damaged ones are passed over."""
+    return next((path for path in reversed(_published(folder)) if _is_whole(path)), None)
+
+
+def restore(path: Path, model: HierarchicalModel, optimizer: torch.optim.Optimizer) -> Restored:
+    """Load weights and optimiser state in place."""
+    model.load_state_dict(load_file(path / _WEIGHTS))
+    saved = load_file(path / _OPTIMIZER)
+    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    state: dict[int, dict[str, Tensor]] = {index: {} for index in range(len(names))}
+    numbers = {name: index for index, name in enumerate(names)}
+    for key, tensor in saved.items():
+        name, _, entry = key.rpartition(":")
+        state[numbers[name]][entry] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    history = [Point(**point) for point in json.loads((path / _HISTORY).read_text())]
+    return Restored(read_meta(path)["step"], history)
+
+
+def read_meta(path: Path) -> dict[str, Any]:
+    """The JSON part of a checkpoint.
+
+    Raises:
+        UserError: missing, damaged, or of another version.
+    """
+    try:
+        meta: dict[str, Any] = json.loads((path / _META).read_text())
+        found = meta["format"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is not a checkpoint ({error}): train again with force=train") from error
+    if found != FORMAT:
+        raise UserError(f"{path} has format {found}, this version reads {FORMAT}: train again with force=train")
+    return meta
+
+
+def load_model(path: Path) -> HierarchicalModel:
+    """Rebuild the model of a checkpoint, in evaluation mode on the CPU.
+
+    Raises:
+        UserError: the checkpoint is missing or damaged.
+    """
+    meta = read_meta(path)
+    weights = path / _WEIGHTS
+    if not weights.is_file() or _sha256(weights) != meta["files"][_WEIGHTS]:
+        raise UserError(f"checkpoint {path} is damaged: train again with force=train")
+    channels, height, width = meta["image_shape"]
+    model = build_model(TypeAdapter(ModelConfig).validate_python(meta["model"]), (channels, height, width))
+    model.load_state_dict(load_file(weights))
+    return model.eval()
+
+
+def export_model(path: Path, folder: Path) -> None:
+    """Copy what `load_model` needs, and no optimiser state, to an empty or missing `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in (_META, _WEIGHTS):
+        shutil.copyfile(path / name, folder / name)
+
+
+def _published(folder: Path) -> list[Path]:
+    return sorted(folder.glob("step-*"))
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        return all(_sha256(path / name) == digest for name, digest in read_meta(path)["files"].items())
+    except (UserError, OSError):
+        return False
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors on the CPU in plain memory order, which is what safetensors stores."""
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Optimiser state by the name of the parameter it belongs to: `trunk.0.weight:exp_avg`."""
+    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    state = optimizer.state_dict()["state"]
+    return _plain({f"{names[i]}:{entry}": value for i, entries in state.items() for entry, value in entries.items()})

@@ -1,0 +1,59 @@
+"""Start a Ray cluster on this machine, or join one, with the settings that the jobs need."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import ray
+
+from jobs.config import RayConfig
+from jobs.errors import UserError
+
+# Read by Ray when it starts. The controller's default poll of two seconds is the smallest time that a
+# training can take; the usage report and the watcher for announced preemptions cost a second each.
+_ENVIRONMENT = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+_OBJECT_STORE_BYTES = 256 * 2**20  # plans and pictures pass through it, never the data
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What the cluster has in all."""
+
+    num_cpus: int
+    num_gpus: int
+
+
+@contextmanager
+def cluster(config: RayConfig) -> Iterator[Resources]:
+    """A running Ray cluster for the time of a `with` block.
+
+    Raises:
+        UserError: no cluster answers at `config.address`.
+    """
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    local = config.address == "local"
+    try:
+        ray.init(
+            address=config.address,
+            num_cpus=(config.num_cpus or None) if local else None,
+            include_dashboard=False if local else None,
+            object_store_memory=_OBJECT_STORE_BYTES if local else None,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(f"ray.address={config.address}: no cluster could be had ({reason})") from error
+    try:
+        total = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        yield Resources(int(total.get("CPU", 0)), int(total.get("GPU", 0)))
+    finally:
+        ray.shutdown()

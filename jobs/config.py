@@ -1,0 +1,148 @@
+"""Settings of the jobs: data, shards, training, evaluation, tracking and the cluster."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, model_validator
+from pydantic.config import JsonDict
+
+from vlae.config import Section
+
+# Marks a setting of how and where a job runs, which does not change what it makes: two commands that
+# differ in such settings only are the same dataset or the same run.
+EXECUTION: JsonDict = {"execution": True}
+
+# Where Debian's package dataset-fashion-mnist puts its files.
+DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
+
+# Ray workers run in folders of their own: a relative path would mean another place there.
+AbsolutePath = Annotated[Path, AfterValidator(lambda path: Path(path).expanduser().absolute())]
+ImageSize = Annotated[int, Field(ge=8, le=1024, multiple_of=4)]
+
+
+class _DataSection(Section):
+    """What every dataset shares: how it is split and cut into shards."""
+
+    validation_fraction: float = Field(
+        0.05, ge=0, le=0.5, description="share of the samples, by hash of the key, kept for validation"
+    )
+    test_fraction: float = Field(
+        0.1, ge=0, le=0.5, description="share kept for the test split, where the publisher gives none"
+    )
+    samples_per_task: int = Field(
+        4096, ge=1, description="samples that one shard task reads, at most one tar per split"
+    )
+
+
+class DigitsConfig(_DataSection):
+    """Drawn digit scenes with known factors."""
+
+    name: Literal["digits"] = "digits"
+    num_images: int = Field(30_000, ge=10, le=10**9, description="scenes to draw")
+    image_size: ImageSize = Field(32, description="height and width, pixels")
+    channels: Literal[1, 3] = Field(3, description="3 for colour, 1 for grey")
+    scene_seed: int = Field(0, ge=0, lt=2**63, description="seed of the scenes (part of the data)")
+
+
+class FashionMnistConfig(_DataSection):
+    """Fashion-MNIST: 70,000 grey images of clothes, 28x28, with the publisher's test split."""
+
+    name: Literal["fashion_mnist"] = "fashion_mnist"
+    folder: AbsolutePath = Field(
+        DEBIAN_FASHION_MNIST, description="folder with the four IDX files, .gz or not", json_schema_extra=EXECUTION
+    )
+    image_size: Literal[28, 32] = Field(28, description="28, or 32 with a black border")
+    download: bool = Field(
+        True,
+        description="fetch the files from the official address if the folder lacks them",
+        json_schema_extra=EXECUTION,
+    )
+
+
+class ImagesConfig(_DataSection):
+    """A folder of PNG and JPEG pictures, at any depth, with an optional factors.csv."""
+
+    name: Literal["images"] = "images"
+    folder: AbsolutePath = Field(..., description="folder of pictures; its factors.csv has columns file, factor, ...")
+    image_size: ImageSize = Field(64, description="pictures are centre-cropped to a square and resized to this, pixels")
+    channels: Literal[1, 3] = Field(3, description="3 for colour, 1 for grey")
+
+
+DataConfig = Annotated[DigitsConfig | FashionMnistConfig | ImagesConfig, Field(discriminator="name")]
+
+
+class TrainConfig(Section):
+    """The training loop. A step is one update of the weights by one global batch."""
+
+    steps: int = Field(1500, ge=1, description="updates of the weights")
+    batch_size: int = Field(96, ge=1, description="images per step, over all workers")
+    num_slices: int = Field(
+        8, ge=1, description="fixed slices of the global batch; workers take whole slices, so it bounds their number"
+    )
+    learning_rate: float = Field(4e-3, gt=0, le=1, description="peak learning rate of AdamW")
+    lr_warmup_steps: int = Field(100, ge=0, description="steps of linear rise to the peak; then a cosine falls to zero")
+    weight_decay: float = Field(1e-4, ge=0, le=1, description="decoupled weight decay of AdamW")
+    grad_clip: float = Field(1000.0, gt=0, description="largest gradient norm, nats per unit of weight")
+    precision: Literal["auto", "bf16", "fp32"] = Field(
+        "auto", description="autocast of the networks; auto is bf16 where the device computes it natively"
+    )
+    compile: bool = Field(False, description="torch.compile the model (needs a C++ compiler on CPU)")
+    num_workers: int = Field(1, ge=1, le=4096, description="data-parallel workers", json_schema_extra=EXECUTION)
+    cpus_per_worker: int = Field(
+        0, ge=0, description="CPU threads per worker; 0 shares out the cluster's CPUs", json_schema_extra=EXECUTION
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="auto takes a GPU per worker if there are enough", json_schema_extra=EXECUTION
+    )
+    checkpoint_every: int = Field(250, ge=1, description="steps between checkpoints", json_schema_extra=EXECUTION)
+    keep_checkpoints: int = Field(2, ge=1, description="newest checkpoints to keep", json_schema_extra=EXECUTION)
+    log_every: int = Field(25, ge=1, description="steps between points of the curves", json_schema_extra=EXECUTION)
+    max_failures: int = Field(2, ge=0, description="restarts after the loss of a worker", json_schema_extra=EXECUTION)
+
+    @model_validator(mode="after")
+    def _slices_divide(self) -> "TrainConfig":
+        if self.batch_size % self.num_slices:
+            raise ValueError(f"train.batch_size={self.batch_size} is no multiple of train.num_slices={self.num_slices}")
+        if self.num_slices % self.num_workers:
+            raise ValueError(
+                f"train.num_slices={self.num_slices} is no multiple of train.num_workers={self.num_workers}"
+            )
+        return self
+
+
+class EvaluateConfig(Section):
+    """Scores and pictures of a trained model on the test split."""
+
+    num_images: int = Field(3000, ge=10, description="test images to score, at most")
+    seed: int = Field(0, ge=0, lt=2**63, description="seed of the samples behind scores and pictures")
+    select_by: Literal["elbo", "mig", "mig_sup"] = Field(
+        "elbo", description="score by which the registered model with alias champion is chosen; higher wins"
+    )
+    model_name: str = Field(
+        "", pattern=r"^[\w.-]*$", description="name in the model registry; empty: the name of the dataset"
+    )
+
+
+def _without_secrets(uri: str) -> str:
+    """Refuse addresses that MLflow's clients cannot use, and credentials, which would end up in logs."""
+    if uri and not uri.startswith(("http://", "https://")):
+        raise ValueError("must begin with http:// or https://, or be empty for a SQLite file in the workspace")
+    if "@" in uri:
+        raise ValueError("must hold no credentials: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead")
+    return uri
+
+
+class TrackingConfig(Section):
+    """MLflow."""
+
+    uri: Annotated[str, AfterValidator(_without_secrets)] = Field(
+        "", description="MLflow server, http(s)://...; empty: SQLite file and artifacts in the workspace"
+    )
+    experiment: str = Field("vlae", min_length=1, description="name of the MLflow experiment")
+
+
+class RayConfig(Section):
+    """The Ray cluster that the jobs run on."""
+
+    address: str = Field("local", description="local starts one here; auto or HOST:PORT joins a running cluster")
+    num_cpus: int = Field(0, ge=0, description="CPUs that a local cluster uses; 0: all there are")

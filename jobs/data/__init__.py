@@ -1,0 +1,1 @@
+"""Sources, shards, order and loader: from anyone's images to batches."""

@@ -1,0 +1,120 @@
+"""A folder of one's own pictures, with an optional table of factors."""
+
+import csv
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from jobs.data.source import Factor, Sample
+from jobs.errors import UserError
+
+EXTENSIONS = (".png", ".jpg", ".jpeg")
+TABLE = "factors.csv"
+
+
+@dataclass(frozen=True)
+class ImageFolder:
+    """Source of every PNG and JPEG below a folder, in the order of their paths.
+
+    Pictures are centre-cropped to a square and resized. `factors.csv` has a header `file,NAME,NAME...`
+    and a row per picture, by its path below the folder; the values of a column, sorted, are the factor's.
+
+    Args:
+        folder: where the pictures are.
+        image_size: height and width of the result, pixels.
+        channels: 3 for colour, 1 for grey.
+    """
+
+    folder: Path
+    image_size: int
+    channels: int
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        return self.image_size, self.image_size, self.channels
+
+    @cached_property
+    def files(self) -> tuple[str, ...]:
+        """Paths below the folder, sorted.
+
+        Raises:
+            UserError: no folder, or no picture in it.
+        """
+        if not self.folder.is_dir():
+            raise UserError(f"data.folder={self.folder} is not a folder: set it to one with PNG or JPEG pictures")
+        found = (path for path in self.folder.rglob("*") if path.suffix.lower() in EXTENSIONS and path.is_file())
+        files = tuple(sorted(path.relative_to(self.folder).as_posix() for path in found))
+        if not files:
+            raise UserError(f"data.folder={self.folder} holds no picture ({', '.join(EXTENSIONS)})")
+        return files
+
+    @cached_property
+    def _table(self) -> dict[str, dict[str, str]]:
+        """Path -> {factor: value}, complete for every picture, or empty when there is no table."""
+        path = self.folder / TABLE
+        if not path.is_file():
+            return {}
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, restkey="", restval="")
+            names = list(reader.fieldnames or [])
+            if names[:1] != ["file"] or len(set(names)) != len(names) or len(names) < 2:
+                raise UserError(
+                    f"{path} must begin with a line file,NAME,NAME... of distinct names, not {','.join(names)}"
+                )
+            rows = {row.pop("file"): {name: str(row[name]) for name in names[1:]} for row in reader}
+        for name in self.files:
+            if name not in rows:
+                raise UserError(f"{path} has no row for {name}: add one, or move the picture away")
+            empty = [factor for factor, value in rows[name].items() if not value]
+            if empty:
+                raise UserError(f"{path} has no {empty[0]} for {name}: fill it in")
+        return {name: rows[name] for name in self.files}
+
+    @cached_property
+    def factors(self) -> tuple[Factor, ...]:
+        rows = list(self._table.values())
+        names = rows[0] if rows else {}
+        values = {name: sorted({row[name] for row in rows}, key=_natural) for name in names}
+        return tuple(Factor(name, tuple(found)) for name, found in values.items())
+
+    @property
+    def num_samples(self) -> int:
+        return len(self.files)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256(f"{self!r}".encode())
+        for name in (*self.files, *([TABLE] if self._table else [])):
+            status = (self.folder / name).stat()
+            digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
+        return digest.hexdigest()
+
+    def read(self, start: int, stop: int) -> Iterator[Sample]:
+        index = {factor.name: {value: i for i, value in enumerate(factor.values)} for factor in self.factors}
+        for name in self.files[start:stop]:
+            labels = {factor: index[factor][value] for factor, value in self._table.get(name, {}).items()}
+            # A member name may hold neither the extension's dot nor a path: the hash keeps it unique.
+            key = hashlib.sha256(name.encode()).hexdigest()[:24]
+            yield Sample(key, self._load(self.folder / name), {k: int(v) for k, v in labels.items()})
+
+    def _load(self, path: Path) -> np.ndarray:
+        try:
+            with Image.open(path, formats=("PNG", "JPEG")) as image:
+                upright = ImageOps.exif_transpose(image).convert("RGB" if self.channels == 3 else "L")
+                square = ImageOps.fit(upright, (self.image_size, self.image_size), Image.Resampling.LANCZOS)
+        except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
+            raise UserError(f"{path} cannot be read as a picture ({error}): mend it or move it away") from error
+        return np.asarray(square, np.uint8).reshape(self.image_shape)
+
+
+def _natural(value: str) -> tuple[float, str]:
+    """Sort numbers by value and before words."""
+    try:
+        return float(value), value
+    except ValueError:
+        return float("inf"), value

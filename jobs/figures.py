@@ -1,0 +1,61 @@
+"""Pictures for people, as PNG bytes."""
+
+import io
+import math
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from torch import Tensor
+
+_GAP = 2  # pixels between tiles, each image drawn at twice its size or more
+
+
+def tile(images: Tensor, gap: int = 1) -> NDArray[np.uint8]:
+    """Lay images (R, K, C, H, W) in [0, 1] on a white sheet: (R (H + gap) + gap, K (W + gap) + gap, 3) uint8."""
+    rows, columns, channels, height, width = images.shape
+    sheet = np.full((rows * (height + gap) + gap, columns * (width + gap) + gap, 3), 255, np.uint8)
+    pixels = (images.float().clamp(0, 1) * 255).round().byte().permute(0, 1, 3, 4, 2).cpu().numpy()
+    pixels = np.repeat(pixels, 3, axis=-1) if channels == 1 else pixels
+    for row in range(rows):
+        for column in range(columns):
+            top, left = gap + row * (height + gap), gap + column * (width + gap)
+            sheet[top : top + height, left : left + width] = pixels[row, column]
+    return sheet
+
+
+def sheets(parts: list[tuple[str, Tensor]], columns: int) -> bytes:
+    """Titled sheets of images (R, K, C, H, W) side by side, in rows of at most `columns`."""
+    tiled = [(title, tile(images)) for title, images in parts]
+    columns = min(columns, len(tiled))
+    rows = math.ceil(len(tiled) / columns)
+    height, width = (max(sheet.shape[axis] for _, sheet in tiled) / 50 for axis in (0, 1))
+    figure = Figure(figsize=(columns * width, rows * (height + 0.35)), layout="constrained", dpi=100)
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axis in axes:
+        axis.axis("off")
+    for axis, (title, sheet) in zip(axes, tiled, strict=False):
+        axis.set_title(title, fontsize=11)
+        axis.imshow(sheet, interpolation="nearest")
+    return _png(figure)
+
+
+def heat_map(values: NDArray[np.float64], rows: list[str], columns: list[str], title: str) -> bytes:
+    """A matrix (rows, columns) in [0, 1] as colours with the numbers in them; the last row is at the bottom."""
+    figure = Figure(figsize=(1.6 + 0.75 * len(columns), 1.4 + 0.5 * len(rows)), layout="constrained", dpi=100)
+    axis = figure.subplots()
+    axis.imshow(values, vmin=0, vmax=1, cmap="viridis", aspect="auto")
+    axis.set_xticks(range(len(columns)), columns, rotation=35, ha="right")
+    axis.set_yticks(range(len(rows)), rows)
+    axis.set_title(title, fontsize=11)
+    for (row, column), value in np.ndenumerate(values):
+        text = "-" if np.isnan(value) else f"{value:.2f}"
+        axis.text(column, row, text, ha="center", va="center", color="black" if value > 0.6 else "white", fontsize=9)
+    return _png(figure)
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(buffer)  # type: ignore[no-untyped-call]
+    return buffer.getvalue()

@@ -1,0 +1,1 @@
+"""What runs, and with which settings."""

@@ -1,0 +1,81 @@
+"""The whole configuration: the sections of the two lower floors, and the run's own settings."""
+
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
+from pydantic.fields import FieldInfo
+
+from jobs.config import AbsolutePath, DataConfig, DigitsConfig, EvaluateConfig, RayConfig, TrackingConfig, TrainConfig
+from vlae.config import ModelConfig, ObjectiveConfig, Section, VlaeConfig, split_commas
+
+Stage = Literal["shard", "train", "evaluate"]
+STAGES: tuple[Stage, ...] = get_args(Stage)
+
+
+def _in_order(stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
+    return tuple(stage for stage in STAGES if stage in stages)
+
+
+Stages = Annotated[tuple[Stage, ...], BeforeValidator(split_commas), AfterValidator(_in_order)]
+
+
+class Config(Section):
+    """Everything that a command can set."""
+
+    stage: Stages = Field(STAGES, min_length=1, description="stages to run, in the pipeline's order however written")
+    workspace: AbsolutePath = Field(
+        "workspace", validate_default=True, description="folder for shards, runs, MLflow's database and artifacts"
+    )
+    seed: int = Field(0, ge=0, lt=2**63, description="of the weights, the order and the noise")
+    force: Stages = Field((), description="stages to run again although they are done")
+    dry_run: bool = Field(False, description="print the plan and do nothing")
+    output: Literal["text", "json"] = Field("text", description="json: the last line of stdout is one JSON object")
+    data: DataConfig = Field(default_factory=DigitsConfig)
+    model: ModelConfig = Field(default_factory=VlaeConfig)
+    objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig)
+    train: TrainConfig = Field(default_factory=TrainConfig)
+    evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
+    tracking: TrackingConfig = Field(default_factory=TrackingConfig)
+    ray: RayConfig = Field(default_factory=RayConfig)
+
+
+# Sections that are chosen by name, as in `model=hvae`.
+GROUPS: dict[str, dict[str, type[BaseModel]]] = {
+    group: {member.model_fields["name"].default: member for member in get_args(get_args(union)[0])}
+    for group, union in (("data", DataConfig), ("model", ModelConfig))
+}
+
+
+def section_of(field: FieldInfo) -> type[Section] | None:
+    """The section that a field of `Config` holds, if it is one that is not chosen by name."""
+    kind = field.annotation
+    return kind if isinstance(kind, type) and issubclass(kind, Section) else None
+
+
+def spell(value: Any) -> str:
+    """A setting's value as the command line spells it."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return ",".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
+
+
+def identity(section: Section) -> dict[str, str]:
+    """The settings of a section that change what is made, in command-line spelling, without the name."""
+    return {
+        name: spell(getattr(section, name))
+        for name, field in type(section).model_fields.items()
+        if name != "name" and not (isinstance(field.json_schema_extra, dict) and "execution" in field.json_schema_extra)
+    }
+
+
+def run_settings(config: Config) -> dict[str, str]:
+    """The settings that define a training run; as `key=value` words they are a command that repeats it."""
+    settings = {"seed": spell(config.seed)}
+    for name in ("data", "model", "objective", "train"):
+        section = getattr(config, name)
+        if name in GROUPS:
+            settings[name] = section.name
+        settings |= {f"{name}.{key}": value for key, value in identity(section).items()}
+    return settings

@@ -1,0 +1,53 @@
+"""What must run: a pure decision from what is there, tested as a table."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Literal
+
+from pipeline.config import Stage
+
+Action = Literal["run", "resume", "skip"]
+Found = Literal["done", "partial", "nothing"]
+
+# The stage whose output a stage reads.
+NEEDS: dict[Stage, Stage] = {"train": "shard", "evaluate": "train"}
+
+
+@dataclass(frozen=True)
+class Step:
+    """What happens to one stage, and why."""
+
+    stage: Stage
+    action: Action
+    reason: str
+
+
+def decide(stage: Stage, found: Found, *, forced: Collection[Stage], changed: Collection[Stage]) -> Step:
+    """Decide about one stage.
+
+    Args:
+        stage: which.
+        found: what an earlier command left of it, for the present settings and inputs.
+        forced: stages to run again although they are done.
+        changed: stages that have run in this command.
+    """
+    if stage in forced:
+        return Step(stage, "run", f"force={stage}")
+    if found == "partial":
+        return Step(stage, "resume", "an earlier command was interrupted")
+    if found == "nothing":
+        return Step(stage, "run", "not done yet")
+    needed = NEEDS.get(stage)
+    if needed in changed:
+        return Step(stage, "run", f"{needed} has run again")
+    return Step(stage, "skip", "done before, with the same settings and inputs")
+
+
+def missing_input(stage: Stage, requested: Collection[Stage]) -> str | None:
+    """What to say when the input of `stage` is not there; None if a requested stage will make it."""
+    needed = NEEDS.get(stage)
+    if needed is None or needed in requested:
+        return None
+    return (
+        f"{stage} needs the output of {needed}, which is not there for these settings: add it, stage={needed},{stage}"
+    )

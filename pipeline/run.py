@@ -1,0 +1,100 @@
+"""The command: python -m pipeline.run stage=shard,train,evaluate key=value ..."""
+
+import json
+import signal
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any
+
+from jobs.errors import UserError
+from pipeline.config import Config, Stage
+from pipeline.dry_run import print_plan
+from pipeline.help import help_text
+from pipeline.plan import decide
+from pipeline.report import Reporter
+from pipeline.settings import SettingsError, read_config
+from pipeline.workspace import Workspace, find
+
+_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+
+def main(words: Sequence[str]) -> int:
+    """Run a command and return its exit code: 0 well, 1 failed, 2 wrong words, 130 interrupted."""
+    if any(word in ("--help", "-h", "help") for word in words):
+        print(help_text())
+        return 0
+    try:
+        config = read_config(words)
+    except SettingsError as error:
+        return _fail(str(error), 2)
+    # A supervisor's polite stop is handled like Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        if config.dry_run:
+            print_plan(config)
+            return 0
+        result = run_pipeline(config, Reporter(json_output=config.output == "json"))
+    except UserError as error:
+        return _fail(str(error), 1)
+    except KeyboardInterrupt:
+        return _fail("stopped; the same command goes on from the last checkpoint", _INTERRUPTED, prefix="")
+    if config.output == "json":
+        print(json.dumps(result))
+    return 0
+
+
+def _fail(message: str, code: int, prefix: str = "error: ") -> int:
+    print(f"{prefix}{' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def run_pipeline(config: Config, report: Reporter) -> dict[str, Any]:
+    """Run the stages that are not done.
+
+    Returns:
+        `stages` {name: done | skipped | resumed}, and of the run: `run_id`, `checkpoint`,
+        `weights_sha256`, `model_uri`, `scores` (null where no stage of this or an earlier command made them).
+
+    Raises:
+        UserError: something that the user can mend; all that was finished is kept.
+    """
+    workspace = Workspace(config)
+    workspace.make()
+    outcome: dict[str, str] = {}
+    changed: list[Stage] = []
+    with ExitStack() as stack:
+        session = None
+        for stage in config.stage:
+            found = find(workspace, stage, config)
+            step = decide(stage, found, forced=config.force, changed=changed)
+            report.step(step)
+            if step.action == "skip":
+                outcome[stage] = "skipped"
+                continue
+            if session is None:
+                # Loads Ray, torch and MLflow: seconds that a wrong word or a skip need not pay.
+                from pipeline.stages import Session  # noqa: PLC0415
+
+                session = Session(workspace, report, stack)
+            session.run(stage, anew=stage in config.force)
+            changed.append(stage)
+            outcome[stage] = "resumed" if step.action == "resume" else "done"
+        report.clear()
+    return {"stages": outcome, **results(workspace)}
+
+
+def results(workspace: Workspace) -> dict[str, Any]:
+    """What the workspace holds of the run that the settings name."""
+    dataset = workspace.dataset()
+    run = workspace.run(dataset) if dataset else None
+    trained = (run.read("train") if run else None) or {}
+    scored = (run.read("evaluate") if run else None) or {}
+    return {
+        **{name: trained.get(name) for name in ("run_id", "checkpoint", "weights_sha256")},
+        **{name: scored.get(name) for name in ("model_uri", "scores")},
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

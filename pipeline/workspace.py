@@ -1,0 +1,144 @@
+"""Where everything lies in the workspace, and what is there already. Light: no torch, no Ray."""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from jobs.data.manifest import Manifest, read_manifest
+from jobs.data.source import Source
+from jobs.data.sources import open_source
+from jobs.errors import UserError
+from pipeline.config import Config, Stage, identity, run_settings, spell
+from pipeline.plan import Found, missing_input
+
+
+def fingerprint(*parts: Any) -> str:
+    """Twelve hex digits that change with any part."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training in the workspace, named by all that determines it."""
+
+    folder: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.folder / "checkpoints"
+
+    @property
+    def scratch(self) -> Path:
+        """Ray's own notes; of no use once the training has ended."""
+        return self.folder / "ray"
+
+    @property
+    def figures(self) -> Path:
+        """Pictures of the last evaluation."""
+        return self.folder / "figures"
+
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether there is anything to resume from."""
+        return self.checkpoints.is_dir() and any(not path.name.startswith(".") for path in self.checkpoints.iterdir())
+
+    def read(self, name: str) -> dict[str, Any] | None:
+        """A record (`run`, `train`, `evaluate`) that was written whole, or None."""
+        try:
+            content = json.loads((self.folder / f"{name}.json").read_text())
+        except (OSError, ValueError):
+            return None
+        return content if isinstance(content, dict) else None
+
+
+class Workspace:
+    """The folder of one configuration's shards, runs, database and artifacts."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.path = config.workspace
+
+    def make(self) -> None:
+        """Create the folder and see that it can be written.
+
+        Raises:
+            UserError: it cannot.
+        """
+        probe = self.path / f".write-{os.getpid()}"
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise UserError(
+                f"workspace={self.path} cannot be written ({error.strerror}): set workspace=DIR to a folder that can"
+            ) from error
+
+    @property
+    def data_folder(self) -> Path:
+        """Shards of the data settings."""
+        data = self.config.data
+        return self.path / "shards" / f"{data.name}-{fingerprint(data.name, identity(data))}"
+
+    def open_source(self, *, fetch: bool) -> Source:
+        """The source of the data settings; with `fetch` its files may be downloaded into the workspace.
+
+        Raises:
+            UserError: files are missing.
+        """
+        return open_source(self.config.data, self.path / "downloads", fetch=fetch)
+
+    @cached_property
+    def source(self) -> Source | None:
+        """The source as it is now, or None if its files are not at hand."""
+        try:
+            source = self.open_source(fetch=False)
+            source.num_samples  # noqa: B018  (a folder is listed here, once)
+        except UserError:
+            return None
+        return source
+
+    def dataset(self) -> Manifest | None:
+        """The shards that are there and still fit the source; a source that is gone is not held against them."""
+        manifest = read_manifest(self.data_folder)
+        if manifest and self.source and self.source.fingerprint != manifest.source_fingerprint:
+            return None
+        return manifest
+
+    def run(self, dataset: Manifest) -> Run:
+        """The training of these settings on this dataset."""
+        key = fingerprint(run_settings(self.config), dataset.fingerprint)
+        return Run(self.path / "runs" / f"{self.config.model.name}-{self.config.data.name}-{key}")
+
+    def evaluate_key(self) -> str:
+        """Changes with the settings of the evaluation and the place of tracking."""
+        tracking = {name: spell(getattr(self.config.tracking, name)) for name in ("uri", "experiment")}
+        return fingerprint(identity(self.config.evaluate), tracking)
+
+
+def find(workspace: Workspace, stage: Stage, config: Config) -> Found:
+    """What earlier commands left of a stage, for these settings and inputs.
+
+    Raises:
+        UserError: the input of the stage is not there, and no requested stage makes it.
+    """
+    dataset = workspace.dataset()
+    if stage == "shard":
+        return "done" if dataset else "nothing"
+    run = workspace.run(dataset) if dataset else None
+    trained = run.read("train") if run else None
+    if run and stage == "train":
+        return "done" if trained else "partial" if run.has_checkpoint else "nothing"
+    if run is None or trained is None:
+        message = missing_input(stage, config.stage)
+        if message:
+            raise UserError(message)
+        return "nothing"
+    scored = run.read("evaluate")
+    wanted = {"key": workspace.evaluate_key(), "weights_sha256": trained["weights_sha256"]}
+    return "done" if scored and wanted.items() <= scored.items() else "nothing"

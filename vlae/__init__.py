@@ -1,0 +1,1 @@
+"""The science: hierarchical variational autoencoders, their objectives, measures and pictures."""
