@@ -91,12 +91,15 @@ def restore(path: Path, model: HierarchicalModel, optimizer: torch.optim.Optimiz
     """Load weights and optimiser state in place."""
     model.load_state_dict(load_file(path / _WEIGHTS))
     saved = load_file(path / _OPTIMIZER)
-    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    state: dict[int, dict[str, Tensor]] = {index: {} for index in range(len(names))}
-    numbers = {name: index for index, name in enumerate(names)}
+    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    state: dict[int, dict[str, Tensor]] = {index: {} for index in range(len(trained))}
+    numbers = {name: index for index, (name, _) in enumerate(trained)}
     for key, tensor in saved.items():
         name, _, entry = key.rpartition(":")
-        state[numbers[name]][entry] = tensor
+        parameter = trained[numbers[name]][1]
+        # A fused optimiser walks parameter and state in memory order: they must be laid out alike.
+        laid_out = torch.empty_like(parameter).copy_(tensor) if tensor.shape == parameter.shape else tensor
+        state[numbers[name]][entry] = laid_out
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     history = [Point(**point) for point in json.loads((path / _HISTORY).read_text())]
     return Restored(read_meta(path)["step"], history)

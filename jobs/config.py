@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic.config import JsonDict
 
-from vlae.config import Section
+from vlae.config import Section, whole_number
 
 # Marks a setting of how and where a job runs, which does not change what it makes: two commands that
 # differ in such settings only are the same dataset or the same run.
@@ -17,6 +17,7 @@ DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 
 # Ray workers run in folders of their own: a relative path would mean another place there.
 AbsolutePath = Annotated[Path, AfterValidator(lambda path: Path(path).expanduser().absolute())]
+Channels = Annotated[Literal[1, 3], BeforeValidator(whole_number)]
 ImageSize = Annotated[int, Field(ge=8, le=1024, multiple_of=4)]
 
 
@@ -40,7 +41,7 @@ class DigitsConfig(_DataSection):
     name: Literal["digits"] = "digits"
     num_images: int = Field(30_000, ge=10, le=10**9, description="scenes to draw")
     image_size: ImageSize = Field(32, description="height and width, pixels")
-    channels: Literal[1, 3] = Field(3, description="3 for colour, 1 for grey")
+    channels: Channels = Field(3, description="3 for colour, 1 for grey")
     scene_seed: int = Field(0, ge=0, lt=2**63, description="seed of the scenes (part of the data)")
 
 
@@ -51,7 +52,9 @@ class FashionMnistConfig(_DataSection):
     folder: AbsolutePath = Field(
         DEBIAN_FASHION_MNIST, description="folder with the four IDX files, .gz or not", json_schema_extra=EXECUTION
     )
-    image_size: Literal[28, 32] = Field(28, description="28, or 32 with a black border")
+    image_size: Annotated[Literal[28, 32], BeforeValidator(whole_number)] = Field(
+        28, description="28, or 32 with a black border"
+    )
     download: bool = Field(
         True,
         description="fetch the files from the official address if the folder lacks them",
@@ -65,7 +68,7 @@ class ImagesConfig(_DataSection):
     name: Literal["images"] = "images"
     folder: AbsolutePath = Field(..., description="folder of pictures; its factors.csv has columns file, factor, ...")
     image_size: ImageSize = Field(64, description="pictures are centre-cropped to a square and resized to this, pixels")
-    channels: Literal[1, 3] = Field(3, description="3 for colour, 1 for grey")
+    channels: Channels = Field(3, description="3 for colour, 1 for grey")
 
 
 DataConfig = Annotated[DigitsConfig | FashionMnistConfig | ImagesConfig, Field(discriminator="name")]

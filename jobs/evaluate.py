@@ -168,7 +168,7 @@ def draw_figures(model: HierarchicalModel, images: Tensor, generator: torch.Gene
     copies = model.mean_image(model.means(images)).view_as(rows)
     samples = model.mean_image(model.prior(model.noise(64, generator))).view(8, 8, *model.image_shape)
     return {
-        "blocks": sheets(blocks, columns=2),
+        "blocks": sheets(blocks, columns=2 if len(blocks) in (2, 4) else 3),
         "reconstructions": sheets([("test images", rows), ("reconstructions", copies)], columns=2),
         "samples": sheets([("samples from the prior", samples)], columns=1),
     }

@@ -1,7 +1,6 @@
 """The training loop: plain torch, the same on one CPU and on many GPUs. It knows nothing of Ray."""
 
 import math
-import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -12,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from jobs.board import Committed, Message, Point, Started
-from jobs.checkpoint import latest_checkpoint, restore, save_checkpoint
+from jobs.board import Committed, Message, Point
+from jobs.checkpoint import Restored, latest_checkpoint, restore, save_checkpoint
 from jobs.config import TrainConfig
+from jobs.curve import Curve
 from jobs.data.loader import BatchLoader, ShardedSplit
 from jobs.data.mixing import mix64
 from jobs.errors import UserError
@@ -49,6 +49,20 @@ class Worker:
     wrap: Callable[[nn.Module], nn.Module] = lambda module: module  # DistributedDataParallel, where there are several
 
 
+@dataclass
+class Training:
+    """A training under way on one worker."""
+
+    job: TrainJob
+    worker: Worker
+    loader: BatchLoader
+    model: HierarchicalModel
+    module: nn.Module  # the model as it is called: compiled and distributed where asked for
+    optimizer: torch.optim.Optimizer
+    step: int  # updates made
+    history: list[Point]  # the curve so far
+
+
 def train_model(job: TrainJob, worker: Worker, post: Callable[[Message], None]) -> Path:
     """Train from the newest checkpoint, or from the start, to the last step.
 
@@ -61,84 +75,88 @@ def train_model(job: TrainJob, worker: Worker, post: Callable[[Message], None]) 
         The folder of the last checkpoint.
 
     Raises:
-        UserError: the data is missing or damaged, or no step had a finite gradient.
+        UserError: the data is missing or damaged.
     """
-    data = ShardedSplit(job.data_folder, "train")
+    training = prepare(job, worker)
+    curve = Curve(worker.rank, worker.world_size, worker.device, training.history, post)
+    curve.started(training.step)
+    validation = _Validation(job, worker) if worker.rank == 0 else None
+    config, checkpoint = job.train, latest_checkpoint(job.checkpoint_folder)
+    while training.step < config.steps:
+        values = train_step(training)
+        training.step += 1
+        last = training.step == config.steps
+        curve.add(values, training.step, config.batch_size, log=last or training.step % config.log_every == 0)
+        if last or training.step % config.checkpoint_every == 0:
+            if validation is not None:
+                curve.point(training.step, validation.score(training.model))
+                checkpoint = _save(training)
+                post(Committed(training.step))
+            curve.restart_clock()
+    return checkpoint or job.checkpoint_folder
+
+
+def prepare(job: TrainJob, worker: Worker) -> Training:
+    """Data, model and optimiser, as the newest whole checkpoint left them.
+
+    Raises:
+        UserError: the data is missing or damaged.
+    """
+    config, data = job.train, ShardedSplit(job.data_folder, "train")
     loader = BatchLoader(
         data,
         seed=job.seed,
-        batch_size=job.train.batch_size,
-        num_slices=job.train.num_slices,
+        batch_size=config.batch_size,
+        num_slices=config.num_slices,
         rank=worker.rank,
         world_size=worker.world_size,
     )
     model = build_model(job.model, data.image_shape, job.seed)
     model = model.to(worker.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, betas=(0.9, 0.99), weight_decay=job.train.weight_decay, fused=True)
+    optimizer = torch.optim.AdamW(trained, betas=(0.9, 0.99), weight_decay=config.weight_decay, fused=True)
     newest = latest_checkpoint(job.checkpoint_folder)
-    step, curve = 0, Curve(worker, len(model.latent_dims), post)
-    if newest is not None:
-        restored = restore(newest, model, optimizer)
-        step, curve.history = restored.step, restored.history
-    curve.started(step)
-    module = worker.wrap(torch.compile(model) if job.train.compile else model)  # type: ignore[arg-type]
-    validation = _Validation(job, worker) if worker.rank == 0 else None
-    while step < job.train.steps:
-        values = train_step(job, worker, model, module, optimizer, loader, step)
-        step += 1
-        curve.add(values, step, loader.batch_size, log=step % job.train.log_every == 0 or step == job.train.steps)
-        if step % job.train.checkpoint_every == 0 or step == job.train.steps:
-            if validation is not None:
-                curve.point(step, validation.score(model))
-                newest = save_checkpoint(
-                    job.checkpoint_folder,
-                    step=step,
-                    model=model,
-                    model_config=job.model,
-                    optimizer=optimizer,
-                    history=curve.history,
-                    data_fingerprint=data.manifest.fingerprint,
-                    keep=job.train.keep_checkpoints,
-                )
-                post(Committed(step))
-            curve.restart_clock()
-    if newest is None:
-        raise UserError(f"no checkpoint in {job.checkpoint_folder}")
-    return newest
+    restored = restore(newest, model, optimizer) if newest else Restored(0, [])
+    module = worker.wrap(torch.compile(model) if config.compile else model)  # type: ignore[arg-type]
+    return Training(job, worker, loader, model, module, optimizer, restored.step, restored.history)
 
 
-def train_step(
-    job: TrainJob,
-    worker: Worker,
-    model: HierarchicalModel,
-    module: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    loader: BatchLoader,
-    step: int,
-) -> Tensor:
+def _save(training: Training) -> Path:
+    return save_checkpoint(
+        training.job.checkpoint_folder,
+        step=training.step,
+        model=training.model,
+        model_config=training.job.model,
+        optimizer=training.optimizer,
+        history=training.history,
+        data_fingerprint=training.loader.data.manifest.fingerprint,
+        keep=training.job.train.keep_checkpoints,
+    )
+
+
+def train_step(training: Training) -> Tensor:
     """One update of the weights.
 
     Returns:
         float64 (4 + L,) on the CPU: loss, reconstruction, gradient norm, 1 if the update was skipped
         because the gradient was not finite, then the KL of each rung. Nats per image of this worker's share.
     """
-    config = job.train
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate(config, step)
-    images = to_device(loader.images(step), worker.device)
-    noise = slice_noise(model, loader, job.seed, step, worker.device)
-    with autocast(config, worker.device):
-        terms: Terms = module(images, noise)
+    job, device, step = training.job, training.worker.device, training.step
+    for group in training.optimizer.param_groups:
+        group["lr"] = learning_rate(job.train, step)
+    images = to_device(training.loader.images(step), device)
+    noise = slice_noise(training.model, training.loader, job.seed, step, device)
+    with autocast(job.train, device):
+        terms: Terms = training.module(images, noise)
     loss = objective_loss(terms, kl_weight(job.objective, step))
-    optimizer.zero_grad()
+    training.optimizer.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
-    norm = nn.utils.clip_grad_norm_((p for p in model.parameters() if p.requires_grad), config.grad_clip)
+    norm = nn.utils.clip_grad_norm_((p for p in training.model.parameters() if p.requires_grad), job.train.grad_clip)
     skipped = not math.isfinite(norm.item())
     if not skipped:
-        optimizer.step()
-    head = torch.stack([loss.detach(), terms.reconstruction.detach().mean(), norm, torch.tensor(float(skipped))])
-    return torch.cat([head, terms.kl.detach().mean(0)]).double().cpu()
+        training.optimizer.step()
+    head = [loss.detach(), terms.reconstruction.detach().mean(), norm, torch.tensor(float(skipped), device=device)]
+    return torch.cat([torch.stack(head), terms.kl.detach().mean(0)]).double().cpu()
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
@@ -178,69 +196,6 @@ def _native_bf16(device: torch.device) -> bool:
         return False
     found: Mapping[str, Any] = torch.cpu.get_capabilities()
     return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
-
-
-class Curve:
-    """Averages what the steps return, and posts a point from time to time."""
-
-    def __init__(self, worker: Worker, num_rungs: int, post: Callable[[Message], None]) -> None:
-        self.history: list[Point] = []
-        self._worker, self._post, self._num_rungs = worker, post, num_rungs
-        self._sum, self._steps = torch.zeros(4 + num_rungs, dtype=torch.float64), 0
-        self._skipped = 0.0
-        self._clock, self._images = time.monotonic(), 0
-
-    def started(self, step: int) -> None:
-        """Say where this worker group begins."""
-        if self._worker.rank == 0:
-            self._post(Started(step, self.history))
-
-    def restart_clock(self) -> None:
-        """Leave the time of a checkpoint out of images/s."""
-        self._clock, self._images = time.monotonic(), 0
-
-    def add(self, values: Tensor, step: int, images: int, *, log: bool) -> None:
-        """Take in one step; every worker must call this with the same `log`, which adds up the workers."""
-        finite = values[3] == 0
-        self._sum += torch.where(finite, values, torch.zeros_like(values))
-        self._steps += int(finite)
-        self._skipped += float(values[3])
-        self._images += images
-        if not log:
-            return
-        mean = self._mean_over_workers()
-        seconds = time.monotonic() - self._clock
-        self.point(
-            step,
-            {
-                "train/loss": mean[0],
-                "train/reconstruction": mean[1],
-                "train/grad_norm": mean[2],
-                "train/skipped_steps": self._skipped,
-                "train/kl": sum(mean[4:]),
-                **{f"train/kl_rung_{rung}": value for rung, value in enumerate(mean[4:])},
-                "train/images_per_second": self._images / max(seconds, 1e-9),
-            },
-        )
-        self._sum.zero_()
-        self._steps = 0
-        self.restart_clock()
-
-    def _mean_over_workers(self) -> list[float]:
-        mean = self._sum / max(1, self._steps)
-        if self._worker.world_size > 1:
-            total = mean.to(self._worker.device)
-            torch.distributed.all_reduce(total)
-            mean = total.cpu() / self._worker.world_size
-        result: list[float] = mean.tolist()
-        return result
-
-    def point(self, step: int, metrics: dict[str, float]) -> None:
-        """Add a point to the history and post it."""
-        if self._worker.rank == 0:
-            point = Point(step, time.time_ns() // 1_000_000, metrics)
-            self.history.append(point)
-            self._post(point)
 
 
 class _Validation:

@@ -1,6 +1,7 @@
 """From `key=value` words to a validated configuration, or one line that says which word is wrong."""
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from pydantic import ValidationError
 from pipeline.config import GROUPS, Config, section_of
 
 PRESETS = Path(__file__).with_name("presets")
+_CREDENTIALS = re.compile(r"//[^/]*@")
 _HELP = "--help lists every key"
 
 
@@ -161,4 +163,4 @@ def _explain(error: ValidationError) -> str:
     if first["type"] == "value_error" and message.startswith(key + "."):
         return message  # a rule over several settings names them itself
     value = ",".join(map(str, first["input"])) if isinstance(first["input"], list | tuple) else first["input"]
-    return f"{key}={value}: {message[:1].lower()}{message[1:]}"
+    return f"{key}={_CREDENTIALS.sub('//***@', str(value))}: {message[:1].lower()}{message[1:]}"

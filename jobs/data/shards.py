@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -68,7 +69,9 @@ class ShardWriter:
 
     def abort(self) -> None:
         """Leave nothing behind."""
-        self._file.close()
+        with suppress(OSError):  # a full disk may be why
+            self._tar.close()
+            self._file.close()
         self._partial.unlink(missing_ok=True)
 
     def close(self) -> Shard:

@@ -85,9 +85,13 @@ def mig_score(codes: Array, factors: Factors, *, bins: int = 20) -> float:
         factors: (N, K) int; factors with one value are left out.
         bins: per latent. A perfect code stays below 1 where a factor has more values than bins.
 
+    Raises:
+        ValueError: shapes that do not fit, or codes that are not finite.
+
     Returns:
         In [0, 1], higher is better; NaN if no factor varies.
     """
+    check_rows(codes, factors)
     varying = _varying(factors)
     if not varying.shape[1]:
         return float("nan")
@@ -104,6 +108,7 @@ def mig_sup_score(codes: Array, factors: Factors, *, bins: int = 20) -> float:
     Returns:
         In [0, 1], higher is better; 0 if no latent is active; NaN if fewer than two factors vary.
     """
+    check_rows(codes, factors)
     varying = _varying(factors)
     if varying.shape[1] < 2:
         return float("nan")

@@ -1,0 +1,84 @@
+import numpy as np
+import pytest
+
+from jobs.data import glyphs
+from jobs.data.digits import LIGHT, PALETTE, DigitScenes
+
+
+def scenes(size: int = 32, channels: int = 3, seed: int = 0) -> DigitScenes:
+    return DigitScenes(5000, size, channels, seed)
+
+
+def test_any_range_gives_the_same_scenes() -> None:
+    whole = list(scenes().read(0, 600))
+    part = list(scenes().read(250, 270))
+    assert [sample.key for sample in part] == [sample.key for sample in whole[250:270]]
+    assert all(
+        np.array_equal(a.image, b.image) and a.factors == b.factors for a, b in zip(part, whole[250:270], strict=True)
+    )
+    assert len({sample.key for sample in whole}) == 600
+
+
+@pytest.mark.parametrize(("size", "channels"), [(28, 1), (32, 3), (64, 3)])
+def test_shape_and_factors(size: int, channels: int) -> None:
+    source = scenes(size, channels)
+    sample = next(source.read(7, 8))
+    assert sample.image.shape == source.image_shape == (size, size, channels)
+    assert sample.image.dtype == np.uint8
+    assert list(sample.factors) == [factor.name for factor in source.factors]
+    assert ("hue" in sample.factors) == (channels == 3)
+    assert all(0 <= sample.factors[f.name] < len(f.values) for f in source.factors)
+
+
+def test_factors_are_uniform_and_independent() -> None:
+    source = scenes()
+    values = source.draw_factors(np.arange(20_000))
+    for factor in source.factors:
+        counts = np.bincount(values[factor.name], minlength=len(factor.values))
+        expected = 20_000 / len(factor.values)
+        chi_squared = ((counts - expected) ** 2 / expected).sum()
+        assert chi_squared < len(factor.values) + 5 * np.sqrt(2 * len(factor.values)), factor.name
+    correlation = np.corrcoef(np.stack([values[factor.name] for factor in source.factors]))
+    assert np.abs(correlation - np.eye(len(correlation))).max() < 0.04
+
+
+def change(name: str, value: int) -> tuple[np.ndarray, np.ndarray]:
+    """The same 50 scenes with one factor at 0 and at `value`."""
+    source, index = scenes(), np.arange(50)
+    factors = source.draw_factors(index)
+    images = [source.render({**factors, name: np.full(50, v)}, index).astype(float) for v in (0, value)]
+    return images[0], images[1]
+
+
+@pytest.mark.parametrize("name", [factor.name for factor in scenes().factors])
+def test_every_factor_is_seen(name: str) -> None:
+    before, after = change(name, 3)
+    assert (np.abs(before - after).max((1, 2, 3)) > 8).mean() > 0.9
+
+
+def test_the_palette_leaves_light_and_form_alone() -> None:
+    """Hues change the colours but not the luminance: the mean of the channels stays."""
+    for factor in PALETTE:
+        before, after = change(factor.name, 3)
+        assert np.abs(before.mean(-1) - after.mean(-1)).max() <= 1.0
+
+
+def test_light_is_what_the_factors_say() -> None:
+    source, index = scenes(channels=1), np.arange(40)
+    factors = {**source.draw_factors(index), "neighbours": np.zeros(40, int)}
+    luminance = np.take([float(v) for v in LIGHT[0].values], factors["luminance"])
+    contrast = np.take([float(v) for v in LIGHT[1].values], factors["contrast"])
+    corner = source.render(factors, index)[:, 0, 0, 0] / 255  # nothing is drawn there
+    np.testing.assert_allclose(corner, luminance - contrast / 2, atol=0.003)
+
+
+def test_seeds_give_other_scenes() -> None:
+    assert not np.array_equal(next(scenes(seed=0).read(0, 1)).image, next(scenes(seed=1).read(0, 1)).image)
+
+
+def test_a_changed_atlas_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    glyphs.load_atlas.cache_clear()
+    monkeypatch.setattr(glyphs, "SHA256", "0" * 64)
+    with pytest.raises(ValueError, match="was changed"):
+        glyphs.load_atlas()
+    glyphs.load_atlas.cache_clear()

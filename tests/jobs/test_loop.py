@@ -1,0 +1,177 @@
+"""The loop without Ray: it learns, resumes to the bit, and a run depends on nothing but its settings."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from jobs.board import Committed, Message, Point, Started
+from jobs.checkpoint import latest_checkpoint, load_model, read_meta, weights_sha256
+from jobs.config import TrainConfig
+from jobs.data.loader import BatchLoader
+from jobs.errors import UserError
+from jobs.loop import TrainJob, Worker, learning_rate, prepare, slice_noise, train_model, train_step
+from vlae.config import HvaeConfig, ObjectiveConfig, VlaeConfig
+
+CONFIG = TrainConfig(
+    steps=12,
+    batch_size=16,
+    num_slices=4,
+    learning_rate=3e-3,
+    lr_warmup_steps=2,
+    checkpoint_every=5,
+    log_every=2,
+    precision="fp32",
+)
+
+
+@pytest.fixture
+def job(digit_dataset: Path, tmp_path: Path) -> TrainJob:
+    return TrainJob(
+        model=VlaeConfig(latent_dims=(2, 3), width=4, hidden=16),
+        objective=ObjectiveConfig(warmup_steps=5),
+        train=CONFIG,
+        seed=0,
+        data_folder=digit_dataset,
+        checkpoint_folder=tmp_path / "checkpoints",
+    )
+
+
+def run(job: TrainJob) -> tuple[Path, list[Message]]:
+    messages: list[Message] = []
+    return train_model(job, Worker(), messages.append), messages
+
+
+def steps_of(messages: list[Message]) -> list[int]:
+    return [m.step for m in messages if isinstance(m, Point) and "train/loss" in m.metrics]
+
+
+def test_curve_and_commits(job: TrainJob) -> None:
+    checkpoint, messages = run(job)
+    assert checkpoint.name == "step-00000012"
+    assert steps_of(messages) == [2, 4, 6, 8, 10, 12]
+    assert [m.step for m in messages if isinstance(m, Committed)] == [5, 10, 12]
+    assert isinstance(messages[0], Started)
+    last = [m for m in messages if isinstance(m, Point)][-2].metrics
+    assert last["train/kl"] == pytest.approx(last["train/kl_rung_0"] + last["train/kl_rung_1"])
+    assert last["train/loss"] == pytest.approx(last["train/reconstruction"] + last["train/kl"], rel=1e-6)
+    assert {path.name for path in job.checkpoint_folder.iterdir()} == {"step-00000010", "step-00000012"}
+
+
+def test_it_learns(job: TrainJob) -> None:
+    job = replace(job, train=CONFIG.model_copy(update={"steps": 60, "log_every": 10}))
+    _, messages = run(job)
+    losses = [m.metrics["train/loss"] for m in messages if isinstance(m, Point) and "train/loss" in m.metrics]
+    assert losses[-1] < losses[0] - 100
+
+
+@pytest.mark.parametrize(
+    "model", [VlaeConfig(latent_dims=(2, 3), width=4, hidden=16), HvaeConfig(latent_dims=(2, 3), width=4, hidden=16)]
+)
+def test_a_resumed_run_has_the_same_weights(job: TrainJob, tmp_path: Path, model: VlaeConfig | HvaeConfig) -> None:
+    job = replace(job, model=model)
+    whole, messages = run(job)
+    part = replace(job, checkpoint_folder=tmp_path / "part")
+
+    class KillError(Exception):
+        pass
+
+    def die_after_seven(message: Message) -> None:
+        if isinstance(message, Point) and message.step == 8:
+            raise KillError
+
+    with pytest.raises(KillError):
+        train_model(part, Worker(), die_after_seven)
+    resumed, later = run(part)
+    assert read_meta(resumed)["weights_sha256"] == read_meta(whole)["weights_sha256"]
+    started = later[0]
+    assert isinstance(started, Started)
+    assert started.step == 5
+    # The curve goes on without a gap and without a repeated step.
+    kept = [point.step for point in started.history if "train/loss" in point.metrics]
+    assert kept + steps_of(later) == steps_of(messages)
+
+
+def test_a_damaged_checkpoint_is_passed_over(job: TrainJob) -> None:
+    checkpoint, _ = run(job)
+    expected = read_meta(checkpoint)["weights_sha256"]
+    weights = bytearray((checkpoint / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (checkpoint / "model.safetensors").write_bytes(weights)
+    with pytest.raises(UserError, match="is damaged"):
+        load_model(checkpoint)
+    assert latest_checkpoint(job.checkpoint_folder) == checkpoint.with_name("step-00000010")
+    again, messages = run(job)
+    assert again == checkpoint
+    assert steps_of(messages) == [12]
+    assert read_meta(again)["weights_sha256"] == expected
+
+
+def test_a_checkpoint_rebuilds_its_model(job: TrainJob) -> None:
+    checkpoint, _ = run(job)
+    model = load_model(checkpoint)
+    assert weights_sha256(model) == read_meta(checkpoint)["weights_sha256"]
+    saved = load_file(checkpoint / "model.safetensors")
+    assert all(torch.equal(tensor, saved[name]) for name, tensor in model.state_dict().items())
+    assert {path.suffix for path in checkpoint.iterdir()} == {".json", ".safetensors"}
+    meta = json.loads((checkpoint / "checkpoint.json").read_text())
+    (checkpoint / "checkpoint.json").write_text(json.dumps({**meta, "format": 0}))
+    with pytest.raises(UserError, match="has format 0"):
+        load_model(checkpoint)
+
+
+def test_two_workers_gradients_add_up_to_one_workers(job: TrainJob) -> None:
+    """The mean of the workers' gradients, which is what DDP computes, is the gradient of the whole batch."""
+    job = replace(job, train=CONFIG.model_copy(update={"grad_clip": 1e12}))
+    alone = prepare(job, Worker())
+    halves = [prepare(job, Worker(rank=rank, world_size=2)) for rank in range(2)]
+    for training in (alone, *halves):
+        training.optimizer.step = lambda: None  # keep the gradients' weights
+        train_step(training)
+    for whole, first, second in zip(*(training.model.parameters() for training in (alone, *halves)), strict=True):
+        torch.testing.assert_close(whole.grad, (first.grad + second.grad) / 2, rtol=1e-3, atol=0.02)
+
+
+def test_noise_belongs_to_the_slice(job: TrainJob) -> None:
+    training = prepare(job, Worker())
+    settings = {"seed": 0, "batch_size": 16, "num_slices": 4}
+    halves = [BatchLoader(training.loader.data, **settings, rank=rank, world_size=2) for rank in range(2)]
+    device = torch.device("cpu")
+    whole = slice_noise(training.model, training.loader, 0, 3, device)
+    parts = [slice_noise(training.model, loader, 0, 3, device) for loader in halves]
+    for rung, noise in enumerate(whole):
+        torch.testing.assert_close(noise, torch.cat([part[rung] for part in parts]), rtol=0, atol=0)
+    assert not torch.equal(whole[0], slice_noise(training.model, training.loader, 0, 4, device)[0])
+    assert not torch.equal(whole[0], slice_noise(training.model, training.loader, 1, 3, device)[0])
+
+
+def test_a_step_that_is_not_finite_is_skipped_and_counted(job: TrainJob) -> None:
+    training = prepare(job, Worker())
+    before = weights_sha256(training.model)
+    handle = next(training.model.parameters()).register_hook(lambda gradient: gradient * float("inf"))
+    assert train_step(training)[3] == 1
+    assert weights_sha256(training.model) == before
+    handle.remove()
+    assert train_step(training)[3] == 0
+    assert weights_sha256(training.model) != before
+
+
+def test_learning_rate_rises_and_falls_to_zero() -> None:
+    config = TrainConfig(steps=100, lr_warmup_steps=10, learning_rate=1.0)
+    rates = [learning_rate(config, step) for step in range(100)]
+    assert rates[:10] == pytest.approx([0.1 * n for n in range(1, 11)])
+    assert rates[10] == 1
+    assert rates[55] == pytest.approx(0.5)
+    assert 0 < rates[99] < 1e-3
+    assert learning_rate(TrainConfig(steps=1, lr_warmup_steps=0), 0) > 0
+
+
+@pytest.mark.parametrize("precision", ["auto", "bf16"])
+def test_low_precision_stays_close(job: TrainJob, precision: str) -> None:
+    exact, rough = (
+        prepare(replace(job, train=CONFIG.model_copy(update={"precision": p})), Worker()) for p in ("fp32", precision)
+    )
+    torch.testing.assert_close(train_step(rough)[:2], train_step(exact)[:2], rtol=0.01, atol=0)

@@ -1,0 +1,129 @@
+"""Against MLflow itself, on a SQLite file."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Dataset
+
+from jobs.board import Committed, Point, Started
+from jobs.config import TrackingConfig
+from jobs.errors import UserError
+from jobs.tracking import Tracker, beats
+
+DATASET = Dataset(name="digits", digest="abc", source_type="local", source="/data")
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A prepared database: making its tables takes seconds."""
+    folder = tmp_path_factory.mktemp("mlflow")
+    Tracker(TrackingConfig(experiment="prepared"), folder)
+    return folder / "mlflow.db"
+
+
+@pytest.fixture
+def tracker(empty_database: Path, tmp_path: Path) -> Tracker:
+    shutil.copy(empty_database, tmp_path / "mlflow.db")
+    return Tracker(TrackingConfig(), tmp_path)
+
+
+@pytest.fixture
+def client(tracker: Tracker, tmp_path: Path) -> MlflowClient:
+    return MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+
+
+def point(step: int, loss: float = 1.0) -> Point:
+    return Point(step, 1_700_000_000_000 + step, {"train/loss": loss + step, "train/kl": 2.0})
+
+
+def test_a_run_is_found_again_by_its_key(tracker: Tracker, client: MlflowClient) -> None:
+    settings = {"model": "vlae", "model.latent_dims": "3,3,4"}
+    run_id = tracker.start_run("vlae-digits", settings, DATASET, key="k1")
+    tracker.end_run(run_id, "KILLED")
+    assert client.get_run(run_id).info.status == "KILLED"
+    assert tracker.start_run("vlae-digits", settings, DATASET, key="k1") == run_id
+    assert client.get_run(run_id).info.status == "RUNNING"
+    assert client.get_run(run_id).data.params == settings
+    assert client.get_run(run_id).inputs.dataset_inputs[0].dataset.digest == "abc"
+    assert tracker.start_run("vlae-digits", settings, DATASET, key="k2") != run_id
+
+
+def test_the_curve_has_each_step_once_whatever_was_killed_when(tracker: Tracker, client: MlflowClient) -> None:
+    run_id = tracker.start_run("r", {}, DATASET, key="k")
+    first = tracker.curve(run_id)
+    first.take(Started(0))
+    history = [point(step) for step in (2, 4)]
+    for sent in history:
+        first.take(sent)
+    assert client.get_metric_history(run_id, "train/loss") == []  # nothing that might have to be taken back
+    first.take(Committed(5))
+    for lost in (6, 8):
+        first.take(point(lost))
+    # Killed at step 8. The next one computes 6 and 8 again, a little differently.
+    second = tracker.curve(run_id)
+    second.take(Started(5, history))
+    for step in (6, 8, 10):
+        second.take(point(step, loss=1.5))
+    second.take(Committed(10))
+    # Killed after a commit that was not sent: the checkpoint's history has it all.
+    third = tracker.curve(run_id)
+    third.take(Started(12, [*history, *(point(step, loss=1.5) for step in (6, 8, 10, 12))]))
+    curve = client.get_metric_history(run_id, "train/loss")
+    assert [(p.step, p.value) for p in curve] == [(2, 3.0), (4, 5.0), (6, 7.5), (8, 9.5), (10, 11.5), (12, 13.5)]
+
+
+def test_more_points_than_mlflow_takes_at_once(tracker: Tracker, client: MlflowClient) -> None:
+    run_id = tracker.start_run("r", {}, DATASET, key="k")
+    tracker.log_points(run_id, [point(step) for step in range(1200)])
+    assert tracker.last_step(run_id, "train/loss") == 1199
+    assert tracker.last_step(run_id, "nothing") == -1
+
+
+def test_registry_and_champion(tracker: Tracker, client: MlflowClient, tmp_path: Path) -> None:
+    run_id = tracker.start_run("r", {}, DATASET, key="k")
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(b"weights")
+    uris = []
+    for elbo in (-100.0, -90.0, -95.0):
+        model_id = tracker.log_model(run_id, "vlae", folder, {"model": "vlae"})
+        registered = tracker.register(run_id, model_id, "digits", {"data_fingerprint": "abc"}, {"elbo": elbo}, "elbo")
+        uris.append((registered.uri, registered.champion))
+    assert uris == [("models:/digits/1", True), ("models:/digits/2", True), ("models:/digits/3", False)]
+    assert client.get_model_version_by_alias("digits", "champion").version == 2
+    logged = client.get_logged_model(client.get_model_version("digits", 2).model_id)
+    assert logged.status == "READY"
+    assert (Path(logged.artifact_location.removeprefix("file://")) / "model.safetensors").read_bytes() == b"weights"
+    with pytest.raises(UserError, match=r"select_by=mig is not defined"):
+        tracker.register(run_id, model_id, "digits", {}, {"elbo": 1.0}, "mig")
+
+
+@pytest.mark.parametrize(
+    ("champion", "wins"),
+    [
+        (None, True),
+        ({"data_fingerprint": "a", "elbo": "-2.0"}, True),
+        ({"data_fingerprint": "a", "elbo": "-1.0"}, False),
+        ({"data_fingerprint": "a", "elbo": "-0.5"}, False),
+        ({"data_fingerprint": "a"}, True),
+        ({"data_fingerprint": "b", "elbo": "-2.0"}, False),
+    ],
+)
+def test_who_becomes_champion(champion: dict[str, str] | None, wins: bool) -> None:
+    assert beats(-1.0, "elbo", {"data_fingerprint": "a"}, champion)[0] is wins
+
+
+def test_a_server_that_is_away_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(UserError, match=r"MLflow at http://127\.0\.0\.1:9 failed.*run the same command again"):
+        Tracker(TrackingConfig(uri="http://127.0.0.1:9"), tmp_path)
+
+
+def test_a_deleted_experiment_is_named(tracker: Tracker, client: MlflowClient, tmp_path: Path) -> None:
+    found = client.get_experiment_by_name("vlae")
+    assert found is not None
+    client.delete_experiment(found.experiment_id)
+    with pytest.raises(UserError, match=r"tracking\.experiment=vlae was deleted"):
+        Tracker(TrackingConfig(), tmp_path)

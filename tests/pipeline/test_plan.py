@@ -1,0 +1,32 @@
+import pytest
+
+from pipeline.plan import decide, missing_input
+
+
+@pytest.mark.parametrize(
+    ("stage", "found", "forced", "changed", "action"),
+    [
+        ("shard", "nothing", [], [], "run"),
+        ("shard", "done", [], [], "skip"),
+        ("shard", "done", ["shard"], [], "run"),
+        ("train", "nothing", [], ["shard"], "run"),
+        ("train", "partial", [], [], "resume"),
+        ("train", "partial", [], ["shard"], "resume"),
+        ("train", "partial", ["train"], [], "run"),
+        ("train", "done", [], [], "skip"),
+        ("train", "done", ["evaluate"], [], "skip"),
+        ("evaluate", "done", [], [], "skip"),
+        ("evaluate", "done", [], ["train"], "run"),
+        ("evaluate", "done", ["evaluate"], [], "run"),
+    ],
+)
+def test_decisions(stage: str, found: str, forced: list[str], changed: list[str], action: str) -> None:
+    step = decide(stage, found, forced=forced, changed=changed)
+    assert step.action == action
+    assert step.reason
+
+
+def test_a_stage_without_its_input_names_the_stage_that_makes_it() -> None:
+    assert "stage=train,evaluate" in (missing_input("evaluate", ["evaluate"]) or "")
+    assert missing_input("evaluate", ["train", "evaluate"]) is None
+    assert missing_input("shard", ["shard"]) is None
