@@ -1,0 +1,39 @@
+# Every target makes its own virtual environment in .venv when there is none.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# What `make run` and `make ui` work in, and more words for the command: make run ARGS="train.steps=300"
+WORKSPACE ?= workspace
+ARGS ?=
+
+.PHONY: run ui test slow check clean
+
+run: $(VENV)/installed
+	$(BIN)/python -m pipeline.run stage=shard,train,evaluate workspace=$(WORKSPACE) $(ARGS)
+
+ui: $(VENV)/installed
+	$(BIN)/mlflow ui --backend-store-uri sqlite:///$(abspath $(WORKSPACE))/mlflow.db --port 5000
+
+test: $(VENV)/installed-test
+	$(BIN)/python -m pytest $(ARGS)
+
+slow: $(VENV)/installed-test
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+check: $(VENV)/installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+
+# ensurepip's own pip does; the Debian package python3-venv may be what is missing if this fails.
+$(VENV)/installed $(VENV)/installed-test $(VENV)/installed-dev: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.$(EXTRA)'
+	touch $@
+
+$(VENV)/installed: EXTRA :=
+$(VENV)/installed-test: EXTRA := [test]
+$(VENV)/installed-dev: EXTRA := [dev]

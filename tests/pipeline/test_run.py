@@ -1,0 +1,215 @@
+"""The command as a user types it, in a process of its own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+from PIL import Image
+
+SMALL: dict[str, object] = {
+    "data.num_images": 600,
+    "data.image_size": 16,
+    "data.samples_per_task": 200,
+    "model.width": 4,
+    "model.hidden": 16,
+    "model.latent_dims": "2,2,3",
+    "objective.warmup_steps": 10,
+    "train.steps": 20,
+    "train.batch_size": 16,
+    "train.checkpoint_every": 10,
+    "train.log_every": 5,
+    "evaluate.num_images": 60,
+    "ray.num_cpus": 2,
+    "workspace": "ws",
+    "output": "json",
+}
+
+
+def small(**changes: object) -> list[str]:
+    """The words of a job of seconds; `train__steps=5` stands for train.steps=5."""
+    settings = SMALL | {key.replace("__", "."): value for key, value in changes.items()}
+    return [f"{key}={value}" for key, value in settings.items()]
+
+
+def command(words: list[str]) -> list[str]:
+    return [sys.executable, "-m", "pipeline.run", *words]
+
+
+def run(words: list[str], folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(words), capture_output=True, text=True, cwd=folder, env={**os.environ, **environment}, check=False
+    )
+
+
+def result_of(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    assert done.returncode == 0, done.stderr
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+@pytest.mark.parametrize(
+    ("words", "culprit"),
+    [
+        (["mode=vlae"], "'mode'"),
+        (["model.latent_dim=3"], "'model.latent_dim'"),
+        (["train.steps=-1"], "train.steps=-1"),
+        (["stage=shrad"], "stage=shrad"),
+    ],
+)
+def test_wrong_words(words: list[str], culprit: str, tmp_path: Path) -> None:
+    done = run(words, tmp_path)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+    assert culprit in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "culprit"),
+    [
+        (["data=fashion_mnist", "data.folder=/nowhere"], "Fashion-MNIST is not in"),
+        (["data=fashion_mnist", "data.folder=/nowhere", "data.download=false"], "data.folder=/nowhere lacks"),
+        (["data=images", "data.folder=/nowhere"], "data.folder=/nowhere is not a folder"),
+        (["workspace=/proc/nowhere"], "workspace=/proc/nowhere cannot be written"),
+        (["workspace=file/below"], "cannot be written"),
+        (["stage=train"], "train needs the output of shard"),
+        (["stage=evaluate"], "evaluate needs the output of train"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_one_line(words: list[str], culprit: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = run(words, tmp_path, http_proxy="http://127.0.0.1:9")  # no network
+    assert done.returncode == 1
+    errors = done.stderr.splitlines()
+    assert len(errors) == 1
+    assert culprit in errors[0]
+    left = [path for path in tmp_path.rglob("*") if path.is_file() and path.name != "file"]
+    assert left == []
+
+
+def test_dry_run_writes_nothing(tmp_path: Path) -> None:
+    done = run(small(dry_run="true"), tmp_path)
+    assert done.returncode == 0
+    assert [line.split()[:2] for line in done.stdout.splitlines()[1:]] == [
+        ["shard", "run"],
+        ["train", "run"],
+        ["evaluate", "run"],
+    ]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_main_job_and_the_same_command_again(tmp_path: Path) -> None:
+    words = small(stage="shard,train,evaluate")
+    first = result_of(run(words, tmp_path))
+    assert first["stages"] == {"shard": "done", "train": "done", "evaluate": "done"}
+    assert {"elbo", "bits_per_dim", "mig", "mig_sup", "kl/rung_2", "information/rung_0/hue"} <= set(first["scores"])
+
+    client = MlflowClient(f"sqlite:///{tmp_path}/ws/mlflow.db")
+    found = client.get_run(first["run_id"])
+    assert found.info.status == "FINISHED"
+    assert found.data.metrics["test/elbo"] == pytest.approx(first["scores"]["elbo"])
+    assert found.data.params["model.latent_dims"] == "2,2,3"
+    assert [p.step for p in client.get_metric_history(first["run_id"], "train/loss")] == [5, 10, 15, 20]
+    pictures = [artifact.path for artifact in client.list_artifacts(first["run_id"], "figures")]
+    assert pictures == [f"figures/{name}.png" for name in ("blocks", "information", "reconstructions", "samples")]
+    with Image.open(client.download_artifacts(first["run_id"], "figures/blocks.png", str(tmp_path))) as picture:
+        assert picture.width > 300
+    assert client.get_model_version_by_alias("digits", "champion").run_id == first["run_id"]
+
+    again = run(words, tmp_path)
+    assert result_of(again) == {**first, "stages": dict.fromkeys(first["stages"], "skipped")}
+    assert again.stderr.count("done before") == 3
+
+    # The run's params are a command that names the same run.
+    params = [f"{key}={value}" for key, value in found.data.params.items()]
+    named = result_of(run([*params, "stage=train", "workspace=ws", "output=json"], tmp_path))
+    assert named["run_id"] == first["run_id"]
+    assert named["stages"] == {"train": "skipped"}
+
+
+def descendants(pid: int) -> list[int]:
+    """The process and all below it."""
+    children: dict[int, list[int]] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        children.setdefault(int(fields[1]), []).append(int(path.parent.name))
+    tree, todo = [], [pid]
+    while todo:
+        tree.append(todo.pop())
+        todo += children.get(tree[-1], [])
+    return tree
+
+
+def wait_for(condition: Any, process: subprocess.Popen[str], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+LONG = small(train__steps=300, train__checkpoint_every=50, train__log_every=10)
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    return sorted(folder.glob("ws/runs/*/checkpoints/step-*"))
+
+
+@pytest.mark.slow
+def test_kill_9_of_the_whole_tree_and_the_same_command(tmp_path: Path) -> None:
+    whole_folder, killed_folder = tmp_path / "whole", tmp_path / "killed"
+    whole_folder.mkdir()
+    killed_folder.mkdir()
+    whole = result_of(run(LONG, whole_folder))
+    process = subprocess.Popen(
+        command(LONG), cwd=killed_folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    wait_for(lambda: len(checkpoints(killed_folder)) >= 2, process)
+    for pid in descendants(process.pid):
+        os.kill(pid, signal.SIGKILL)
+    process.communicate()
+    resumed = result_of(run(LONG, killed_folder))
+    assert resumed["stages"] == {"shard": "skipped", "train": "resumed", "evaluate": "done"}
+    assert resumed["weights_sha256"] == whole["weights_sha256"]
+    client = MlflowClient(f"sqlite:///{killed_folder}/ws/mlflow.db")
+    experiment = client.get_experiment_by_name("vlae")
+    assert experiment is not None
+    assert len(client.search_runs([experiment.experiment_id])) == 1
+    steps = [point.step for point in client.get_metric_history(resumed["run_id"], "train/loss")]
+    assert steps == list(range(10, 301, 10))
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(tmp_path: Path) -> None:
+    process = subprocess.Popen(command(LONG), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: checkpoints(tmp_path), process)
+    tree = descendants(process.pid)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors.splitlines()[-1] == "stopped; the same command goes on from the last checkpoint"
+    assert "Traceback" not in errors
+    time.sleep(5)
+    assert [pid for pid in tree if Path(f"/proc/{pid}").exists()] == []
+    assert result_of(run(LONG, tmp_path))["stages"]["train"] == "resumed"
+
+
+@pytest.mark.slow
+def test_force_trains_anew_in_a_run_of_its_own(tmp_path: Path) -> None:
+    words = small(model="hvae", model__latent_dims="3,2", stage="shard,train")
+    first = result_of(run(words, tmp_path))
+    forced = result_of(run([*words, "force=train"], tmp_path))
+    assert forced["stages"] == {"shard": "skipped", "train": "done"}
+    assert forced["run_id"] != first["run_id"]
+    assert forced["weights_sha256"] == first["weights_sha256"]
