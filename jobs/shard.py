@@ -21,7 +21,7 @@ def run_sharding(
     source: Source,
     config: DigitsConfig | FashionMnistConfig | ImagesConfig,
     folder: Path,
-    on_progress: Callable[[int, int], None],
+    on_progress: Callable[[int], None],
 ) -> Manifest:
     """Write the dataset, or what an earlier, interrupted call left unwritten.
 
@@ -29,7 +29,7 @@ def run_sharding(
         source: picklable; every task reads its own range.
         config: splits and samples per task.
         folder: of this dataset alone, seen by every node.
-        on_progress: called with (samples written, samples in all).
+        on_progress: called with the number of samples that are written.
 
     Raises:
         UserError: the source is damaged, the folder cannot be written, or a split came out empty.
@@ -41,9 +41,8 @@ def run_sharding(
     try:
         _prepare(folder, source.fingerprint)
         todo = {number: part for number, part in enumerate(ranges) if not (folder / task_file(number)).exists()}
-        _run_tasks(
-            source, config, folder, todo, lambda done: on_progress(total - sum(map(len, todo.values())) + done, total)
-        )
+        before = total - sum(map(len, todo.values()))
+        _run_tasks(source, config, folder, todo, lambda done: on_progress(before + done))
         shards = [
             Shard(**shard)
             for number in range(len(ranges))

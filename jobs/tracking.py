@@ -168,6 +168,7 @@ class Tracker:
             if not self._client.search_registered_models(f"name = '{name}'"):
                 self._client.create_registered_model(name)
             aliases = self._client.get_registered_model(name).aliases
+            held = self._client.get_model_version(name, aliases[CHAMPION]) if CHAMPION in aliases else None
             version = self._client.create_model_version(
                 name,
                 source=f"models:/{model_id}",
@@ -175,8 +176,7 @@ class Tracker:
                 model_id=model_id,
                 tags={**tags, **{key: repr(value) for key, value in scores.items() if "/" not in key}},
             ).version
-            held = self._client.get_model_version(name, aliases[CHAMPION]) if CHAMPION in aliases else None
-            wins, note = beats(score, select_by, dict(tags), dict(held.tags) if held else None)
+            wins, note = beats(score, select_by, tags, held.tags if held else None)
             if wins:
                 self._client.set_registered_model_alias(name, CHAMPION, version)
         return Registered(f"models:/{name}/{version}", wins, note)
@@ -192,6 +192,8 @@ def beats(
         return False, "the champion was scored on other data; set evaluate.model_name to register under another name"
     if select_by not in champion:
         return True, f"the champion has no {select_by}"
+    if champion.get("weights_sha256") == tags.get("weights_sha256"):
+        return True, "the same weights, scored again"
     best = float(champion[select_by])
     return score > best, f"{select_by} {score:.4g}, the champion had {best:.4g}"
 

@@ -52,41 +52,46 @@ class Session:
 
     def run(self, stage: Stage, *, anew: bool) -> None:
         """Run one stage to its end; with `anew` what an earlier command left of it is removed first."""
-        stages: dict[Stage, Callable[[bool], None]] = {
+        stages: dict[Stage, Callable[[], None]] = {
             "shard": self._shard,
             "train": self._train,
             "evaluate": self._evaluate,
         }
-        stages[stage](anew)
+        folder = self._workspace.data_folder if stage == "shard" else self._run.folder
+        with self._workspace.lock(folder):
+            if anew and stage != "evaluate":
+                shutil.rmtree(folder, ignore_errors=True)
+            stages[stage]()
 
-    def _shard(self, anew: bool) -> None:
+    def _shard(self) -> None:
         source = self._workspace.open_source(fetch=True)
         total = source.num_samples
         folder = self._workspace.data_folder
-        if anew:
-            shutil.rmtree(folder, ignore_errors=True)
         self._start_ray()
         manifest = run_sharding(
             source,
             self._config.data,
             folder,
-            lambda done, _: self._report.progress(f"shard    {done:,} of {total:,} samples"),
+            lambda done: self._report.progress(f"shard    {done:,} of {total:,} samples"),
         )
         counts = ", ".join(f"{manifest.num_samples(split):,} {split}" for split in ("train", "validation", "test"))
         size = sum(shard.num_bytes for shard in manifest.shards) / 1e6
         self._report.done("shard", f"{counts}; {len(manifest.shards)} tars, {size:.0f} MB in {folder}")
 
+    @property
     def _dataset(self) -> Manifest:
         manifest = self._workspace.dataset()
         if manifest is None:
             raise UserError(f"no dataset in {self._workspace.data_folder}: add shard to the stages")
         return manifest
 
-    def _train(self, anew: bool) -> None:
-        manifest, config = self._dataset(), self._config
-        run = self._workspace.run(manifest)
-        if anew:
-            shutil.rmtree(run.folder, ignore_errors=True)
+    @property
+    def _run(self) -> Run:
+        return self._workspace.run(self._dataset)
+
+    def _train(self) -> None:
+        run, config = self._run, self._config
+        manifest = self._dataset
         run_id = self._mlflow_run(run, manifest)
         job = TrainJob(
             model=config.model,
@@ -133,9 +138,8 @@ class Session:
         name = f"{self._config.model.name}-{self._config.data.name}"
         return self._tracker.start_run(name, record["settings"], dataset, key=record["key"])
 
-    def _evaluate(self, anew: bool) -> None:  # noqa: ARG002  (nothing of it is ever half done)
-        manifest, config = self._dataset(), self._config
-        run = self._workspace.run(manifest)
+    def _evaluate(self) -> None:
+        run, config = self._run, self._config
         trained = run.read("train")
         if trained is None:
             raise UserError(f"{run.folder} holds no finished training: add train to the stages")
@@ -145,7 +149,7 @@ class Session:
         run.figures.mkdir(exist_ok=True)
         for name, png in evaluation.figures.items():
             (run.figures / f"{name}.png").write_bytes(png)
-        registered = self._record(run, trained, manifest, evaluation)
+        registered = self._record(run, trained, evaluation)
         record = {
             "key": self._workspace.evaluate_key(),
             "weights_sha256": trained["weights_sha256"],
@@ -157,7 +161,7 @@ class Session:
         alias = "is the champion" if registered.champion else "is not the champion"
         self._report.line(f"{'':<9}{registered.uri} {alias} ({registered.note}); pictures in {run.figures}")
 
-    def _record(self, run: Run, trained: dict[str, Any], manifest: Manifest, evaluation: Evaluation) -> Registered:
+    def _record(self, run: Run, trained: dict[str, Any], evaluation: Evaluation) -> Registered:
         """Scores, pictures and the model, to MLflow."""
         config, run_id = self._config, str(trained["run_id"])
         with tempfile.TemporaryDirectory() as folder:
@@ -167,7 +171,7 @@ class Session:
         point = Point(int(trained["step"]), time.time_ns() // 1_000_000, scores)
         self._tracker.log_points(run_id, [point], model_id=model_id)
         self._tracker.log_folder(run_id, run.figures, "figures")
-        tags = {"data_fingerprint": manifest.fingerprint, "weights_sha256": trained["weights_sha256"]}
+        tags = {"data_fingerprint": self._dataset.fingerprint, "weights_sha256": trained["weights_sha256"]}
         name = config.evaluate.model_name or config.data.name
         return self._tracker.register(run_id, model_id, name, tags, evaluation.scores, config.evaluate.select_by)
 

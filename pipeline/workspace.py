@@ -1,8 +1,11 @@
 """Where everything lies in the workspace, and what is there already. Light: no torch, no Ray."""
 
+import fcntl
 import hashlib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -78,6 +81,26 @@ class Workspace:
             raise UserError(
                 f"workspace={self.path} cannot be written ({error.strerror}): set workspace=DIR to a folder that can"
             ) from error
+
+    @contextmanager
+    def lock(self, folder: Path) -> Iterator[None]:
+        """Keep other commands out of a folder of this workspace for the time of a `with` block.
+
+        The lock is the kernel's: it ends with the process, however that ends.
+
+        Raises:
+            UserError: another command is at work there.
+        """
+        path = self.path / "locks" / folder.name
+        path.parent.mkdir(exist_ok=True)
+        with path.open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(
+                    f"another command is at work in {folder}: wait for it, or use another workspace"
+                ) from None
+            yield
 
     @property
     def data_folder(self) -> Path:

@@ -1,3 +1,5 @@
+"""Digit scenes: every factor does what its name says, and any range can be drawn alone."""
+
 import numpy as np
 import pytest
 

@@ -1,3 +1,5 @@
+"""The order of the samples: a permutation for every size and key, shared out without a gap."""
+
 import numpy as np
 import pytest
 from hypothesis import given, settings

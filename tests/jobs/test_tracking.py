@@ -89,7 +89,9 @@ def test_registry_and_champion(tracker: Tracker, client: MlflowClient, tmp_path:
     uris = []
     for elbo in (-100.0, -90.0, -95.0):
         model_id = tracker.log_model(run_id, "vlae", folder, {"model": "vlae"})
-        registered = tracker.register(run_id, model_id, "digits", {"data_fingerprint": "abc"}, {"elbo": elbo}, "elbo")
+        registered = tracker.register(
+            run_id, model_id, "digits", {"data_fingerprint": "abc", "weights_sha256": str(elbo)}, {"elbo": elbo}, "elbo"
+        )
         uris.append((registered.uri, registered.champion))
     assert uris == [("models:/digits/1", True), ("models:/digits/2", True), ("models:/digits/3", False)]
     assert client.get_model_version_by_alias("digits", "champion").version == 2
@@ -108,11 +110,12 @@ def test_registry_and_champion(tracker: Tracker, client: MlflowClient, tmp_path:
         ({"data_fingerprint": "a", "elbo": "-1.0"}, False),
         ({"data_fingerprint": "a", "elbo": "-0.5"}, False),
         ({"data_fingerprint": "a"}, True),
+        ({"data_fingerprint": "a", "elbo": "-0.5", "weights_sha256": "w"}, True),
         ({"data_fingerprint": "b", "elbo": "-2.0"}, False),
     ],
 )
 def test_who_becomes_champion(champion: dict[str, str] | None, wins: bool) -> None:
-    assert beats(-1.0, "elbo", {"data_fingerprint": "a"}, champion)[0] is wins
+    assert beats(-1.0, "elbo", {"data_fingerprint": "a", "weights_sha256": "w"}, champion)[0] is wins
 
 
 def test_a_server_that_is_away_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,3 +1,5 @@
+"""The plan, as a table."""
+
 import pytest
 
 from pipeline.plan import decide, missing_input

@@ -1,3 +1,5 @@
+"""Diagonal Gaussians against torch.distributions."""
+
 import torch
 from torch.distributions import Independent, Normal, kl_divergence
 

@@ -1,3 +1,5 @@
+"""Likelihoods against closed forms and torch.distributions."""
+
 import math
 
 import pytest

@@ -1,3 +1,5 @@
+"""Total effects against the Sobol indices of functions that have known ones."""
+
 import pytest
 import torch
 
