@@ -3,36 +3,9 @@
 Posting is one asynchronous actor call, so training never waits for the screen or the tracking server.
 """
 
-from dataclasses import dataclass, field
-
 import ray
 
-
-@dataclass(frozen=True)
-class Point:
-    """Metrics of one step; the time is fixed here, so that sending a point twice changes nothing."""
-
-    step: int
-    time_ms: int  # since the epoch
-    metrics: dict[str, float]
-
-
-@dataclass(frozen=True)
-class Started:
-    """A worker group begins, or begins again, after `step` steps whose curve is `history`."""
-
-    step: int
-    history: list[Point] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Committed:
-    """The checkpoint of `step` is in the store: no earlier step will ever be computed again."""
-
-    step: int
-
-
-Message = Point | Started | Committed
+from jobs.messages import Message
 
 
 @ray.remote(num_cpus=0)

@@ -17,9 +17,9 @@ from pydantic import BaseModel, TypeAdapter
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from jobs.board import Point
-from jobs.data.manifest import write_json
 from jobs.errors import UserError
+from jobs.files import remove_folder, write_json
+from jobs.messages import Point
 from vlae.build import build_model
 from vlae.config import ModelConfig
 from vlae.models.base import HierarchicalModel
@@ -74,11 +74,13 @@ def save_checkpoint(
         "files": {name: _sha256(partial / name) for name in (_WEIGHTS, _OPTIMIZER, _HISTORY)},
     }
     write_json(partial / _META, meta)
-    if final.exists():
-        shutil.rmtree(final)
+    remove_folder(final)
     partial.rename(final)
-    for old in _published(folder)[:-keep]:
-        shutil.rmtree(old)
+    published = _published(folder)
+    kept = [path for path in published if path.name <= final.name][-keep:]
+    for old in published:  # newer ones were found damaged, or this step would not be new
+        if old not in kept:
+            remove_folder(old)
     return final
 
 
@@ -101,8 +103,12 @@ def restore(path: Path, model: HierarchicalModel, optimizer: torch.optim.Optimiz
         laid_out = torch.empty_like(parameter).copy_(tensor) if tensor.shape == parameter.shape else tensor
         state[numbers[name]][entry] = laid_out
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    history = [Point(**point) for point in json.loads((path / _HISTORY).read_text())]
-    return Restored(read_meta(path)["step"], history)
+    return Restored(read_meta(path)["step"], read_history(path))
+
+
+def read_history(path: Path) -> list[Point]:
+    """The learning curve up to a checkpoint."""
+    return [Point(**point) for point in json.loads((path / _HISTORY).read_text())]
 
 
 def read_meta(path: Path) -> dict[str, Any]:

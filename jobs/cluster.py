@@ -2,9 +2,14 @@
 
 import logging
 import os
+import secrets
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+
+# Read when Ray is imported: after a shutdown no late call may quietly start another cluster.
+os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
 
 import ray
 
@@ -17,17 +22,18 @@ _ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
+_AUTHENTICATION = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 _OBJECT_STORE_BYTES = 256 * 2**20  # plans and pictures pass through it, never the data
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What the cluster has in all."""
+    """What the cluster has."""
 
-    num_cpus: int
-    num_gpus: int
+    num_cpus: int  # in all
+    num_gpus: int  # in all
+    node_cpus: int  # of its largest node: no task and no worker can have more
 
 
 @contextmanager
@@ -40,6 +46,10 @@ def cluster(config: RayConfig) -> Iterator[Resources]:
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     local = config.address == "local"
+    if local and not any(name in os.environ for name in _AUTHENTICATION):
+        # Ray would write a token into the home folder, and ask for it for ever after.
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    on_terminate = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(
             address=config.address,
@@ -49,11 +59,14 @@ def cluster(config: RayConfig) -> Iterator[Resources]:
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
+        signal.signal(signal.SIGTERM, on_terminate)  # Ray has put its own there
     except (ConnectionError, ValueError, RuntimeError) as error:
         reason = str(error).strip().split("\n")[0]
         raise UserError(f"ray.address={config.address}: no cluster could be had ({reason})") from error
     try:
         total = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        yield Resources(int(total.get("CPU", 0)), int(total.get("GPU", 0)))
+        alive = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+        largest = max(int(node["Resources"].get("CPU", 0)) for node in alive)
+        yield Resources(int(total.get("CPU", 0)), int(total.get("GPU", 0)), largest)
     finally:
         ray.shutdown()

@@ -1,12 +1,12 @@
 """Settings of the jobs: data, shards, training, evaluation, tracking and the cluster."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic.config import JsonDict
 
-from vlae.config import Section, whole_number
+from vlae.config import Section
 
 # Marks a setting of how and where a job runs, which does not change what it makes: two commands that
 # differ in such settings only are the same dataset or the same run.
@@ -17,18 +17,25 @@ DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 
 # Ray workers run in folders of their own: a relative path would mean another place there.
 AbsolutePath = Annotated[Path, AfterValidator(lambda path: Path(path).expanduser().absolute())]
-Channels = Annotated[Literal[1, 3], BeforeValidator(whole_number)]
 ImageSize = Annotated[int, Field(ge=8, le=1024, multiple_of=4)]
+
+
+def whole_number(value: Any) -> Any:
+    """Turn the command line's `3` into a number where only certain numbers are allowed."""
+    return int(value) if isinstance(value, str) and value.isdecimal() else value
+
+
+Channels = Annotated[Literal[1, 3], BeforeValidator(whole_number)]
 
 
 class _DataSection(Section):
     """What every dataset shares: how it is split and cut into shards."""
 
     validation_fraction: float = Field(
-        0.05, ge=0, le=0.5, description="share of the samples, by hash of the key, kept for validation"
+        0.05, ge=0, lt=0.5, description="share of the samples, by hash of the key, kept for validation"
     )
     test_fraction: float = Field(
-        0.1, ge=0, le=0.5, description="share kept for the test split, where the publisher gives none"
+        0.1, gt=0, lt=0.5, description="share kept for the test split, where the publisher gives none"
     )
     samples_per_task: int = Field(
         4096, ge=1, description="samples that one shard task reads, at most one tar per split"
@@ -116,7 +123,7 @@ class TrainConfig(Section):
 class EvaluateConfig(Section):
     """Scores and pictures of a trained model on the test split."""
 
-    num_images: int = Field(3000, ge=10, description="test images to score, at most")
+    num_images: int = Field(10_000, ge=10, description="test images to score, at most")
     seed: int = Field(0, ge=0, lt=2**63, description="seed of the samples behind scores and pictures")
     select_by: Literal["elbo", "mig", "mig_sup"] = Field(
         "elbo", description="score by which the registered model with alias champion is chosen; higher wins"

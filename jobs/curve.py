@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from jobs.board import Message, Point, Started
+from jobs.messages import Message, Point, Started
 
 SKIPPED = 3  # place of the flag among the values of a step
 

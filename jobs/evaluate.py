@@ -15,16 +15,19 @@ from jobs.checkpoint import load_model
 from jobs.cluster import Resources
 from jobs.config import EvaluateConfig
 from jobs.data.loader import ShardedSplit
+from jobs.data.order import permute
 from jobs.errors import UserError
 from jobs.figures import heat_map, sheets
 from jobs.loop import to_device
 from vlae.metrics import mig_score, mig_sup_score, rung_information
 from vlae.models.base import HierarchicalModel, Latents
-from vlae.traversals import resample_rung, total_effects
+from vlae.traversals import Effects, resample_rung, total_effects
 
 _BATCH = 256
 _ACTIVE_NATS = 0.01  # a latent dimension with less KL than this is off
 _EFFECT_PAIRS = 1000
+_INFORMATION_IMAGES = 3000  # every one of them is compared with every other
+_MOST_CPUS = 8
 
 
 @dataclass(frozen=True)
@@ -47,16 +50,19 @@ class Codes:
     reconstruction: NDArray[np.float32]  # (N,) nats
 
 
-def run_evaluation(checkpoint: Path, data_folder: Path, config: EvaluateConfig, resources: Resources) -> Evaluation:
-    """Evaluate in a Ray task that takes a GPU if there is one, else all CPUs of a node.
+def run_evaluation(
+    checkpoint: Path, data_folder: Path, config: EvaluateConfig, resources: Resources, *, use_gpu: bool
+) -> Evaluation:
+    """Evaluate in a Ray task, on a GPU if there is one and it may be used.
 
     Raises:
         UserError: the checkpoint or the data is missing or damaged.
     """
-    cpus = max(1, min(resources.num_cpus, 8))
-    task = ray.remote(_evaluate_task).options(num_cpus=cpus, num_gpus=min(1, resources.num_gpus), max_retries=1)
+    cpus = max(1, min(resources.node_cpus, _MOST_CPUS))
+    device = "cuda" if use_gpu and resources.num_gpus else "cpu"
+    task = ray.remote(_evaluate_task).options(num_cpus=cpus, num_gpus=int(device == "cuda"), max_retries=1)
     try:
-        result: Evaluation = ray.get(task.remote(checkpoint, data_folder, config, cpus))
+        result: Evaluation = ray.get(task.remote(checkpoint, data_folder, config, cpus, device))
     except RayTaskError as error:
         if isinstance(error.cause, UserError):
             raise UserError(str(error.cause)) from error
@@ -64,9 +70,10 @@ def run_evaluation(checkpoint: Path, data_folder: Path, config: EvaluateConfig, 
     return result
 
 
-def _evaluate_task(checkpoint: Path, data_folder: Path, config: EvaluateConfig, num_threads: int) -> Evaluation:
+def _evaluate_task(
+    checkpoint: Path, data_folder: Path, config: EvaluateConfig, num_threads: int, device: str
+) -> Evaluation:
     torch.set_num_threads(num_threads)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return evaluate_model(load_model(checkpoint).to(device), ShardedSplit(data_folder, "test"), config)
 
 
@@ -85,25 +92,21 @@ def evaluate_model(model: HierarchicalModel, data: ShardedSplit, config: Evaluat
         raise UserError(f"the model takes images of {model.image_shape}, the test split has {data.image_shape}")
     device = next(model.parameters()).device
     generator = torch.Generator(device).manual_seed(config.seed)
-    numbers = np.arange(min(len(data), config.num_images))
+    # A sample of the split: tars follow the order of the source, which may be sorted by class.
+    numbers = permute(np.arange(min(len(data), config.num_images)), len(data), config.seed)
     images = data.images(numbers)
     codes = encode(model, images, generator)
     factors, names = data.factors(numbers), [factor.name for factor in data.manifest.factors]
+    few = slice(_INFORMATION_IMAGES)
     information = np.stack(
         [
-            rung_information(samples, means, log_sigmas, factors)
-            for samples, means, log_sigmas in zip(codes.samples, codes.centres, codes.log_sigmas, strict=True)
+            rung_information(samples[few], centres[few], log_sigmas[few], factors[few])
+            for samples, centres, log_sigmas in zip(codes.samples, codes.centres, codes.log_sigmas, strict=True)
         ]
     )
-    scores = likelihood_scores(codes, math.prod(model.image_shape)) | factor_scores(codes, factors)
-    scores |= {
-        f"information/rung_{rung}/{name}": float(information[rung, column])
-        for rung in range(len(information))
-        for column, name in enumerate(names)
-    }
-    effects = total_effects(model, _EFFECT_PAIRS, generator)
-    for rung, (pixels, share) in enumerate(zip(effects.pixels, effects.colour_share, strict=True)):
-        scores |= {f"effect/rung_{rung}": pixels, f"colour_share/rung_{rung}": share}
+    scores = likelihood_scores(codes, math.prod(model.image_shape), discrete=model.likelihood.kind != "bernoulli")
+    scores |= factor_scores(codes, factors) | information_scores(information, names)
+    scores |= effect_scores(total_effects(model, _EFFECT_PAIRS, generator))
     finite = {name: float(value) for name, value in scores.items() if math.isfinite(value)}
     figures = draw_figures(model, to_device(images[:32], device), generator)
     if names:
@@ -132,16 +135,17 @@ def encode(model: HierarchicalModel, images: Tensor, generator: torch.Generator)
     return Codes(**rungs, reconstruction=torch.cat(reconstruction).cpu().numpy())
 
 
-def likelihood_scores(codes: Codes, dimensions: int) -> dict[str, float]:
-    """ELBO and its terms in nats per image, bits/dim, and what each rung carries."""
+def likelihood_scores(codes: Codes, dimensions: int, *, discrete: bool) -> dict[str, float]:
+    """ELBO and its terms in nats per image, what each rung carries, and bits/dim where p(x|z) is of 8-bit data."""
     per_rung = [float(dims.sum(1).mean()) for dims in codes.kl_dims]
     reconstruction, kl = float(codes.reconstruction.mean()), sum(per_rung)
     scores = {
         "elbo": -(reconstruction + kl),
-        "bits_per_dim": (reconstruction + kl) / dimensions / math.log(2),
         "reconstruction": reconstruction,
         "kl": kl,
     }
+    if discrete:
+        scores["bits_per_dim"] = (reconstruction + kl) / dimensions / math.log(2)
     for rung, dims in enumerate(codes.kl_dims):
         scores[f"kl/rung_{rung}"] = per_rung[rung]
         scores[f"active_units/rung_{rung}"] = float((dims.mean(0) > _ACTIVE_NATS).sum())
@@ -152,6 +156,24 @@ def factor_scores(codes: Codes, factors: NDArray[np.int64]) -> dict[str, float]:
     """MIG and MIG-sup of all rungs' means together; NaN where there are no factors."""
     means = np.concatenate(codes.means, axis=1)
     return {"mig": mig_score(means, factors), "mig_sup": mig_sup_score(means, factors)}
+
+
+def information_scores(information: NDArray[np.float64], names: list[str]) -> dict[str, float]:
+    """Share of each factor that each rung tells, by name."""
+    return {
+        f"information/rung_{rung}/{name}": float(information[rung, column])
+        for rung in range(len(information))
+        for column, name in enumerate(names)
+    }
+
+
+def effect_scores(effects: Effects) -> dict[str, float]:
+    """Total effect of each rung on the image, and the part of it that is mean colour."""
+    pairs = enumerate(zip(effects.pixels, effects.colour_share, strict=True))
+    scores: dict[str, float] = {}
+    for rung, (pixels, share) in pairs:
+        scores |= {f"effect/rung_{rung}": pixels, f"colour_share/rung_{rung}": share}
+    return scores
 
 
 @torch.no_grad()

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from jobs.board import Committed, Message, Point
 from jobs.checkpoint import Restored, latest_checkpoint, restore, save_checkpoint
 from jobs.config import TrainConfig
 from jobs.curve import Curve
 from jobs.data.loader import BatchLoader, ShardedSplit
 from jobs.data.mixing import mix64
-from jobs.errors import UserError
+from jobs.data.order import permute
+from jobs.messages import Committed, Message, Point
 from vlae.build import build_model
 from vlae.config import HvaeConfig, ObjectiveConfig, VlaeConfig
 from vlae.models.base import HierarchicalModel, Latents, Terms
@@ -61,6 +61,7 @@ class Training:
     optimizer: torch.optim.Optimizer
     step: int  # updates made
     history: list[Point]  # the curve so far
+    checkpoint: Path | None  # the newest
 
 
 def train_model(job: TrainJob, worker: Worker, post: Callable[[Message], None]) -> Path:
@@ -80,8 +81,8 @@ def train_model(job: TrainJob, worker: Worker, post: Callable[[Message], None]) 
     training = prepare(job, worker)
     curve = Curve(worker.rank, worker.world_size, worker.device, training.history, post)
     curve.started(training.step)
-    validation = _Validation(job, worker) if worker.rank == 0 else None
-    config, checkpoint = job.train, latest_checkpoint(job.checkpoint_folder)
+    validation = _Validation(training) if worker.rank == 0 else None
+    config = job.train
     while training.step < config.steps:
         values = train_step(training)
         training.step += 1
@@ -90,10 +91,10 @@ def train_model(job: TrainJob, worker: Worker, post: Callable[[Message], None]) 
         if last or training.step % config.checkpoint_every == 0:
             if validation is not None:
                 curve.point(training.step, validation.score(training.model))
-                checkpoint = _save(training)
+                training.checkpoint = _save(training)
                 post(Committed(training.step))
             curve.restart_clock()
-    return checkpoint or job.checkpoint_folder
+    return training.checkpoint or job.checkpoint_folder
 
 
 def prepare(job: TrainJob, worker: Worker) -> Training:
@@ -118,7 +119,7 @@ def prepare(job: TrainJob, worker: Worker) -> Training:
     newest = latest_checkpoint(job.checkpoint_folder)
     restored = restore(newest, model, optimizer) if newest else Restored(0, [])
     module = worker.wrap(torch.compile(model) if config.compile else model)  # type: ignore[arg-type]
-    return Training(job, worker, loader, model, module, optimizer, restored.step, restored.history)
+    return Training(job, worker, loader, model, module, optimizer, restored.step, restored.history, newest)
 
 
 def _save(training: Training) -> Path:
@@ -201,14 +202,14 @@ def _native_bf16(device: torch.device) -> bool:
 class _Validation:
     """The ELBO of the same few validation images with the same noise, every time."""
 
-    def __init__(self, job: TrainJob, worker: Worker) -> None:
-        try:
-            data = ShardedSplit(job.data_folder, "validation")
-        except UserError:
-            self._images = None
+    def __init__(self, training: Training) -> None:
+        job = training.job
+        self._images: Tensor | None = None
+        if not training.loader.data.manifest.num_samples("validation"):
             return
-        numbers = np.arange(min(len(data), _VALIDATION_IMAGES))
-        self._images = to_device(data.images(numbers), worker.device)
+        data = ShardedSplit(job.data_folder, "validation")
+        numbers = permute(np.arange(min(len(data), _VALIDATION_IMAGES)), len(data), job.seed)
+        self._images = to_device(data.images(numbers), training.worker.device)
         self._key = int(mix64(job.seed, _VALIDATION_STEP)) >> 1
 
     @torch.no_grad()

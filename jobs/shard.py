@@ -1,18 +1,20 @@
 """The shard job: Ray tasks write a source's tars in parallel; the manifest comes last."""
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray.exceptions import RayTaskError
 
+from jobs.cluster import Resources
 from jobs.config import DigitsConfig, FashionMnistConfig, ImagesConfig
-from jobs.data.manifest import Manifest, Shard, task_file, write_json, write_manifest
+from jobs.data.manifest import Manifest, Shard, task_file, write_manifest
 from jobs.data.shards import write_task
 from jobs.data.source import SPLITS, Source
 from jobs.errors import UserError
+from jobs.files import remove_folder, write_json
 
 _ORIGIN = "origin.json"  # which source the tars of an unfinished job are from
 
@@ -21,6 +23,7 @@ def run_sharding(
     source: Source,
     config: DigitsConfig | FashionMnistConfig | ImagesConfig,
     folder: Path,
+    resources: Resources,
     on_progress: Callable[[int], None],
 ) -> Manifest:
     """Write the dataset, or what an earlier, interrupted call left unwritten.
@@ -29,6 +32,7 @@ def run_sharding(
         source: picklable; every task reads its own range.
         config: splits and samples per task.
         folder: of this dataset alone, seen by every node.
+        resources: of the running cluster; a few tasks per CPU are kept waiting, not all of them.
         on_progress: called with the number of samples that are written.
 
     Raises:
@@ -42,23 +46,22 @@ def run_sharding(
         _prepare(folder, source.fingerprint)
         todo = {number: part for number, part in enumerate(ranges) if not (folder / task_file(number)).exists()}
         before = total - sum(map(len, todo.values()))
-        _run_tasks(source, config, folder, todo, lambda done: on_progress(before + done))
-        shards = [
-            Shard(**shard)
-            for number in range(len(ranges))
-            for shard in json.loads((folder / task_file(number)).read_text())
-        ]
-        ordered = tuple(sorted(shards, key=lambda shard: (SPLITS.index(shard.split), shard.name)))
-        manifest = Manifest(source.image_shape, source.factors, source.fingerprint, ordered)
+        _run_tasks(source, config, folder, todo, 3 * resources.num_cpus, lambda done: on_progress(before + done))
+        manifest = Manifest(source.image_shape, source.factors, source.fingerprint, _shards(folder, len(ranges)))
         for split in ("train", "test"):
             if not manifest.num_samples(split):
-                raise UserError(
-                    f"no sample fell into the {split} split: give more images or a larger data.test_fraction"
-                )
+                raise UserError(f"none of the {total} samples fell into the {split} split: give more images")
         write_manifest(folder, manifest)
     except OSError as error:
-        raise UserError(f"{error.filename or folder} cannot be written: {error.strerror or error}") from error
+        raise UserError(f"{error.filename or folder}: {error.strerror or error}; mend that and run again") from error
     return manifest
+
+
+def _shards(folder: Path, num_tasks: int) -> tuple[Shard, ...]:
+    """What the tasks wrote, by split and name."""
+    texts = [(folder / task_file(number)).read_text() for number in range(num_tasks)]
+    shards = [Shard(**shard) for text in texts for shard in json.loads(text)]
+    return tuple(sorted(shards, key=lambda shard: (SPLITS.index(shard.split), shard.name)))
 
 
 def _prepare(folder: Path, fingerprint: str) -> None:
@@ -68,8 +71,8 @@ def _prepare(folder: Path, fingerprint: str) -> None:
         same = json.loads(origin.read_text()) == fingerprint
     except (OSError, ValueError):
         same = False
-    if not same and folder.exists():
-        shutil.rmtree(folder)
+    if not same:
+        remove_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(origin, fingerprint)
 
@@ -79,19 +82,19 @@ def _run_tasks(
     config: DigitsConfig | FashionMnistConfig | ImagesConfig,
     folder: Path,
     todo: dict[int, range],
+    most_pending: int,
     on_done: Callable[[int], None],
 ) -> None:
     write = ray.remote(write_task).options(num_cpus=1)
     shared = ray.put(source)
-    pending = {
-        write.remote(shared, folder, number, part, config.validation_fraction, config.test_fraction): part
-        for number, part in todo.items()
-    }
-    done = 0
-    on_done(done)
-    while pending:
-        ready, _ = ray.wait(list(pending), timeout=1.0)
-        for task in ready:
+    waiting, done = list(todo.items()), 0
+    pending: dict[Any, range] = {}
+    while waiting or pending:
+        while waiting and len(pending) < most_pending:
+            number, part = waiting.pop(0)
+            task = write.remote(shared, folder, number, part, config.validation_fraction, config.test_fraction)
+            pending[task] = part
+        for task in ray.wait(list(pending), timeout=1.0)[0]:
             try:
                 ray.get(task)
             except RayTaskError as error:

@@ -15,11 +15,12 @@ from ray.exceptions import RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, WorkerGroupError
 from ray.train.torch import TorchTrainer
 
-from jobs.board import Board, Message
+from jobs.board import Board
 from jobs.cluster import Resources
 from jobs.config import TrainConfig
 from jobs.errors import UserError
 from jobs.loop import TrainJob, Worker, train_model
+from jobs.messages import Message
 
 _POLL_SECONDS = 0.25
 
@@ -44,7 +45,7 @@ def place(config: TrainConfig, resources: Resources) -> Placement:
             f"train.num_workers={config.num_workers} with train.device=cuda needs as many GPUs, and the cluster has "
             f"{resources.num_gpus}: set train.device=cpu or fewer workers"
         )
-    num_cpus = config.cpus_per_worker or max(1, resources.num_cpus // config.num_workers)
+    num_cpus = config.cpus_per_worker or max(1, min(resources.num_cpus // config.num_workers, resources.node_cpus))
     if num_cpus * config.num_workers > resources.num_cpus:
         raise UserError(
             f"train.num_workers={config.num_workers} with {num_cpus} CPU each need {num_cpus * config.num_workers}, "
@@ -69,9 +70,24 @@ def run_training(
     Raises:
         UserError: the data or the settings do not allow it, or the workers failed too often.
     """
-    placement = place(job.train, resources)
     board = Board.remote()  # type: ignore[attr-defined]
-    trainer = TorchTrainer(
+    trainer = _trainer(job, place(job.train, resources), scratch, board)
+    # In a thread of its own `fit` leaves Ctrl-C to us, and this one is free to watch.
+    with ThreadPoolExecutor(1) as pool:
+        fit = pool.submit(trainer.fit)
+        try:
+            while not fit.done():
+                time.sleep(_POLL_SECONDS)
+                on_messages(ray.get(board.take.remote()))
+            on_messages(ray.get(board.take.remote()))
+        except BaseException:
+            ray.shutdown()  # ends the workers, so that the thread can end
+            raise
+    return _checkpoint_of(fit)
+
+
+def _trainer(job: TrainJob, placement: Placement, scratch: Path, board: Any) -> TorchTrainer:
+    return TorchTrainer(
         _worker_loop,  # type: ignore[arg-type]  # its annotation denies the return value that Result has
         train_loop_config={"job": job, "board": board},
         scaling_config=ScalingConfig(
@@ -88,18 +104,6 @@ def run_training(
             ),
         ),
     )
-    # In a thread of its own `fit` leaves Ctrl-C to us, and this one is free to watch.
-    with ThreadPoolExecutor(1) as pool:
-        fit = pool.submit(trainer.fit)
-        try:
-            while not fit.done():
-                time.sleep(_POLL_SECONDS)
-                on_messages(ray.get(board.take.remote()))
-            on_messages(ray.get(board.take.remote()))
-        except BaseException:
-            ray.shutdown()  # ends the workers, so that the thread can end
-            raise
-    return _checkpoint_of(fit)
 
 
 def _checkpoint_of(fit: Future[Any]) -> Path:

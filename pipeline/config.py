@@ -1,8 +1,9 @@
 """The whole configuration: the sections of the two lower floors, and the run's own settings."""
 
+from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_validator
 from pydantic.fields import FieldInfo
 
 from jobs.config import AbsolutePath, DataConfig, DigitsConfig, EvaluateConfig, RayConfig, TrackingConfig, TrainConfig
@@ -16,6 +17,13 @@ def _in_order(stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
     return tuple(stage for stage in STAGES if stage in stages)
 
 
+def _plain_for_sqlite(path: Path) -> Path:
+    """Refuse folders that MLflow would look for elsewhere: it reads its SQLite file's path as part of an address."""
+    if set(str(path)) & set("?%"):
+        raise ValueError("must hold neither ? nor %, which MLflow cannot have in the path of its database")
+    return path
+
+
 Stages = Annotated[tuple[Stage, ...], BeforeValidator(split_commas), AfterValidator(_in_order)]
 
 
@@ -23,7 +31,7 @@ class Config(Section):
     """Everything that a command can set."""
 
     stage: Stages = Field(STAGES, min_length=1, description="stages to run, in the pipeline's order however written")
-    workspace: AbsolutePath = Field(
+    workspace: Annotated[AbsolutePath, AfterValidator(_plain_for_sqlite)] = Field(
         "workspace", validate_default=True, description="folder for shards, runs, MLflow's database and artifacts"
     )
     seed: int = Field(0, ge=0, lt=2**63, description="of the weights, the order and the noise")
@@ -37,6 +45,13 @@ class Config(Section):
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
     tracking: TrackingConfig = Field(default_factory=TrackingConfig)
     ray: RayConfig = Field(default_factory=RayConfig)
+
+    @model_validator(mode="after")
+    def _forced_stages_run(self) -> "Config":
+        idle = [stage for stage in self.force if stage not in self.stage]
+        if idle:
+            raise ValueError(f"force={idle[0]} has no effect without that stage: add it, stage={idle[0]},...")
+        return self
 
 
 # Sections that are chosen by name, as in `model=hvae`.

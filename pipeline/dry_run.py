@@ -24,7 +24,7 @@ def print_plan(config: Config) -> None:
     for stage in config.stage:
         needed = NEEDS.get(stage)
         found = "nothing" if needed in changed else find(workspace, stage, config)
-        step = decide(stage, found, forced=config.force, changed=changed)
+        step = decide(stage, found, forced=config.force)
         cost = "" if step.action == "skip" else f"; {_cost(workspace, stage, config)}"
         print(f"  {stage:<9}{step.action:<8}{step.reason}{cost}")
         if step.action != "skip":

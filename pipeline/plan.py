@@ -22,14 +22,13 @@ class Step:
     reason: str
 
 
-def decide(stage: Stage, found: Found, *, forced: Collection[Stage], changed: Collection[Stage]) -> Step:
+def decide(stage: Stage, found: Found, *, forced: Collection[Stage]) -> Step:
     """Decide about one stage.
 
     Args:
         stage: which.
-        found: what an earlier command left of it, for the present settings and inputs.
+        found: what an earlier command left of it, for the present settings and the present content of its input.
         forced: stages to run again although they are done.
-        changed: stages that have run in this command.
     """
     if stage in forced:
         return Step(stage, "run", f"force={stage}")
@@ -37,9 +36,6 @@ def decide(stage: Stage, found: Found, *, forced: Collection[Stage], changed: Co
         return Step(stage, "resume", "an earlier command was interrupted")
     if found == "nothing":
         return Step(stage, "run", "not done yet")
-    needed = NEEDS.get(stage)
-    if needed in changed:
-        return Step(stage, "run", f"{needed} has run again")
     return Step(stage, "skip", "done before, with the same settings and inputs")
 
 

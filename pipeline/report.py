@@ -1,5 +1,6 @@
 """What the person at the terminal sees. Text goes to stderr where stdout is for JSON."""
 
+import shutil
 import sys
 import time
 from collections.abc import Mapping
@@ -41,6 +42,7 @@ class Reporter:
     def progress(self, text: str) -> None:
         """Rewrite the line of progress."""
         if self._live:
+            text = text[: shutil.get_terminal_size().columns - 1]  # a wrapped line could not be taken back
             print(f"\r{text:<{self._shown}}", end="", file=sys.stderr, flush=True)
             self._shown = len(text)
 
@@ -65,8 +67,8 @@ def training_line(step: int, steps: int, metrics: Mapping[str, float], seconds_p
     left = duration((steps - step) * seconds_per_step)
     kl = " ".join(f"{value:.1f}" for name, value in metrics.items() if name.startswith("train/kl_rung_"))
     return (
-        f"train    step {step}/{steps}  {metrics['train/images_per_second']:.0f} images/s  "
-        f"loss {metrics['train/loss']:.1f} nats  KL per rung {kl} nats  {left} left"
+        f"train {step}/{steps}  {metrics['train/images_per_second']:.0f} images/s  "
+        f"loss {metrics['train/loss']:.1f} nats  KL {kl}  {left} left"
     )
 
 

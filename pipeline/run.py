@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from jobs.errors import UserError
-from pipeline.config import Config, Stage
+from pipeline.config import Config
 from pipeline.dry_run import print_plan
 from pipeline.help import help_text
 from pipeline.plan import decide
@@ -31,17 +31,24 @@ def main(words: Sequence[str]) -> int:
     # A supervisor's polite stop is handled like Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        if config.dry_run:
-            print_plan(config)
-            return 0
-        result = run_pipeline(config, Reporter(json_output=config.output == "json"))
+        _execute(config)
     except UserError as error:
         return _fail(str(error), 1)
+    except OSError as error:
+        return _fail(f"{error.filename or config.workspace}: {error.strerror or error}; mend that and run again", 1)
     except KeyboardInterrupt:
-        return _fail("stopped; the same command goes on from the last checkpoint", _INTERRUPTED, prefix="")
+        without = f", without force={','.join(config.force)}," if config.force else ""
+        return _fail(f"stopped; the same command{without} goes on where this one was", _INTERRUPTED, prefix="")
+    return 0
+
+
+def _execute(config: Config) -> None:
+    if config.dry_run:
+        print_plan(config)
+        return
+    result = run_pipeline(config, Reporter(json_output=config.output == "json"))
     if config.output == "json":
         print(json.dumps(result))
-    return 0
 
 
 def _fail(message: str, code: int, prefix: str = "error: ") -> int:
@@ -62,12 +69,11 @@ def run_pipeline(config: Config, report: Reporter) -> dict[str, Any]:
     workspace = Workspace(config)
     workspace.make()
     outcome: dict[str, str] = {}
-    changed: list[Stage] = []
     with ExitStack() as stack:
         session = None
         for stage in config.stage:
             found = find(workspace, stage, config)
-            step = decide(stage, found, forced=config.force, changed=changed)
+            step = decide(stage, found, forced=config.force)
             report.step(step)
             if step.action == "skip":
                 outcome[stage] = "skipped"
@@ -78,7 +84,6 @@ def run_pipeline(config: Config, report: Reporter) -> dict[str, Any]:
 
                 session = Session(workspace, report, stack)
             session.run(stage, anew=stage in config.force)
-            changed.append(stage)
             outcome[stage] = "resumed" if step.action == "resume" else "done"
         report.clear()
     return {"stages": outcome, **results(workspace)}
@@ -91,7 +96,8 @@ def results(workspace: Workspace) -> dict[str, Any]:
     trained = (run.read("train") if run else None) or {}
     scored = (run.read("evaluate") if run else None) or {}
     return {
-        **{name: trained.get(name) for name in ("run_id", "checkpoint", "weights_sha256")},
+        "checkpoint": str(run.checkpoints / trained["checkpoint"]) if run and trained else None,
+        **{name: trained.get(name) for name in ("run_id", "weights_sha256")},
         **{name: scored.get(name) for name in ("model_uri", "scores")},
     }
 

@@ -12,12 +12,18 @@ from pydantic import ValidationError
 from pipeline.config import GROUPS, Config, section_of
 
 PRESETS = Path(__file__).with_name("presets")
-_CREDENTIALS = re.compile(r"//[^/]*@")
+_CREDENTIALS = re.compile(r"//\S*@")
 _HELP = "--help lists every key"
 
 
 class SettingsError(Exception):
-    """A word of the command, or a line of a preset, is wrong; the message names it and the mend."""
+    """A word of the command, or a line of a preset, is wrong; the message names it and the mend.
+
+    Credentials in an address are masked, whatever the mistake: messages end up in logs.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(_CREDENTIALS.sub("//***@", message))
 
 
 def read_config(words: Sequence[str]) -> Config:
@@ -95,10 +101,11 @@ def apply(config: Config, updates: Mapping[str, Any]) -> Config:
     """
     tree = config.model_dump()
     for group, members in GROUPS.items():
-        if group in updates and updates[group] != tree[group]["name"]:
-            if updates[group] not in members:
-                raise SettingsError(_unknown_value(group, str(updates[group]), list(members)))
-            tree[group] = {"name": updates[group]}
+        chosen = str(updates.get(group, tree[group]["name"]))
+        if chosen not in members:
+            raise SettingsError(_unknown_value(group, chosen, list(members)))
+        if chosen != tree[group]["name"]:
+            tree[group] = {"name": chosen}
     for key, value in updates.items():
         _check_key(key, {group: tree[group]["name"] for group in GROUPS})
         section, _, name = key.partition(".")
@@ -163,4 +170,4 @@ def _explain(error: ValidationError) -> str:
     if first["type"] == "value_error" and message.startswith(key + "."):
         return message  # a rule over several settings names them itself
     value = ",".join(map(str, first["input"])) if isinstance(first["input"], list | tuple) else first["input"]
-    return f"{key}={_CREDENTIALS.sub('//***@', str(value))}: {message[:1].lower()}{message[1:]}"
+    return f"{key}={value}: {message[:1].lower()}{message[1:]}"

@@ -5,26 +5,32 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from mlflow.entities import Dataset
+from ray.exceptions import RayError, RayTaskError
 
-from jobs.board import Message, Point, Started
-from jobs.checkpoint import export_model, read_meta
+from jobs.checkpoint import export_model, read_history, read_meta
 from jobs.cluster import Resources, cluster
-from jobs.data.manifest import Manifest, write_json
+from jobs.data.manifest import Manifest
 from jobs.errors import UserError
 from jobs.evaluate import Evaluation, run_evaluation
+from jobs.files import remove_folder, write_json
 from jobs.loop import TrainJob
+from jobs.messages import Message, Point, Started
+from jobs.registry import Registered, register
 from jobs.shard import run_sharding
-from jobs.tracking import CurveWriter, Registered, Tracker
+from jobs.tracking import CurveWriter, Tracker
 from jobs.train import run_training
 from pipeline.config import Stage, run_settings
 from pipeline.report import Reporter, score_table, training_line
 from pipeline.workspace import Run, Workspace
+
+# How many factors that vary a score needs.
+_FACTORS_NEEDED = {"elbo": 0, "mig": 1, "mig_sup": 2}
 
 
 class Session:
@@ -43,40 +49,9 @@ class Session:
     def _resources(self) -> Resources:
         return self._stack.enter_context(cluster(self._config.ray))
 
-    def _start_ray(self) -> Resources:
-        return self._resources
-
     @cached_property
     def _tracker(self) -> Tracker:
         return Tracker(self._config.tracking, self._workspace.path)
-
-    def run(self, stage: Stage, *, anew: bool) -> None:
-        """Run one stage to its end; with `anew` what an earlier command left of it is removed first."""
-        stages: dict[Stage, Callable[[], None]] = {
-            "shard": self._shard,
-            "train": self._train,
-            "evaluate": self._evaluate,
-        }
-        folder = self._workspace.data_folder if stage == "shard" else self._run.folder
-        with self._workspace.lock(folder):
-            if anew and stage != "evaluate":
-                shutil.rmtree(folder, ignore_errors=True)
-            stages[stage]()
-
-    def _shard(self) -> None:
-        source = self._workspace.open_source(fetch=True)
-        total = source.num_samples
-        folder = self._workspace.data_folder
-        self._start_ray()
-        manifest = run_sharding(
-            source,
-            self._config.data,
-            folder,
-            lambda done: self._report.progress(f"shard    {done:,} of {total:,} samples"),
-        )
-        counts = ", ".join(f"{manifest.num_samples(split):,} {split}" for split in ("train", "validation", "test"))
-        size = sum(shard.num_bytes for shard in manifest.shards) / 1e6
-        self._report.done("shard", f"{counts}; {len(manifest.shards)} tars, {size:.0f} MB in {folder}")
 
     @property
     def _dataset(self) -> Manifest:
@@ -89,10 +64,48 @@ class Session:
     def _run(self) -> Run:
         return self._workspace.run(self._dataset)
 
+    def run(self, stage: Stage, *, anew: bool) -> None:
+        """Run one stage to its end; with `anew` what an earlier command left of it is removed first.
+
+        Raises:
+            UserError: the user can mend it; what was finished is kept.
+        """
+        stages: dict[Stage, Callable[[], None]] = {
+            "shard": self._shard,
+            "train": self._train,
+            "evaluate": self._evaluate,
+        }
+        folder = self._workspace.data_folder if stage == "shard" else self._run.folder
+        with self._workspace.lock(folder):
+            if anew and stage != "evaluate":
+                remove_folder(folder)
+            try:
+                stages[stage]()
+            except RayTaskError:
+                raise  # a mistake of ours: its traceback is wanted
+            except RayError as error:
+                reason = str(error).strip().split("\n")[0]
+                raise UserError(f"Ray failed: {reason}; run the same command again to go on") from error
+
+    def _shard(self) -> None:
+        source = self._workspace.open_source(fetch=True)
+        total, folder = source.num_samples, self._workspace.data_folder
+        manifest = run_sharding(
+            source,
+            self._config.data,
+            folder,
+            self._resources,
+            lambda done: self._report.progress(f"shard    {done:,} of {total:,} samples"),
+        )
+        counts = ", ".join(f"{manifest.num_samples(split):,} {split}" for split in ("train", "validation", "test"))
+        size = sum(shard.num_bytes for shard in manifest.shards) / 1e6
+        self._report.done("shard", f"{counts}; {len(manifest.shards)} tars, {size:.0f} MB in {folder}")
+
     def _train(self) -> None:
         run, config = self._run, self._config
-        manifest = self._dataset
-        run_id = self._mlflow_run(run, manifest)
+        if "evaluate" in config.stage:
+            self._check_select_by()
+        run_id = self._mlflow_run(run)
         job = TrainJob(
             model=config.model,
             objective=config.objective,
@@ -101,28 +114,33 @@ class Session:
             data_folder=self._workspace.data_folder,
             checkpoint_folder=run.checkpoints,
         )
-        follow = _Follower(self._tracker.curve(run_id), self._report, config.train.steps)
+        curve = self._tracker.curve(run_id)
         try:
+            follow = _Follower(curve, self._report, config.train.steps)
             checkpoint = run_training(job, self._resources, run.scratch, follow)
-        except KeyboardInterrupt:
-            self._tracker.end_run(run_id, "KILLED")
+        except BaseException as error:
+            with suppress(UserError):  # the first error is the one to tell
+                self._tracker.end_run(run_id, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
             raise
-        except UserError:
-            self._tracker.end_run(run_id, "FAILED")
-            raise
-        shutil.rmtree(run.scratch, ignore_errors=True)
+        finally:
+            shutil.rmtree(run.scratch, ignore_errors=True)
         meta = read_meta(checkpoint)
+        curve.take(Started(meta["step"], read_history(checkpoint)))  # what MLflow may still lack
         self._tracker.end_run(run_id, "FINISHED", {"weights_sha256": meta["weights_sha256"]})
-        record = {
-            "run_id": run_id,
-            "checkpoint": str(checkpoint),
-            "weights_sha256": meta["weights_sha256"],
-            "step": meta["step"],
-        }
-        write_json(run.folder / "train.json", record)
+        record = {name: meta[name] for name in ("step", "weights_sha256")}
+        write_json(run.folder / "train.json", {"run_id": run_id, "checkpoint": checkpoint.name, **record})
         self._report.done("train", f"step {meta['step']}, checkpoint {checkpoint}")
 
-    def _mlflow_run(self, run: Run, manifest: Manifest) -> str:
+    def _check_select_by(self) -> None:
+        select_by = self._config.evaluate.select_by
+        varying = sum(len(factor.values) > 1 for factor in self._dataset.factors)
+        if varying < _FACTORS_NEEDED[select_by]:
+            raise UserError(
+                f"evaluate.select_by={select_by} needs {_FACTORS_NEEDED[select_by]} factors that vary, and this "
+                f"dataset has {varying}: use evaluate.select_by=elbo"
+            )
+
+    def _mlflow_run(self, run: Run) -> str:
         """The run's id; the key that finds it is written first, so that no kill leaves a second run."""
         run.folder.mkdir(parents=True, exist_ok=True)
         record = run.read("run")
@@ -131,7 +149,7 @@ class Session:
             write_json(run.folder / "run.json", record)
         dataset = Dataset(
             name=self._config.data.name,
-            digest=manifest.fingerprint,
+            digest=self._dataset.fingerprint,
             source_type="local",
             source=str(self._workspace.data_folder),
         )
@@ -143,13 +161,17 @@ class Session:
         trained = run.read("train")
         if trained is None:
             raise UserError(f"{run.folder} holds no finished training: add train to the stages")
+        self._check_select_by()
         self._report.progress("evaluate scores and pictures ...")
-        checkpoint = Path(trained["checkpoint"])
-        evaluation = run_evaluation(checkpoint, self._workspace.data_folder, config.evaluate, self._resources)
+        checkpoint = run.checkpoints / trained["checkpoint"]
+        use_gpu = config.train.device != "cpu"
+        evaluation = run_evaluation(
+            checkpoint, self._workspace.data_folder, config.evaluate, self._resources, use_gpu=use_gpu
+        )
         run.figures.mkdir(exist_ok=True)
         for name, png in evaluation.figures.items():
             (run.figures / f"{name}.png").write_bytes(png)
-        registered = self._record(run, trained, evaluation)
+        registered = self._record(run, checkpoint, trained, evaluation)
         record = {
             "key": self._workspace.evaluate_key(),
             "weights_sha256": trained["weights_sha256"],
@@ -161,19 +183,36 @@ class Session:
         alias = "is the champion" if registered.champion else "is not the champion"
         self._report.line(f"{'':<9}{registered.uri} {alias} ({registered.note}); pictures in {run.figures}")
 
-    def _record(self, run: Run, trained: dict[str, Any], evaluation: Evaluation) -> Registered:
-        """Scores, pictures and the model, to MLflow."""
-        config, run_id = self._config, str(trained["run_id"])
+    def _record(self, run: Run, checkpoint: Path, trained: dict[str, Any], evaluation: Evaluation) -> Registered:
+        """Scores, pictures and the model, to MLflow; the curve too, if this MLflow has none of this training."""
+        config, tracker = self._config, self._tracker
+        run_id = self._mlflow_run(run)
+        tracker.curve(run_id).take(Started(int(trained["step"]), read_history(checkpoint)))
+        tags = {
+            "data_fingerprint": self._dataset.fingerprint,
+            "likelihood": config.model.likelihood,
+            "weights_sha256": trained["weights_sha256"],
+        }
         with tempfile.TemporaryDirectory() as folder:
-            export_model(Path(trained["checkpoint"]), Path(folder))
-            model_id = self._tracker.log_model(run_id, config.model.name, Path(folder), run_settings(config))
+            export_model(checkpoint, Path(folder))
+            registered = register(
+                tracker,
+                run_id,
+                config.evaluate.model_name or config.data.name,
+                Path(folder),
+                params=run_settings(config),
+                tags=tags,
+                scores=evaluation.scores,
+                select_by=config.evaluate.select_by,
+            )
         scores = {f"test/{name}": value for name, value in evaluation.scores.items()}
         point = Point(int(trained["step"]), time.time_ns() // 1_000_000, scores)
-        self._tracker.log_points(run_id, [point], model_id=model_id)
-        self._tracker.log_folder(run_id, run.figures, "figures")
-        tags = {"data_fingerprint": self._dataset.fingerprint, "weights_sha256": trained["weights_sha256"]}
-        name = config.evaluate.model_name or config.data.name
-        return self._tracker.register(run_id, model_id, name, tags, evaluation.scores, config.evaluate.select_by)
+        tracker.log_points(run_id, [point], model_id=registered.model_id)
+        tracker.log_folder(run_id, run.figures, "figures")
+        tracker.end_run(run_id, "FINISHED")
+        if run_id != trained["run_id"]:
+            write_json(run.folder / "train.json", {**trained, "run_id": run_id})
+        return registered
 
 
 class _Follower:
@@ -182,10 +221,11 @@ class _Follower:
     def __init__(self, curve: CurveWriter, report: Reporter, steps: int) -> None:
         self._curve, self._report, self._steps = curve, report, steps
         self._clock, self._from = time.monotonic(), 0
+        self._warned = False
 
     def __call__(self, messages: list[Message]) -> None:
         for message in messages:
-            self._curve.take(message)
+            self._send(message)
             if isinstance(message, Started):
                 self._clock, self._from = time.monotonic(), message.step
                 if message.step:
@@ -193,3 +233,12 @@ class _Follower:
             elif isinstance(message, Point) and "train/loss" in message.metrics:
                 pace = (time.monotonic() - self._clock) / max(1, message.step - self._from)
                 self._report.progress(training_line(message.step, self._steps, message.metrics, pace))
+
+    def _send(self, message: Message) -> None:
+        """Training goes on without MLflow; what it missed is sent with the next commit, or at the end."""
+        try:
+            self._curve.take(message)
+        except UserError as error:
+            if not self._warned:
+                self._report.line(f"{'':<9}training goes on, its curve is kept: {error}")
+            self._warned = True

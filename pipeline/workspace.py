@@ -150,9 +150,11 @@ def find(workspace: Workspace, stage: Stage, config: Config) -> Found:
     Raises:
         UserError: the input of the stage is not there, and no requested stage makes it.
     """
-    dataset = workspace.dataset()
     if stage == "shard":
-        return "done" if dataset else "nothing"
+        if stage in config.force:  # whatever there is, damaged or not
+            return "nothing"
+        return "done" if workspace.dataset() else "partial" if workspace.data_folder.is_dir() else "nothing"
+    dataset = workspace.dataset()
     run = workspace.run(dataset) if dataset else None
     trained = run.read("train") if run else None
     if run and stage == "train":

@@ -42,3 +42,19 @@ def digit_dataset(digit_scenes: DigitScenes, tmp_path_factory: pytest.TempPathFa
     folder = tmp_path_factory.mktemp("data") / "digits"
     write_dataset(digit_scenes, folder, samples_per_task=120)
     return folder
+
+
+def descendants(pid: int) -> list[int]:
+    """The process and all below it."""
+    children: dict[int, list[int]] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        children.setdefault(int(fields[1]), []).append(int(path.parent.name))
+    tree, todo = [], [pid]
+    while todo:
+        tree.append(todo.pop())
+        todo += children.get(tree[-1], [])
+    return tree

@@ -27,11 +27,6 @@ def none_word(value: Any) -> Any:
     return None if value == "none" else value
 
 
-def whole_number(value: Any) -> Any:
-    """Turn the command line's `3` into a number where only certain numbers are allowed."""
-    return int(value) if isinstance(value, str) and value.isdecimal() else value
-
-
 LatentDims = Annotated[
     tuple[Annotated[int, Field(ge=1, le=4096)], ...],
     BeforeValidator(split_commas),

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 LEVELS = 255.0
+_LOG_FLOOR = -7.0  # a quarter of a grey level
 
 
 class Likelihood(nn.Module):
@@ -31,6 +32,12 @@ class Likelihood(nn.Module):
         start = torch.full((channels, 1, 1), math.log(0.1 if scale is None else scale))
         self.log_scale = nn.Parameter(start, requires_grad=scale is None and kind != "bernoulli")
 
+    def _floored_log_scale(self) -> Tensor:
+        """A learned scale cannot fall far below a grey level: a perfect fit must not send the density to infinity."""
+        if not self.log_scale.requires_grad:
+            return self.log_scale
+        return F.softplus(self.log_scale - _LOG_FLOOR) + _LOG_FLOOR
+
     def mean(self, output: Tensor) -> Tensor:
         """Mean image in [0, 1] from the decoder's output (B, C, H, W)."""
         return torch.sigmoid(output.float())
@@ -45,12 +52,11 @@ class Likelihood(nn.Module):
         if self.kind == "bernoulli":
             losses = F.binary_cross_entropy_with_logits(output.float(), images, reduction="none")
         elif self.kind == "gaussian":
-            # Soft floor far below one grey level: a perfect fit must not send the density to infinity.
-            log_sigma = self.log_scale.clamp(min=-7)
+            log_sigma = self._floored_log_scale()
             standardised = (images - self.mean(output)) * torch.exp(-log_sigma)
             losses = 0.5 * standardised.square() + log_sigma + 0.5 * math.log(2 * math.pi) + math.log(LEVELS)
         else:
-            losses = _discretised_logistic_nll(images, self.mean(output), self.log_scale.clamp(min=-7))
+            losses = _discretised_logistic_nll(images, self.mean(output), self._floored_log_scale())
         return losses.flatten(1).sum(1)
 
 

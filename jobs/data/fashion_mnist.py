@@ -2,8 +2,8 @@
 
 import gzip
 import hashlib
+import http.client
 import struct
-import urllib.error
 import urllib.request
 import zlib
 from collections.abc import Iterator
@@ -36,6 +36,7 @@ FILES = {
     "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
     "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
 }
+_MOST_BYTES = 64 * 2**20  # the largest file has 47 MB; whatever is longer is something else
 _TIMEOUT = 20.0  # seconds without an answer
 
 
@@ -102,7 +103,8 @@ def read_verified(path: Path, sha256: str) -> bytes:
         UserError: it is not the published content.
     """
     try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            content = file.read(_MOST_BYTES)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise UserError(f"{path} is damaged ({error}): put the official file in its place") from error
     digest = hashlib.sha256(content).hexdigest()
@@ -141,11 +143,11 @@ def download(folder: Path) -> None:
         url = f"{OFFICIAL}/{name}.gz"
         try:
             with urllib.request.urlopen(url, timeout=_TIMEOUT) as reply:  # noqa: S310  (the address is ours)
-                content = reply.read()
-        except (urllib.error.URLError, OSError) as error:
+                content = reply.read(_MOST_BYTES)
+        except (OSError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", error)
             raise UserError(
-                f"Fashion-MNIST is not in {folder} and {url} cannot be reached ({reason}): install Debian's "
+                f"Fashion-MNIST is not on this machine and {url} cannot be reached ({reason}): install Debian's "
                 f"dataset-fashion-mnist, or set data.folder to a folder with {', '.join(FILES)} (plain or .gz)"
             ) from error
         folder.mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +16,7 @@ from jobs.errors import UserError
 
 EXTENSIONS = (".png", ".jpg", ".jpeg")
 TABLE = "factors.csv"
+_FACTOR_NAME = re.compile(r"[A-Za-z0-9_.-][A-Za-z0-9_. -]*")  # it becomes part of a metric's name
 
 
 @dataclass(frozen=True)
@@ -59,14 +61,18 @@ class ImageFolder:
         path = self.folder / TABLE
         if not path.is_file():
             return {}
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, restkey="", restval="")
-            names = list(reader.fieldnames or [])
-            if names[:1] != ["file"] or len(set(names)) != len(names) or len(names) < 2:
-                raise UserError(
-                    f"{path} must begin with a line file,NAME,NAME... of distinct names, not {','.join(names)}"
-                )
-            rows = {row.pop("file"): {name: str(row[name]) for name in names[1:]} for row in reader}
+        try:
+            with path.open(newline="", encoding="utf-8-sig") as file:
+                reader = csv.DictReader(file, restkey="", restval="")
+                names = list(reader.fieldnames or [])
+                rows = {row.get("file"): {name: str(row[name]) for name in names[1:]} for row in reader}
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise UserError(f"{path} is not a table in UTF-8 ({error}): save it as CSV in UTF-8") from error
+        if names[:1] != ["file"] or len(set(names)) != len(names) or len(names) < 2:
+            raise UserError(f"{path} must begin with a line file,NAME,NAME... of distinct names, not {','.join(names)}")
+        odd = [name for name in names if not _FACTOR_NAME.fullmatch(name)]
+        if odd:
+            raise UserError(f"{path} has a column '{odd[0]}': name it with letters, digits, space, dot, _ and - only")
         for name in self.files:
             if name not in rows:
                 raise UserError(f"{path} has no row for {name}: add one, or move the picture away")
@@ -105,11 +111,21 @@ class ImageFolder:
     def _load(self, path: Path) -> np.ndarray:
         try:
             with Image.open(path, formats=("PNG", "JPEG")) as image:
-                upright = ImageOps.exif_transpose(image).convert("RGB" if self.channels == 3 else "L")
-                square = ImageOps.fit(upright, (self.image_size, self.image_size), Image.Resampling.LANCZOS)
-        except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
+                opaque = _opaque(ImageOps.exif_transpose(image)).convert("RGB" if self.channels == 3 else "L")
+                square = ImageOps.fit(opaque, (self.image_size, self.image_size), Image.Resampling.LANCZOS)
+        except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise UserError(f"{path} cannot be read as a picture ({error}): mend it or move it away") from error
         return np.asarray(square, np.uint8).reshape(self.image_shape)
+
+
+def _opaque(image: Image.Image) -> Image.Image:
+    """Eight bits per channel and no transparency: 16-bit grey is scaled, and white shows through what is clear."""
+    if image.mode.startswith("I"):
+        return Image.fromarray((np.asarray(image).astype(np.uint32) // 257).astype(np.uint8))
+    if not image.has_transparency_data:
+        return image
+    layer = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
 
 
 def _natural(value: str) -> tuple[float, str]:

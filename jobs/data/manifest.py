@@ -8,16 +8,17 @@ task-00003.json             what task 3 wrote, so that a killed job does not do 
 
 import hashlib
 import json
-import os
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from jobs.data.source import Factor, Split
 from jobs.errors import UserError
+from jobs.files import write_json
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+_SHARD_NAME = re.compile(r"(train|validation|test)-\d{5,}")  # it becomes a path: no folder may hide in it
 
 
 @dataclass(frozen=True)
@@ -66,16 +67,6 @@ def task_file(task: int) -> str:
     return f"task-{task:05d}.json"
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON so that a reader sees the old file, the new one, or none, and never a part."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    with partial.open("w") as file:
-        json.dump(value, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-
-
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Publish a dataset: its shards are whole and in place when this is called."""
     write_json(folder / MANIFEST, {"format": FORMAT, "fingerprint": manifest.fingerprint, **asdict(manifest)})
@@ -99,6 +90,8 @@ def read_manifest(folder: Path) -> Manifest | None:
             content["source_fingerprint"],
             tuple(Shard(**shard) for shard in content["shards"]),
         )
+        if not all(_SHARD_NAME.fullmatch(shard.name) for shard in manifest.shards):
+            raise ValueError("a shard has a name that is none of ours")
         if manifest.fingerprint != content["fingerprint"]:
             raise ValueError("its fingerprint does not fit its shards")
     except FileNotFoundError:

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 from webdataset import TarWriter
 
-from jobs.data.manifest import Shard, shard_name, task_file, write_json
+from jobs.data.manifest import Shard, shard_name, task_file
 from jobs.data.source import SPLITS, Sample, Source, Split
+from jobs.files import write_json
 
 _BLOCK = 512  # of tar: every header is one, and every member is padded to whole ones
 
@@ -107,10 +108,10 @@ def write_task(
             if split not in writers:
                 writers[split] = ShardWriter(folder, split, task)
             writers[split].write(sample)
+        shards = [writers[split].close() for split in SPLITS if split in writers]
     except BaseException:
         for writer in writers.values():
             writer.abort()
         raise
-    shards = [writers[split].close() for split in SPLITS if split in writers]
     write_json(folder / task_file(task), [asdict(shard) for shard in shards])
     return shards

@@ -32,8 +32,8 @@ class Sample:
 class Source(Protocol):
     """A dataset as its publisher or its owner has it.
 
-    Sources are small and picklable: each shard task gets one and reads its own range. A source that
-    cannot find its files says so when it is made, in one message with the mend (FileNotFoundError).
+    Sources are small and picklable: each shard task gets one and reads its own range. What they cannot
+    find or read is a UserError that names the file and the mend.
     """
 
     @property

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from jobs.config import DigitsConfig, FashionMnistConfig, ImagesConfig
+from jobs.config import DEBIAN_FASHION_MNIST, DigitsConfig, FashionMnistConfig, ImagesConfig
 from jobs.data.digits import DigitScenes
 from jobs.data.fashion_mnist import FILES, FashionMnist, download, find_file
 from jobs.data.image_folder import ImageFolder
@@ -37,11 +37,12 @@ def _fashion_mnist_folder(config: FashionMnistConfig, downloads: Path, fetch: bo
     if complete(config.folder):
         return config.folder
     fetched = downloads / "fashion_mnist"
-    if not complete(fetched):
-        if not (config.download and fetch):
-            raise UserError(
-                f"data.folder={config.folder} lacks {', '.join(n for n in FILES if not find_file(config.folder, n))} "
-                "(plain or .gz): put them there, or set data.download=true"
-            )
-        download(fetched)
+    # Someone who names a folder wants what is in it, and may have mistyped it.
+    chosen = config.folder != DEBIAN_FASHION_MNIST
+    if complete(fetched) and not chosen:
+        return fetched
+    if chosen or not config.download or not fetch:
+        missing = ", ".join(name for name in FILES if not find_file(config.folder, name))
+        raise UserError(f"data.folder={config.folder} lacks {missing} (plain or .gz): put them there")
+    download(fetched)
     return fetched

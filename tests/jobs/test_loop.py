@@ -8,12 +8,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from jobs.board import Committed, Message, Point, Started
 from jobs.checkpoint import latest_checkpoint, load_model, read_meta, weights_sha256
 from jobs.config import TrainConfig
 from jobs.data.loader import BatchLoader
 from jobs.errors import UserError
 from jobs.loop import TrainJob, Worker, learning_rate, prepare, slice_noise, train_model, train_step
+from jobs.messages import Committed, Message, Point, Started
 from vlae.config import HvaeConfig, ObjectiveConfig, VlaeConfig
 
 CONFIG = TrainConfig(
@@ -125,7 +125,9 @@ def test_a_checkpoint_rebuilds_its_model(job: TrainJob) -> None:
 
 def test_two_workers_gradients_add_up_to_one_workers(job: TrainJob) -> None:
     """The mean of the workers' gradients, which is what DDP computes, is the gradient of the whole batch."""
-    job = replace(job, train=CONFIG.model_copy(update={"grad_clip": 1e12}))
+    job = replace(
+        job, train=CONFIG.model_copy(update={"grad_clip": 1e12}), objective=ObjectiveConfig(beta=3, warmup_steps=0)
+    )
     alone = prepare(job, Worker())
     halves = [prepare(job, Worker(rank=rank, world_size=2)) for rank in range(2)]
     for training in (alone, *halves):

@@ -92,9 +92,10 @@ def test_debians_files_are_the_published_ones(tmp_path: Path) -> None:
 def test_missing_files_are_listed(tmp_path: Path) -> None:
     for name in list(FILES)[1:]:
         (tmp_path / name).touch()
-    config = FashionMnistConfig(folder=tmp_path, download=False)
-    with pytest.raises(UserError, match=r"lacks train-images-idx3-ubyte \(plain or .gz\): put them there"):
-        open_source(config, tmp_path / "downloads", fetch=True)
+    for download in (True, False):  # who names a folder wants what is in it
+        config = FashionMnistConfig(folder=tmp_path, download=download)
+        with pytest.raises(UserError, match=r"lacks train-images-idx3-ubyte \(plain or .gz\): put them there"):
+            open_source(config, tmp_path / "downloads", fetch=True)
 
 
 def test_download_is_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,12 +163,15 @@ def test_factors_come_from_the_table(pictures: Path) -> None:
     ("table", "message"),
     [
         ("name,size\na/one.png,1\n", "must begin with a line file"),
+        ("file,size (cm)\na/one.png,1\n", r"a column 'size \(cm\)'"),
+        ("file,size,\na/one.png,1,2\n", "a column ''"),
+        ("file,gr\u00f6\u00dfe\na/one.png,1\n".encode("latin-1"), "not a table in UTF-8"),
         ("file,size\na/one.png,1\n", r"no row for a/two\.jpg"),
         ("file,size\na/one.png,1\na/two.jpg,\nb/three.PNG,2\n", r"no size for a/two\.jpg"),
     ],
 )
-def test_a_wrong_table_is_named(pictures: Path, table: str, message: str) -> None:
-    (pictures / "factors.csv").write_text(table)
+def test_a_wrong_table_is_named(pictures: Path, table: str | bytes, message: str) -> None:
+    (pictures / "factors.csv").write_bytes(table.encode() if isinstance(table, str) else table)
     with pytest.raises(UserError, match=message):
         ImageFolder(pictures, 16, 3).factors  # noqa: B018
 
@@ -176,6 +180,18 @@ def test_a_wrong_picture_is_named(pictures: Path) -> None:
     (pictures / "a/two.jpg").write_bytes((pictures / "a/two.jpg").read_bytes()[:300])
     with pytest.raises(UserError, match=r"two\.jpg cannot be read as a picture"):
         list(ImageFolder(pictures, 16, 3).read(0, 3))
+
+
+def test_sixteen_bits_and_transparency(tmp_path: Path) -> None:
+    ramp = np.linspace(0, 65535, 32 * 32).reshape(32, 32).astype(np.uint16)
+    Image.fromarray(ramp).save(tmp_path / "a.png")
+    clear = np.zeros((32, 32, 4), np.uint8)
+    clear[16:, :, 3] = 255
+    Image.fromarray(clear).save(tmp_path / "b.png")
+    deep, layered = (sample.image for sample in ImageFolder(tmp_path, 32, 1).read(0, 2))
+    np.testing.assert_allclose(deep[..., 0], ramp / 257, atol=1)
+    assert layered[:12].min() == 255  # white shows through
+    assert layered[20:].max() == 0
 
 
 def test_folders_without_pictures_are_refused(tmp_path: Path) -> None:

@@ -7,10 +7,11 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Dataset
 
-from jobs.board import Committed, Point, Started
 from jobs.config import TrackingConfig
 from jobs.errors import UserError
-from jobs.tracking import Tracker, beats
+from jobs.messages import Committed, Point, Started
+from jobs.registry import beats, register
+from jobs.tracking import Tracker
 
 DATASET = Dataset(name="digits", digest="abc", source_type="local", source="/data")
 
@@ -74,6 +75,57 @@ def test_the_curve_has_each_step_once_whatever_was_killed_when(tracker: Tracker,
     assert [(p.step, p.value) for p in curve] == [(2, 3.0), (4, 5.0), (6, 7.5), (8, 9.5), (10, 11.5), (12, 13.5)]
 
 
+def test_a_run_resumed_from_an_older_checkpoint_repeats_no_point(tracker: Tracker, client: MlflowClient) -> None:
+    """The newest checkpoint was damaged: steps that MLflow has already are computed again."""
+    run_id = tracker.start_run("r", {}, DATASET, key="k")
+    first = tracker.curve(run_id)
+    for step in (2, 4, 6):
+        first.take(point(step))
+    first.take(Committed(6))
+    second = tracker.curve(run_id)
+    second.take(Started(2, [point(2)]))
+    for step in (4, 6, 8):
+        second.take(point(step, loss=1.5))
+    second.take(Committed(8))
+    assert [p.step for p in client.get_metric_history(run_id, "train/loss")] == [2, 4, 6, 8]
+
+
+def test_a_point_of_which_a_part_was_sent_becomes_whole(tracker: Tracker, client: MlflowClient) -> None:
+    run_id = tracker.start_run("r", {}, DATASET, key="k")
+    whole = Point(2, 1_700_000_000_000, {"train/loss": 1.0, "validation/elbo": -3.0})
+    tracker.log_points(run_id, [Point(2, whole.time_ms, {"train/loss": 1.0})])
+    tracker.curve(run_id).take(Started(2, [whole]))
+    for name in whole.metrics:
+        assert [p.step for p in client.get_metric_history(run_id, name)] == [2]
+
+
+def test_what_could_not_be_sent_goes_with_the_next_commit(
+    tracker: Tracker, client: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = tracker.start_run("r", {}, DATASET, key="k")
+    curve = tracker.curve(run_id)
+    curve.take(point(2))
+    with monkeypatch.context() as away:
+        away.setattr(tracker, "client", MlflowClient("http://127.0.0.1:9"))
+        away.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+        with pytest.raises(UserError):
+            curve.take(Committed(2))
+    curve.take(point(4))
+    curve.take(Committed(4))
+    assert [p.step for p in client.get_metric_history(run_id, "train/loss")] == [2, 4]
+
+
+@pytest.mark.parametrize("name", ["a b", "a#b", "ä"])
+def test_a_workspace_of_any_name(empty_database: Path, tmp_path: Path, name: str) -> None:
+    folder = tmp_path / name
+    folder.mkdir()
+    shutil.copy(empty_database, folder / "mlflow.db")
+    before = (folder / "mlflow.db").read_bytes()
+    Tracker(TrackingConfig(), folder).start_run("r", {}, DATASET, key="k")
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (folder / "mlflow.db").read_bytes() != before
+
+
 def test_more_points_than_mlflow_takes_at_once(tracker: Tracker, client: MlflowClient) -> None:
     run_id = tracker.start_run("r", {}, DATASET, key="k")
     tracker.log_points(run_id, [point(step) for step in range(1200)])
@@ -86,36 +138,45 @@ def test_registry_and_champion(tracker: Tracker, client: MlflowClient, tmp_path:
     folder = tmp_path / "checkpoint"
     folder.mkdir()
     (folder / "model.safetensors").write_bytes(b"weights")
-    uris = []
-    for elbo in (-100.0, -90.0, -95.0):
-        model_id = tracker.log_model(run_id, "vlae", folder, {"model": "vlae"})
-        registered = tracker.register(
-            run_id, model_id, "digits", {"data_fingerprint": "abc", "weights_sha256": str(elbo)}, {"elbo": elbo}, "elbo"
+
+    def registered(weights: str, elbo: float) -> tuple[str, bool]:
+        tags = {"data_fingerprint": "abc", "likelihood": "logistic", "weights_sha256": weights}
+        made = register(
+            tracker, run_id, "digits", folder, params={"seed": "0"}, tags=tags, scores={"elbo": elbo}, select_by="elbo"
         )
-        uris.append((registered.uri, registered.champion))
-    assert uris == [("models:/digits/1", True), ("models:/digits/2", True), ("models:/digits/3", False)]
+        return made.uri, made.champion
+
+    assert registered("a", -100.0) == ("models:/digits/1", True)
+    assert registered("b", -90.0) == ("models:/digits/2", True)
+    assert registered("c", -95.0) == ("models:/digits/3", False)
+    assert registered("c", -95.0) == ("models:/digits/3", False)  # an evaluation repeated adds no version
+    assert registered("b", -91.0) == ("models:/digits/2", True)
     assert client.get_model_version_by_alias("digits", "champion").version == 2
-    logged = client.get_logged_model(client.get_model_version("digits", 2).model_id)
+    version = client.get_model_version("digits", 2)
+    assert version.tags["elbo"] == "-91.0"
+    logged = client.get_logged_model(version.source.removeprefix("models:/"))
     assert logged.status == "READY"
+    assert logged.params == {"seed": "0"}
     assert (Path(logged.artifact_location.removeprefix("file://")) / "model.safetensors").read_bytes() == b"weights"
-    with pytest.raises(UserError, match=r"select_by=mig is not defined"):
-        tracker.register(run_id, model_id, "digits", {}, {"elbo": 1.0}, "mig")
 
 
 @pytest.mark.parametrize(
     ("champion", "wins"),
     [
         (None, True),
-        ({"data_fingerprint": "a", "elbo": "-2.0"}, True),
-        ({"data_fingerprint": "a", "elbo": "-1.0"}, False),
-        ({"data_fingerprint": "a", "elbo": "-0.5"}, False),
-        ({"data_fingerprint": "a"}, True),
-        ({"data_fingerprint": "a", "elbo": "-0.5", "weights_sha256": "w"}, True),
-        ({"data_fingerprint": "b", "elbo": "-2.0"}, False),
+        ({"elbo": "-2.0"}, True),
+        ({"elbo": "-1.0"}, False),
+        ({"elbo": "-0.5"}, False),
+        ({}, True),
+        ({"elbo": "-0.5", "weights_sha256": "w"}, True),
+        ({"elbo": "-2.0", "data_fingerprint": "b"}, False),
+        ({"elbo": "-2.0", "likelihood": "bernoulli"}, False),
     ],
 )
 def test_who_becomes_champion(champion: dict[str, str] | None, wins: bool) -> None:
-    assert beats(-1.0, "elbo", {"data_fingerprint": "a", "weights_sha256": "w"}, champion)[0] is wins
+    tags = {"data_fingerprint": "a", "likelihood": "logistic", "weights_sha256": "w"}
+    held = None if champion is None else {**tags, "weights_sha256": "v", **champion}
+    assert beats(-1.0, "elbo", tags, held)[0] is wins
 
 
 def test_a_server_that_is_away_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

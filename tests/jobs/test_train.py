@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import descendants
 from safetensors.torch import load_file
 
-from jobs.board import Message, Point, Started
 from jobs.cluster import Resources, cluster
 from jobs.config import RayConfig, TrainConfig
 from jobs.errors import UserError
 from jobs.loop import TrainJob, Worker, train_model
+from jobs.messages import Message, Point, Started
 from jobs.train import place, run_training
 from vlae.config import ObjectiveConfig, VlaeConfig
 
@@ -21,14 +22,15 @@ from vlae.config import ObjectiveConfig, VlaeConfig
 @pytest.mark.parametrize(
     ("settings", "resources", "expected"),
     [
-        ({}, Resources(2, 0), (2, False)),
-        ({"num_workers": 2}, Resources(2, 0), (1, False)),
-        ({"num_workers": 2}, Resources(8, 1), (4, False)),
-        ({"num_workers": 2}, Resources(8, 2), (4, True)),
-        ({"cpus_per_worker": 3}, Resources(8, 0), (3, False)),
-        ({"device": "cpu"}, Resources(4, 4), (4, False)),
-        ({"num_workers": 4}, Resources(2, 0), "needs? 4, and the cluster has 2"),
-        ({"num_workers": 2, "device": "cuda"}, Resources(8, 1), "needs as many GPUs, and the cluster has 1"),
+        ({}, Resources(2, 0, 2), (2, False)),
+        ({"num_workers": 2}, Resources(2, 0, 2), (1, False)),
+        ({"num_workers": 2}, Resources(8, 1, 8), (4, False)),
+        ({"num_workers": 2}, Resources(8, 2, 8), (4, True)),
+        ({"cpus_per_worker": 3}, Resources(8, 0, 8), (3, False)),
+        ({"device": "cpu"}, Resources(4, 4, 4), (4, False)),
+        ({}, Resources(8, 0, 4), (4, False)),
+        ({"num_workers": 4}, Resources(2, 0, 2), "needs? 4, and the cluster has 2"),
+        ({"num_workers": 2, "device": "cuda"}, Resources(8, 1, 8), "needs as many GPUs, and the cluster has 1"),
     ],
 )
 def test_placement(settings: dict[str, int], resources: Resources, expected: tuple[int, bool] | str) -> None:
@@ -80,9 +82,8 @@ def test_a_killed_worker_is_started_again_from_the_last_checkpoint(
     def kill_once(messages: list[Message]) -> None:
         starts.extend(m.step for m in messages if isinstance(m, Started))
         if not killed and list((tmp_path / "checkpoints").glob("step-*")):
-            for path in Path("/proc").glob("[0-9]*/cmdline"):
-                if path.read_bytes().startswith(b"ray::RayTrainWorker"):
-                    killed.append(int(path.parent.name))
+            below = [Path(f"/proc/{pid}/cmdline") for pid in descendants(os.getpid())]
+            killed.extend(int(p.parent.name) for p in below if p.read_bytes().startswith(b"ray::RayTrainWorker"))
             for pid in killed:
                 os.kill(pid, signal.SIGKILL)
 

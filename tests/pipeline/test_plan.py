@@ -6,24 +6,24 @@ from pipeline.plan import decide, missing_input
 
 
 @pytest.mark.parametrize(
-    ("stage", "found", "forced", "changed", "action"),
+    ("stage", "found", "forced", "action"),
     [
-        ("shard", "nothing", [], [], "run"),
-        ("shard", "done", [], [], "skip"),
-        ("shard", "done", ["shard"], [], "run"),
-        ("train", "nothing", [], ["shard"], "run"),
-        ("train", "partial", [], [], "resume"),
-        ("train", "partial", [], ["shard"], "resume"),
-        ("train", "partial", ["train"], [], "run"),
-        ("train", "done", [], [], "skip"),
-        ("train", "done", ["evaluate"], [], "skip"),
-        ("evaluate", "done", [], [], "skip"),
-        ("evaluate", "done", [], ["train"], "run"),
-        ("evaluate", "done", ["evaluate"], [], "run"),
+        ("shard", "nothing", [], "run"),
+        ("shard", "partial", [], "resume"),
+        ("shard", "done", [], "skip"),
+        ("shard", "done", ["shard"], "run"),
+        ("train", "nothing", ["shard"], "run"),
+        ("train", "partial", [], "resume"),
+        ("train", "partial", ["train"], "run"),
+        ("train", "done", [], "skip"),
+        ("train", "done", ["evaluate"], "skip"),
+        ("evaluate", "done", [], "skip"),
+        ("evaluate", "nothing", [], "run"),
+        ("evaluate", "done", ["evaluate"], "run"),
     ],
 )
-def test_decisions(stage: str, found: str, forced: list[str], changed: list[str], action: str) -> None:
-    step = decide(stage, found, forced=forced, changed=changed)
+def test_decisions(stage: str, found: str, forced: list[str], action: str) -> None:
+    step = decide(stage, found, forced=forced)
     assert step.action == action
     assert step.reason
 

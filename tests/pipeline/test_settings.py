@@ -65,6 +65,8 @@ def test_words() -> None:
         (["preset=/nowhere/x.yaml"], "preset=/nowhere/x.yaml does not exist"),
         (["tracking.uri=http://me:secret@host"], "must hold no credentials"),
         (["tracking.uri=ftp://host"], "must begin with http:// or https://"),
+        (["workspace=a?b"], "must hold neither ? nor %"),
+        (["stage=train", "force=shard"], "force=shard has no effect without that stage"),
         (["data.image_size=30"], "data.image_size=30: input should be a multiple of 4"),
     ],
 )

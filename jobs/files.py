@@ -1,0 +1,27 @@
+"""Write and remove on a local file system so that nobody ever sees a half."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON so that a reader sees the old file, the new one, or none, and never a part."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    with partial.open("w") as file:
+        json.dump(value, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder, if it is there: at once under its name, then its content."""
+    doomed = folder.with_name(f".removed-{folder.name}-{os.getpid()}")
+    try:
+        folder.rename(doomed)
+    except FileNotFoundError:
+        return
+    shutil.rmtree(doomed)

@@ -1,0 +1,30 @@
+"""What a training tells whoever watches it."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Point:
+    """Metrics of one step; the time is fixed here, so that sending a point twice changes nothing."""
+
+    step: int
+    time_ms: int  # since the epoch
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Started:
+    """A worker group begins, or begins again, after `step` steps whose curve is `history`."""
+
+    step: int
+    history: list[Point] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Committed:
+    """The checkpoint of `step` is in the store: no earlier step will ever be computed again."""
+
+    step: int
+
+
+Message = Point | Started | Committed
