@@ -167,7 +167,7 @@ def _explain(error: ValidationError) -> str:
         allowed = first["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", ")
         return _unknown_value(key, str(first["input"]), allowed)
     message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "value_error" and message.startswith(key + "."):
+    if first["type"] == "value_error" and (not key or message.startswith(key + ".")):
         return message  # a rule over several settings names them itself
     value = ",".join(map(str, first["input"])) if isinstance(first["input"], list | tuple) else first["input"]
     return f"{key}={value}: {message[:1].lower()}{message[1:]}"
