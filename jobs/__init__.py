@@ -1,1 +1,13 @@
-"""The work that runs on a Ray cluster: shard, train, evaluate, and what they stand on."""
+"""The work that runs on a Ray cluster: shard, train, evaluate, and what they stand on.
+
+Ray and MLflow read some of their settings when they are imported, so these are made here, before either is.
+"""
+
+import os
+
+# After a shutdown no late call may quietly start another cluster.
+os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+# By default MLflow waits four minutes for a server that is away before it says so.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")

@@ -8,9 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-# Read when Ray is imported: after a shutdown no late call may quietly start another cluster.
-os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
-
 import ray
 
 from jobs.config import RayConfig

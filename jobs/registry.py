@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from mlflow import MlflowClient
+
 from jobs.tracking import Tracker
 
 CHAMPION = "champion"
@@ -52,17 +54,21 @@ def register(
     """
     with tracker.errors():
         client = tracker.client
-        if not client.search_registered_models(f"name = '{name}'"):
-            client.create_registered_model(name)
-        aliases = client.get_registered_model(name).aliases
-        champion = client.get_model_version(name, aliases[CHAMPION]) if CHAMPION in aliases else None
-        wins, note = beats(scores[select_by], select_by, tags, champion.tags if champion else None)
+        wins, note = beats(scores[select_by], select_by, tags, _champion_tags(client, name))
         version, model_id = _version(tracker, run_id, name, folder, params, tags["weights_sha256"])
         for key, value in (*tags.items(), *((k, repr(v)) for k, v in scores.items() if "/" not in k)):
             client.set_model_version_tag(name, version, key, value)
         if wins:
             client.set_registered_model_alias(name, CHAMPION, version)
     return Registered(f"models:/{name}/{version}", model_id, wins, note)
+
+
+def _champion_tags(client: MlflowClient, name: str) -> Mapping[str, str] | None:
+    """Tags of the present champion; the name is made if it is new."""
+    if not client.search_registered_models(f"name = '{name}'"):
+        client.create_registered_model(name)
+    aliases = client.get_registered_model(name).aliases
+    return client.get_model_version(name, aliases[CHAMPION]).tags if CHAMPION in aliases else None
 
 
 def _version(

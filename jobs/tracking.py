@@ -1,15 +1,9 @@
 """MLflow: runs, curves, scores, pictures and the model registry, through explicit client calls."""
 
 import logging
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-# The defaults wait four minutes for a server that is away before they say so.
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 
 import mlflow
 from mlflow import MlflowClient
@@ -20,6 +14,7 @@ from jobs.config import TrackingConfig
 from jobs.errors import UserError
 from jobs.messages import Committed, Message, Point, Started
 
+_EXPERIMENT_KIND = "custom_model_development"  # else the UI takes it for an application of language models
 _MOST_METRICS = 1000  # that MLflow takes at once
 _BATCH = 50  # points: a few hundred metrics
 
@@ -55,7 +50,9 @@ class Tracker:
                 )
             if found is None:
                 location = None if config.uri else (workspace / "mlartifacts").as_uri()
-                self.experiment = self.client.create_experiment(config.experiment, artifact_location=location)
+                self.experiment = self.client.create_experiment(
+                    config.experiment, artifact_location=location, tags={"mlflow.experimentKind": _EXPERIMENT_KIND}
+                )
             else:
                 self.experiment = found.experiment_id
 
@@ -86,7 +83,7 @@ class Tracker:
             )
             run_id = str(found[0].info.run_id) if found else ""
             if not run_id:
-                tags = {"pipeline.key": key}
+                tags = {"pipeline.key": key, "mlflow.source.name": "python -m pipeline.run"}
                 run_id = str(self.client.create_run(self.experiment, run_name=name, tags=tags).info.run_id)
             # Said again for a run that is found: a kill may have come before, and equal values are welcome.
             self.client.log_batch(run_id, params=[Param(k, v) for k, v in params.items()])

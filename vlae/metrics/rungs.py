@@ -38,21 +38,25 @@ def rung_information(samples: Array, means: Array, log_sigmas: Array, factors: F
     if means.shape != samples.shape or log_sigmas.shape != samples.shape:
         raise ValueError(f"samples, means, log_sigmas must agree: {samples.shape}, {means.shape}, {log_sigmas.shape}")
     labels = [np.unique(column, return_inverse=True)[1] for column in factors.T]
-    onehot = [np.eye(int(values.max()) + 1)[values] for values in labels]
     entropies = np.array([entropy(values) for values in labels])
-    best = np.full(len(labels), -np.inf)
-    for widening in _WIDENINGS:
-        scores = np.zeros(len(labels))
-        for start in range(0, len(samples), _ROWS):
-            rows = slice(start, min(start + _ROWS, len(samples)))
-            kernel = _held_out_kernel(samples, means, log_sigmas, widening, rows)
-            for k, values in enumerate(labels):
-                prior = onehot[k].mean(0)
-                belief = (1 - _DOUBT) * (kernel @ onehot[k]) + _DOUBT * prior
-                scores[k] += np.log(belief[np.arange(len(kernel)), values[rows]]).sum()
-        best = np.maximum(best, scores / len(samples))
+    scores = [_held_out_scores(samples, means, log_sigmas, widening, labels) for widening in _WIDENINGS]
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(entropies > 0, np.clip(1 + best / entropies, 0, 1), np.nan)
+        return np.where(entropies > 0, np.clip(1 + np.max(scores, axis=0) / entropies, 0, 1), np.nan)
+
+
+def _held_out_scores(
+    samples: Array, means: Array, log_sigmas: Array, widening: float, labels: list[NDArray[np.int64]]
+) -> NDArray[np.float64]:
+    """Mean log probability, nats, that the other images' posteriors give to each sample's label: (K,), <= 0."""
+    onehot = [np.eye(int(values.max()) + 1)[values] for values in labels]
+    total = np.zeros(len(labels))
+    for start in range(0, len(samples), _ROWS):
+        rows = slice(start, min(start + _ROWS, len(samples)))
+        kernel = _held_out_kernel(samples, means, log_sigmas, widening, rows)
+        for k, values in enumerate(labels):
+            belief = (1 - _DOUBT) * (kernel @ onehot[k]) + _DOUBT * onehot[k].mean(0)
+            total[k] += np.log(belief[np.arange(len(kernel)), values[rows]]).sum()
+    return total / len(samples)
 
 
 def _held_out_kernel(
