@@ -12,7 +12,8 @@ run: $(VENV)/installed
 	$(BIN)/python -m pipeline.run stage=shard,train,evaluate workspace=$(WORKSPACE) $(ARGS)
 
 ui: $(VENV)/installed
-	$(BIN)/mlflow ui --backend-store-uri sqlite:///$(abspath $(WORKSPACE))/mlflow.db --port 5000
+	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_DISABLE_TELEMETRY=true $(BIN)/mlflow ui --workers 1 --port 5000 \
+	  --backend-store-uri "sqlite:///$(abspath $(WORKSPACE))/mlflow.db"
 
 test: $(VENV)/installed-test
 	$(BIN)/python -m pytest $(ARGS)
@@ -28,9 +29,10 @@ check: $(VENV)/installed-dev
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
 
-# ensurepip's own pip does; the Debian package python3-venv may be what is missing if this fails.
+# Debian's python3 has no ensurepip without python3-venv: pip then puts itself into the new environment.
 $(VENV)/installed $(VENV)/installed-test $(VENV)/installed-dev: pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); $(PYTHON) -m venv --without-pip $(VENV) && \
+	  $(PYTHON) -m pip --python $(BIN)/python install --quiet pip; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.$(EXTRA)'
 	touch $@
 

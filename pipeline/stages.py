@@ -115,6 +115,7 @@ class Session:
             checkpoint_folder=run.checkpoints,
         )
         curve = self._tracker.curve(run_id)
+        self._report.progress("train    starting the workers ...")
         try:
             follow = _Follower(curve, self._report, config.train.steps)
             checkpoint = run_training(job, self._resources, run.scratch, follow)
