@@ -12,6 +12,7 @@ run: $(VENV)/installed
 	$(BIN)/python -m pipeline.run stage=shard,train,evaluate workspace=$(WORKSPACE) $(ARGS)
 
 ui: $(VENV)/installed
+	mkdir -p $(WORKSPACE)
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_DISABLE_TELEMETRY=true $(BIN)/mlflow ui --workers 1 --port 5000 \
 	  --backend-store-uri "sqlite:///$(abspath $(WORKSPACE))/mlflow.db"
 

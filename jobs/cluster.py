@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import ray
+from ray.exceptions import RayError
 
 from jobs.config import RayConfig
 from jobs.errors import UserError
@@ -20,7 +21,7 @@ _ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
-_AUTHENTICATION = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+_TOKENS = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 _OBJECT_STORE_BYTES = 256 * 2**20  # plans and pictures pass through it, never the data
 
 
@@ -43,7 +44,7 @@ def cluster(config: RayConfig) -> Iterator[Resources]:
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     local = config.address == "local"
-    if local and not any(name in os.environ for name in _AUTHENTICATION):
+    if local and not any(name in os.environ for name in _TOKENS) and os.environ.get("RAY_AUTH_MODE") != "disabled":
         # Ray would write a token into the home folder, and ask for it for ever after.
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     on_terminate = signal.getsignal(signal.SIGTERM)
@@ -57,7 +58,7 @@ def cluster(config: RayConfig) -> Iterator[Resources]:
             logging_level=logging.ERROR,
         )
         signal.signal(signal.SIGTERM, on_terminate)  # Ray has put its own there
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (ConnectionError, ValueError, RuntimeError, RayError) as error:
         reason = str(error).strip().split("\n")[0]
         raise UserError(f"ray.address={config.address}: no cluster could be had ({reason})") from error
     try:

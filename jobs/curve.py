@@ -20,7 +20,7 @@ class Curve:
         self._rank, self._world_size, self._device = rank, world_size, device
         self._history, self._post = history, post
         self._taken: list[Tensor] = []
-        self._skipped = 0
+        self._skipped = _skipped_before(history)
         self._clock, self._images = time.monotonic(), 0
 
     def started(self, step: int) -> None:
@@ -71,3 +71,8 @@ class Curve:
             point = Point(step, time.time_ns() // 1_000_000, metrics)
             self._history.append(point)
             self._post(point)
+
+
+def _skipped_before(history: list[Point]) -> int:
+    counts = [point.metrics["train/skipped_steps"] for point in history if "train/skipped_steps" in point.metrics]
+    return int(counts[-1]) if counts else 0

@@ -1,5 +1,8 @@
 """The error that a user can mend: shown as one line, without a traceback."""
 
+# What a message says where running it once more goes on; the command line knows the words.
+AGAIN = "the same command"
+
 
 class UserError(Exception):
     """Something outside the program is wrong; the message names the culprit and the mend."""

@@ -58,14 +58,15 @@ def run_evaluation(
     Raises:
         UserError: the checkpoint or the data is missing or damaged.
     """
-    cpus = max(1, min(resources.node_cpus, _MOST_CPUS))
     device = "cuda" if use_gpu and resources.num_gpus else "cpu"
+    # A node with a GPU may have few CPUs, and the largest node no GPU.
+    cpus = max(1, min(resources.node_cpus, _MOST_CPUS)) if device == "cpu" else 1
     task = ray.remote(_evaluate_task).options(num_cpus=cpus, num_gpus=int(device == "cuda"), max_retries=1)
     try:
         result: Evaluation = ray.get(task.remote(checkpoint, data_folder, config, cpus, device))
     except RayTaskError as error:
-        if isinstance(error.cause, UserError):
-            raise UserError(str(error.cause)) from error
+        if isinstance(error.cause, UserError | OSError):
+            raise error.cause from error
         raise
     return result
 
@@ -82,7 +83,7 @@ def evaluate_model(model: HierarchicalModel, data: ShardedSplit, config: Evaluat
 
     Args:
         model: in evaluation mode, on its device.
-        data: the split to score; its first `config.num_images` samples are used.
+        data: the split to score, or `config.num_images` samples of it that the seed picks.
         config: how many images, and the seed of all that is drawn.
 
     Raises:

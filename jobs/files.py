@@ -19,7 +19,8 @@ def write_json(path: Path, value: Any) -> None:
 
 def remove_folder(folder: Path) -> None:
     """Remove a folder, if it is there: at once under its name, then its content."""
-    doomed = folder.with_name(f".removed-{folder.name}-{os.getpid()}")
+    doomed = folder.with_name(f".removed-{folder.name}")
+    shutil.rmtree(doomed, ignore_errors=True)  # of a call that was killed
     try:
         folder.rename(doomed)
     except FileNotFoundError:

@@ -9,8 +9,8 @@ from mlflow import MlflowClient
 from jobs.tracking import Tracker
 
 CHAMPION = "champion"
-# Tags of a version. ELBOs of other data, or under another kind of p(x|z), cannot be held against each other.
 _LOGGED = "models:/"  # where a version comes from: this and the id of a LoggedModel
+# Tags of a version. ELBOs of other data, or under another kind of p(x|z), cannot be held against each other.
 COMPARABLE = ("data_fingerprint", "likelihood")
 
 

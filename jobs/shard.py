@@ -10,13 +10,11 @@ from ray.exceptions import RayTaskError
 
 from jobs.cluster import Resources
 from jobs.config import DigitsConfig, FashionMnistConfig, ImagesConfig
-from jobs.data.manifest import Manifest, Shard, task_file, write_manifest
+from jobs.data.manifest import ORIGIN, Manifest, Shard, is_partial, task_file, write_manifest
 from jobs.data.shards import write_task
 from jobs.data.source import SPLITS, Source
 from jobs.errors import UserError
 from jobs.files import remove_folder, write_json
-
-_ORIGIN = "origin.json"  # which source the tars of an unfinished job are from
 
 
 def run_sharding(
@@ -43,14 +41,16 @@ def run_sharding(
         range(start, min(start + config.samples_per_task, total)) for start in range(0, total, config.samples_per_task)
     ]
     try:
-        _prepare(folder, source.fingerprint)
+        _prepare(folder, source)
         todo = {number: part for number, part in enumerate(ranges) if not (folder / task_file(number)).exists()}
         before = total - sum(map(len, todo.values()))
-        _run_tasks(source, config, folder, todo, 3 * resources.num_cpus, lambda done: on_progress(before + done))
+        _run_tasks(
+            source, config, folder, todo, 3 * max(1, resources.num_cpus), lambda done: on_progress(before + done)
+        )
         manifest = Manifest(source.image_shape, source.factors, source.fingerprint, _shards(folder, len(ranges)))
         for split in ("train", "test"):
             if not manifest.num_samples(split):
-                raise UserError(f"none of the {total} samples fell into the {split} split: give more images")
+                raise UserError(f"none of the {total} samples fell into the {split} split: use more images")
         write_manifest(folder, manifest)
     except OSError as error:
         raise UserError(f"{error.filename or folder}: {error.strerror or error}; mend that and run again") from error
@@ -64,17 +64,12 @@ def _shards(folder: Path, num_tasks: int) -> tuple[Shard, ...]:
     return tuple(sorted(shards, key=lambda shard: (SPLITS.index(shard.split), shard.name)))
 
 
-def _prepare(folder: Path, fingerprint: str) -> None:
+def _prepare(folder: Path, source: Source) -> None:
     """Keep the finished tasks of the same source, and nothing else."""
-    origin = folder / _ORIGIN
-    try:
-        same = json.loads(origin.read_text()) == fingerprint
-    except (OSError, ValueError):
-        same = False
-    if not same:
+    if not is_partial(folder, source):
         remove_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(origin, fingerprint)
+    write_json(folder / ORIGIN, source.fingerprint)
 
 
 def _run_tasks(

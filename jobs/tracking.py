@@ -9,9 +9,10 @@ import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, Metric, Param, RunTag, ViewType
 from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import SQLAlchemyError
 
 from jobs.config import TrackingConfig
-from jobs.errors import UserError
+from jobs.errors import AGAIN, UserError
 from jobs.messages import Committed, Message, Point, Started
 
 _EXPERIMENT_KIND = "custom_model_development"  # else the UI takes it for an application of language models
@@ -61,9 +62,9 @@ class Tracker:
         """Turn what MLflow raises in a `with` block into a UserError."""
         try:
             yield
-        except (MlflowException, OSError) as error:
+        except (MlflowException, SQLAlchemyError, OSError) as error:
             reason = str(error).strip().split("\n")[0][:300]
-            raise UserError(f"MLflow at {self._uri} failed: {reason}; run the same command again to go on") from error
+            raise UserError(f"MLflow at {self._uri} failed: {reason}; run {AGAIN} again to go on") from error
 
     def start_run(self, name: str, params: Mapping[str, str], dataset: Dataset, *, key: str) -> str:
         """The run with this key, made if there is none; a resumed training goes on in its run.
@@ -89,7 +90,6 @@ class Tracker:
             self.client.log_batch(run_id, params=[Param(k, v) for k, v in params.items()])
             if not found or not (found[0].inputs and found[0].inputs.dataset_inputs):
                 self.client.log_inputs(run_id, [DatasetInput(dataset)])
-            self.client.update_run(run_id, status="RUNNING")
             return run_id
 
     def curve(self, run_id: str) -> "CurveWriter":
@@ -118,6 +118,11 @@ class Tracker:
         """Keep the files of a folder as artifacts under `name`."""
         with self.errors():
             self.client.log_artifacts(run_id, str(folder), name)
+
+    def resume_run(self, run_id: str) -> None:
+        """Mark a run as RUNNING."""
+        with self.errors():
+            self.client.update_run(run_id, status="RUNNING")
 
     def end_run(self, run_id: str, status: str, tags: Mapping[str, str] | None = None) -> None:
         """Close a run as FINISHED, FAILED or KILLED."""

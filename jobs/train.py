@@ -46,6 +46,10 @@ def place(config: TrainConfig, resources: Resources) -> Placement:
             f"{resources.num_gpus}: set train.device=cpu or fewer workers"
         )
     num_cpus = config.cpus_per_worker or max(1, min(resources.num_cpus // config.num_workers, resources.node_cpus))
+    if num_cpus > max(1, resources.node_cpus):
+        raise UserError(
+            f"train.cpus_per_worker={num_cpus} is more than the largest node of the cluster has, {resources.node_cpus}"
+        )
     if num_cpus * config.num_workers > resources.num_cpus:
         raise UserError(
             f"train.num_workers={config.num_workers} with {num_cpus} CPU each need {num_cpus * config.num_workers}, "

@@ -2,8 +2,9 @@
 
 import math
 
+from jobs.errors import UserError
 from pipeline.config import Config, Stage
-from pipeline.plan import NEEDS, decide
+from pipeline.plan import NEEDS, Step, decide
 from pipeline.report import duration
 from pipeline.workspace import Workspace, find
 
@@ -12,30 +13,34 @@ _IMAGES_PER_SECOND = 850
 _TAR_OVERHEAD = 2048  # bytes per sample: two headers, the JSON, the padding
 
 
-def print_plan(config: Config) -> None:
-    """Print the plan of a command on stdout; nothing is written anywhere.
+def make_plan(config: Config) -> list[tuple[Step, str]]:
+    """Each stage's step, with what it would cost; nothing is written anywhere.
 
     Raises:
         UserError: a stage's input is not there, and no requested stage makes it.
     """
     workspace = Workspace(config)
-    print(f"plan for {workspace.path} (nothing is done)")
-    changed: list[Stage] = []
+    plan: list[tuple[Step, str]] = []
+    running: list[Stage] = []
     for stage in config.stage:
         needed = NEEDS.get(stage)
-        found = "nothing" if needed in changed else find(workspace, stage, config)
-        step = decide(stage, found, forced=config.force)
-        cost = "" if step.action == "skip" else f"; {_cost(workspace, stage, config)}"
-        print(f"  {stage:<9}{step.action:<8}{step.reason}{cost}")
+        if needed in running and stage not in config.force:
+            step = Step(stage, "run", f"after {needed}, unless that makes what was there before")
+        else:
+            step = decide(stage, find(workspace, stage, config), forced=config.force)
         if step.action != "skip":
-            changed.append(stage)
+            running.append(stage)
+        plan.append((step, "" if step.action == "skip" else _cost(workspace, stage, config)))
+    return plan
 
 
 def _cost(workspace: Workspace, stage: Stage, config: Config) -> str:
     if stage == "shard":
-        if workspace.source is None:
-            return "its source is not here yet"
-        samples, size = workspace.source.num_samples, math.prod(workspace.source.image_shape)
+        try:
+            source = workspace.open_source(fetch=False)
+            samples, size = source.num_samples, math.prod(source.image_shape)
+        except UserError as error:
+            return f"but its source is not here: {error}"
         tasks = math.ceil(samples / config.data.samples_per_task)
         return f"{samples:,} images in {tasks} tasks, about {samples * (size + _TAR_OVERHEAD) / 1e6:.0f} MB"
     if stage == "train":

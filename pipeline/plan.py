@@ -4,7 +4,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
-from pipeline.config import Stage
+from pipeline.config import STAGES, Stage
 
 Action = Literal["run", "resume", "skip"]
 Found = Literal["done", "partial", "nothing"]
@@ -45,5 +45,6 @@ def missing_input(stage: Stage, requested: Collection[Stage]) -> str | None:
     if needed is None or needed in requested:
         return None
     return (
-        f"{stage} needs the output of {needed}, which is not there for these settings: add it, stage={needed},{stage}"
+        f"{stage} needs the output of {needed}, which is not there for these settings and this data: "
+        f"run stage={','.join(STAGES[: STAGES.index(stage) + 1])} (what is done is not done again)"
     )

@@ -1,15 +1,16 @@
 """The command: python -m pipeline.run stage=shard,train,evaluate key=value ..."""
 
 import json
+import os
 import signal
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
-from jobs.errors import UserError
+from jobs.errors import AGAIN, UserError
 from pipeline.config import Config
-from pipeline.dry_run import print_plan
+from pipeline.dry_run import make_plan
 from pipeline.help import help_text
 from pipeline.plan import decide
 from pipeline.report import Reporter
@@ -27,33 +28,45 @@ def main(words: Sequence[str]) -> int:
     try:
         config = read_config(words)
     except SettingsError as error:
-        return _fail(str(error), 2)
+        return _fail(f"error: {error}", 2)
     # A supervisor's polite stop is handled like Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    again = "the same command"
+    if config.force:
+        again += f" (without force={','.join(config.force)} for what that had begun)"
+    code = 1
     try:
         _execute(config)
+        code = 0
     except UserError as error:
-        return _fail(str(error), 1)
+        _fail(f"error: {str(error).replace(AGAIN, again)}", 1)
+    except BrokenPipeError:  # whoever read our output has gone: nobody is left to tell
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
-        return _fail(f"{error.filename or config.workspace}: {error.strerror or error}; mend that and run again", 1)
+        name = error.filename or config.workspace
+        _fail(f"error: {name}: {error.strerror or error}; mend that and run {again} again", 1)
     except KeyboardInterrupt:
-        without = f", without force={','.join(config.force)}," if config.force else ""
-        return _fail(f"stopped; the same command{without} goes on where this one was", _INTERRUPTED, prefix="")
-    return 0
+        code = _fail(f"stopped; {again} goes on where this one was", _INTERRUPTED)
+    return code
+
+
+def _fail(message: str, code: int) -> int:
+    print(" ".join(message.split()), file=sys.stderr)
+    return code
 
 
 def _execute(config: Config) -> None:
+    report = Reporter(json_output=config.output == "json")
     if config.dry_run:
-        print_plan(config)
-        return
-    result = run_pipeline(config, Reporter(json_output=config.output == "json"))
+        plan = make_plan(config)
+        report.line(f"plan for {config.workspace} (nothing is done)")
+        for step, cost in plan:
+            report.line(f"  {step.stage:<9}{step.action:<8}{step.reason}{'; ' if cost else ''}{cost}")
+        result: dict[str, Any] = {"plan": {step.stage: step.action for step, _ in plan}}
+    else:
+        result = run_pipeline(config, report)
     if config.output == "json":
         print(json.dumps(result))
-
-
-def _fail(message: str, code: int, prefix: str = "error: ") -> int:
-    print(f"{prefix}{' '.join(message.split())}", file=sys.stderr)
-    return code
 
 
 def run_pipeline(config: Config, report: Reporter) -> dict[str, Any]:
@@ -70,6 +83,7 @@ def run_pipeline(config: Config, report: Reporter) -> dict[str, Any]:
     workspace.make()
     outcome: dict[str, str] = {}
     with ExitStack() as stack:
+        stack.callback(report.clear)
         session = None
         for stage in config.stage:
             found = find(workspace, stage, config)
@@ -85,7 +99,6 @@ def run_pipeline(config: Config, report: Reporter) -> dict[str, Any]:
                 session = Session(workspace, report, stack)
             session.run(stage, anew=stage in config.force)
             outcome[stage] = "resumed" if step.action == "resume" else "done"
-        report.clear()
     return {"stages": outcome, **results(workspace)}
 
 

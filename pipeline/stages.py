@@ -16,7 +16,7 @@ from ray.exceptions import RayError, RayTaskError
 from jobs.checkpoint import export_model, read_history, read_meta
 from jobs.cluster import Resources, cluster
 from jobs.data.manifest import Manifest
-from jobs.errors import UserError
+from jobs.errors import AGAIN, UserError
 from jobs.evaluate import Evaluation, run_evaluation
 from jobs.files import remove_folder, write_json
 from jobs.loop import TrainJob
@@ -77,7 +77,9 @@ class Session:
         }
         folder = self._workspace.data_folder if stage == "shard" else self._run.folder
         with self._workspace.lock(folder):
-            if anew and stage != "evaluate":
+            if anew and stage == "evaluate":
+                (folder / "evaluate.json").unlink(missing_ok=True)
+            elif anew:
                 remove_folder(folder)
             try:
                 stages[stage]()
@@ -85,7 +87,7 @@ class Session:
                 raise  # a mistake of ours: its traceback is wanted
             except RayError as error:
                 reason = str(error).strip().split("\n")[0]
-                raise UserError(f"Ray failed: {reason}; run the same command again to go on") from error
+                raise UserError(f"Ray failed: {reason}; run {AGAIN} again to go on") from error
 
     def _shard(self) -> None:
         source = self._workspace.open_source(fetch=True)
@@ -116,20 +118,21 @@ class Session:
         )
         curve = self._tracker.curve(run_id)
         self._report.progress("train    starting the workers ...")
+        self._tracker.resume_run(run_id)
         try:
             follow = _Follower(curve, self._report, config.train.steps)
             checkpoint = run_training(job, self._resources, run.scratch, follow)
+            meta = read_meta(checkpoint)
+            curve.take(Started(meta["step"], read_history(checkpoint)))  # what MLflow may still lack
+            self._tracker.end_run(run_id, "FINISHED", {"weights_sha256": meta["weights_sha256"]})
+            record = {name: meta[name] for name in ("step", "weights_sha256")}
+            write_json(run.folder / "train.json", {"run_id": run_id, "checkpoint": checkpoint.name, **record})
         except BaseException as error:
             with suppress(UserError):  # the first error is the one to tell
                 self._tracker.end_run(run_id, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
             raise
         finally:
             shutil.rmtree(run.scratch, ignore_errors=True)
-        meta = read_meta(checkpoint)
-        curve.take(Started(meta["step"], read_history(checkpoint)))  # what MLflow may still lack
-        self._tracker.end_run(run_id, "FINISHED", {"weights_sha256": meta["weights_sha256"]})
-        record = {name: meta[name] for name in ("step", "weights_sha256")}
-        write_json(run.folder / "train.json", {"run_id": run_id, "checkpoint": checkpoint.name, **record})
         self._report.done("train", f"step {meta['step']}, checkpoint {checkpoint}")
 
     def _check_select_by(self) -> None:

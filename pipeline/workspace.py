@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from jobs.data.manifest import Manifest, read_manifest
+from jobs.data.manifest import Manifest, is_partial, read_manifest
 from jobs.data.source import Source
 from jobs.data.sources import open_source
 from jobs.errors import UserError
@@ -153,7 +153,9 @@ def find(workspace: Workspace, stage: Stage, config: Config) -> Found:
     if stage == "shard":
         if stage in config.force:  # whatever there is, damaged or not
             return "nothing"
-        return "done" if workspace.dataset() else "partial" if workspace.data_folder.is_dir() else "nothing"
+        if workspace.dataset():
+            return "done"
+        return "partial" if is_partial(workspace.data_folder, workspace.source) else "nothing"
     dataset = workspace.dataset()
     run = workspace.run(dataset) if dataset else None
     trained = run.read("train") if run else None

@@ -4,6 +4,7 @@ manifest.json               everything below, written last: without it there is 
 train-00003.tar             samples `KEY.json` (factors) and `KEY.npy` (image), a plain WebDataset tar
 train-00003.index.npy       int64 (n, 3): offset of the pixels, offset of the JSON, length of the JSON
 task-00003.json             what task 3 wrote, so that a killed job does not do it again
+    origin.json                 which source all this is from
 """
 
 import hashlib
@@ -12,12 +13,13 @@ import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from jobs.data.source import Factor, Split
+from jobs.data.source import Factor, Source, Split
 from jobs.errors import UserError
 from jobs.files import write_json
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+ORIGIN = "origin.json"
 _SHARD_NAME = re.compile(r"(train|validation|test)-\d{5,}")  # it becomes a path: no folder may hide in it
 
 
@@ -65,6 +67,14 @@ def shard_name(split: Split, task: int) -> str:
 def task_file(task: int) -> str:
     """Name of the file that says what a finished task wrote."""
     return f"task-{task:05d}.json"
+
+
+def is_partial(folder: Path, source: Source | None) -> bool:
+    """Whether an interrupted job has left work in `folder` that fits the source as it is now."""
+    try:
+        return source is not None and bool(json.loads((folder / ORIGIN).read_text()) == source.fingerprint)
+    except (OSError, ValueError):
+        return False
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

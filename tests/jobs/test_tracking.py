@@ -45,6 +45,8 @@ def test_a_run_is_found_again_by_its_key(tracker: Tracker, client: MlflowClient)
     tracker.end_run(run_id, "KILLED")
     assert client.get_run(run_id).info.status == "KILLED"
     assert tracker.start_run("vlae-digits", settings, DATASET, key="k1") == run_id
+    assert client.get_run(run_id).info.status == "KILLED"  # looking is not running
+    tracker.resume_run(run_id)
     assert client.get_run(run_id).info.status == "RUNNING"
     assert client.get_run(run_id).data.params == settings
     assert client.get_run(run_id).inputs.dataset_inputs[0].dataset.digest == "abc"
@@ -183,6 +185,13 @@ def test_a_server_that_is_away_is_named(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(UserError, match=r"MLflow at http://127\.0\.0\.1:9 failed.*run the same command again"):
         Tracker(TrackingConfig(uri="http://127.0.0.1:9"), tmp_path)
+
+
+def test_a_damaged_database_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mlflow.db").write_bytes(b"this is no database, whatever its name says" * 50)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # MLflow tries again for two minutes
+    with pytest.raises(UserError, match=r"mlflow\.db failed"):
+        Tracker(TrackingConfig(), tmp_path)
 
 
 def test_a_deleted_experiment_is_named(tracker: Tracker, client: MlflowClient, tmp_path: Path) -> None:

@@ -29,6 +29,6 @@ def test_decisions(stage: str, found: str, forced: list[str], action: str) -> No
 
 
 def test_a_stage_without_its_input_names_the_stage_that_makes_it() -> None:
-    assert "stage=train,evaluate" in (missing_input("evaluate", ["evaluate"]) or "")
+    assert "stage=shard,train,evaluate" in (missing_input("evaluate", ["evaluate"]) or "")
     assert missing_input("evaluate", ["train", "evaluate"]) is None
     assert missing_input("shard", ["shard"]) is None

@@ -108,12 +108,30 @@ def test_what_cannot_be_done_is_said_in_one_line(words: list[str], culprit: str,
 def test_dry_run_writes_nothing(tmp_path: Path) -> None:
     done = run(small(dry_run="true"), tmp_path)
     assert done.returncode == 0
-    assert [line.split()[:2] for line in done.stdout.splitlines()[1:]] == [
+    assert json.loads(done.stdout) == {"plan": {"shard": "run", "train": "run", "evaluate": "run"}}
+    assert [line.split()[:2] for line in done.stderr.splitlines()[1:]] == [
         ["shard", "run"],
         ["train", "run"],
         ["evaluate", "run"],
     ]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_dry_run_says_what_is_missing(tmp_path: Path) -> None:
+    done = run(["dry_run=true", "data=images", "data.folder=/nowhere"], tmp_path)
+    assert "its source is not here: data.folder=/nowhere is not a folder" in done.stdout
+
+
+def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
+    done = subprocess.run(
+        f"{' '.join(command(['--help']))} | head -1; {' '.join(command(['dry_run=true']))} | true",
+        shell=True,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert done.stderr == ""
 
 
 def test_the_main_job_and_the_same_command_again(tmp_path: Path) -> None:

@@ -17,8 +17,9 @@ def rung_information(samples: Array, means: Array, log_sigmas: Array, factors: F
     judged by log q(z|v) - log q(z) without its own posterior, which it would always recognise. That is
     the score of a classifier on held-out data, so in expectation a lower bound of the information
     (Barber, Agakov 2003), and blocks of several latents need no binning. With few images in many
-    dimensions neighbours are rare; the kernels are then widened (by up to 0.8 prior standard deviations,
-    whichever gives the best bound) and one part in a hundred of the classifier's belief stays with the prior.
+    dimensions neighbours are rare; the kernels are then widened by up to 0.8 prior standard deviations,
+    whichever of five widths gives the best bound (a choice that can add a little), and one part in a
+    hundred of the classifier's belief stays with the prior.
 
     Samples, not means: a collapsed rung's means can still separate what its samples cannot.
 
