@@ -20,13 +20,14 @@ from jobs.errors import AGAIN, UserError
 from jobs.evaluate import Evaluation, run_evaluation
 from jobs.files import remove_folder, write_json
 from jobs.loop import TrainJob
-from jobs.messages import Message, Point, Started
+from jobs.messages import Point, Started
 from jobs.registry import Registered, register
 from jobs.shard import run_sharding
-from jobs.tracking import CurveWriter, Tracker
+from jobs.tracking import Tracker
 from jobs.train import run_training
 from pipeline.config import Stage, run_settings
-from pipeline.report import Reporter, score_table, training_line
+from pipeline.follow import Follower
+from pipeline.report import Reporter, score_table
 from pipeline.workspace import Run, Workspace
 
 # How many factors that vary a score needs.
@@ -75,8 +76,12 @@ class Session:
             "train": self._train,
             "evaluate": self._evaluate,
         }
-        folder = self._workspace.data_folder if stage == "shard" else self._run.folder
-        with self._workspace.lock(folder):
+        data_folder = self._workspace.data_folder
+        folder = data_folder if stage == "shard" else self._run.folder
+        with ExitStack() as locks:
+            if stage != "shard":
+                locks.enter_context(self._workspace.lock(data_folder, shared=True))
+            locks.enter_context(self._workspace.lock(folder))
             if anew and stage == "evaluate":
                 (folder / "evaluate.json").unlink(missing_ok=True)
             elif anew:
@@ -120,7 +125,7 @@ class Session:
         self._report.progress("train    starting the workers ...")
         self._tracker.resume_run(run_id)
         try:
-            follow = _Follower(curve, self._report, config.train.steps)
+            follow = Follower(curve, self._report, config.train.steps)
             checkpoint = run_training(job, self._resources, run.scratch, follow)
             meta = read_meta(checkpoint)
             curve.take(Started(meta["step"], read_history(checkpoint)))  # what MLflow may still lack
@@ -217,32 +222,3 @@ class Session:
         if run_id != trained["run_id"]:
             write_json(run.folder / "train.json", {**trained, "run_id": run_id})
         return registered
-
-
-class _Follower:
-    """Takes the workers' messages to the tracking server and to the screen."""
-
-    def __init__(self, curve: CurveWriter, report: Reporter, steps: int) -> None:
-        self._curve, self._report, self._steps = curve, report, steps
-        self._clock, self._from = time.monotonic(), 0
-        self._warned = False
-
-    def __call__(self, messages: list[Message]) -> None:
-        for message in messages:
-            self._send(message)
-            if isinstance(message, Started):
-                self._clock, self._from = time.monotonic(), message.step
-                if message.step:
-                    self._report.line(f"{'':<9}going on from step {message.step}")
-            elif isinstance(message, Point) and "train/loss" in message.metrics:
-                pace = (time.monotonic() - self._clock) / max(1, message.step - self._from)
-                self._report.progress(training_line(message.step, self._steps, message.metrics, pace))
-
-    def _send(self, message: Message) -> None:
-        """Training goes on without MLflow; what it missed is sent with the next commit, or at the end."""
-        try:
-            self._curve.take(message)
-        except UserError as error:
-            if not self._warned:
-                self._report.line(f"{'':<9}training goes on, its curve is kept: {error}")
-            self._warned = True

@@ -83,8 +83,10 @@ class Workspace:
             ) from error
 
     @contextmanager
-    def lock(self, folder: Path) -> Iterator[None]:
+    def lock(self, folder: Path, *, shared: bool = False) -> Iterator[None]:
         """Keep other commands out of a folder of this workspace for the time of a `with` block.
+
+        A shared lock lets in those that only read it too.
 
         The lock is the kernel's: it ends with the process, however that ends.
 
@@ -95,7 +97,7 @@ class Workspace:
         path.parent.mkdir(exist_ok=True)
         with path.open("w") as file:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise UserError(
                     f"another command is at work in {folder}: wait for it, or use another workspace"

@@ -303,3 +303,11 @@ def test_two_commands_do_not_work_in_one_folder(tmp_path: Path) -> None:
             pass
     with workspace.lock(tmp_path / "runs" / "r"):
         pass
+    shards = tmp_path / "shards" / "d"
+    with (
+        workspace.lock(shards, shared=True),
+        workspace.lock(shards, shared=True),
+        pytest.raises(UserError, match="another command is at work"),
+        workspace.lock(shards),
+    ):
+        pass
