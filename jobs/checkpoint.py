@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from jobs.errors import UserError
-from jobs.files import remove_folder, write_json
+from jobs.files import file_sha256, remove_folder, write_json
 from jobs.messages import Point
 from vlae.build import build_model
 from vlae.config import ModelConfig
@@ -71,7 +71,7 @@ def save_checkpoint(
         "data_fingerprint": data_fingerprint,
         "weights_sha256": weights_sha256(model),
         "versions": {name: version(name) for name in ("vlae-pipeline", "torch", "ray")},
-        "files": {name: _sha256(partial / name) for name in (_WEIGHTS, _OPTIMIZER, _HISTORY)},
+        "files": {name: file_sha256(partial / name) for name in (_WEIGHTS, _OPTIMIZER, _HISTORY)},
     }
     write_json(partial / _META, meta)
     remove_folder(final)
@@ -135,7 +135,7 @@ def load_model(path: Path) -> HierarchicalModel:
     """
     meta = read_meta(path)
     weights = path / _WEIGHTS
-    if not weights.is_file() or _sha256(weights) != meta["files"][_WEIGHTS]:
+    if not weights.is_file() or file_sha256(weights) != meta["files"][_WEIGHTS]:
         raise UserError(f"checkpoint {path} is damaged: train again with force=train")
     channels, height, width = meta["image_shape"]
     model = build_model(TypeAdapter(ModelConfig).validate_python(meta["model"]), (channels, height, width))
@@ -156,14 +156,9 @@ def _published(folder: Path) -> list[Path]:
 
 def _is_whole(path: Path) -> bool:
     try:
-        return all(_sha256(path / name) == digest for name, digest in read_meta(path)["files"].items())
+        return all(file_sha256(path / name) == digest for name, digest in read_meta(path)["files"].items())
     except (UserError, OSError):
         return False
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -7,9 +7,10 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 
 from jobs.config import RayConfig
 from jobs.errors import UserError
@@ -68,3 +69,17 @@ def cluster(config: RayConfig) -> Iterator[Resources]:
         yield Resources(int(total.get("CPU", 0)), int(total.get("GPU", 0)), largest)
     finally:
         ray.shutdown()
+
+
+def task_result(task: Any) -> Any:
+    """Wait for a Ray task.
+
+    Raises:
+        UserError, OSError: as the task raised it, without Ray's wrapping.
+    """
+    try:
+        return ray.get(task)
+    except RayTaskError as error:
+        if isinstance(error.cause, UserError | OSError):
+            raise error.cause from error
+        raise

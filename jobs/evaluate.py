@@ -8,11 +8,10 @@ import numpy as np
 import ray
 import torch
 from numpy.typing import NDArray
-from ray.exceptions import RayTaskError
 from torch import Tensor
 
 from jobs.checkpoint import load_model
-from jobs.cluster import Resources
+from jobs.cluster import Resources, task_result
 from jobs.config import EvaluateConfig
 from jobs.data.loader import ShardedSplit
 from jobs.data.order import permute
@@ -62,12 +61,7 @@ def run_evaluation(
     # A node with a GPU may have few CPUs, and the largest node no GPU.
     cpus = max(1, min(resources.node_cpus, _MOST_CPUS)) if device == "cpu" else 1
     task = ray.remote(_evaluate_task).options(num_cpus=cpus, num_gpus=int(device == "cuda"), max_retries=1)
-    try:
-        result: Evaluation = ray.get(task.remote(checkpoint, data_folder, config, cpus, device))
-    except RayTaskError as error:
-        if isinstance(error.cause, UserError | OSError):
-            raise error.cause from error
-        raise
+    result: Evaluation = task_result(task.remote(checkpoint, data_folder, config, cpus, device))
     return result
 
 

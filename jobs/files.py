@@ -1,5 +1,6 @@
-"""Write and remove on a local file system so that nobody ever sees a half."""
+"""Files on a local file system: written and removed so that nobody ever sees a half, and hashed."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -15,6 +16,12 @@ def write_json(path: Path, value: Any) -> None:
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file's bytes (hex)."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def remove_folder(folder: Path) -> None:

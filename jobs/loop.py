@@ -152,7 +152,7 @@ def train_step(training: Training) -> Tensor:
     loss = objective_loss(terms, kl_weight(job.objective, step))
     training.optimizer.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
-    norm = nn.utils.clip_grad_norm_((p for p in training.model.parameters() if p.requires_grad), job.train.grad_clip)
+    norm = nn.utils.clip_grad_norm_(training.model.parameters(), job.train.grad_clip)
     skipped = not math.isfinite(norm.item())
     if not skipped:
         training.optimizer.step()

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayTaskError
 
-from jobs.cluster import Resources
+from jobs.cluster import Resources, task_result
 from jobs.config import DigitsConfig, FashionMnistConfig, ImagesConfig
 from jobs.data.manifest import ORIGIN, Manifest, Shard, is_partial, task_file, write_manifest
 from jobs.data.shards import write_task
@@ -90,11 +89,6 @@ def _run_tasks(
             task = write.remote(shared, folder, number, part, config.validation_fraction, config.test_fraction)
             pending[task] = part
         for task in ray.wait(list(pending), timeout=1.0)[0]:
-            try:
-                ray.get(task)
-            except RayTaskError as error:
-                if isinstance(error.cause, UserError | OSError):
-                    raise error.cause from error
-                raise
+            task_result(task)
             done += len(pending.pop(task))
         on_done(done)

@@ -27,14 +27,15 @@ def make_plan(config: Config) -> list[tuple[Step, str]]:
         if needed in running and stage not in config.force:
             step = Step(stage, "run", f"after {needed}, unless that makes what was there before")
         else:
-            step = decide(stage, find(workspace, stage, config), forced=config.force)
+            step = decide(stage, find(workspace, stage), forced=config.force)
         if step.action != "skip":
             running.append(stage)
-        plan.append((step, "" if step.action == "skip" else _cost(workspace, stage, config)))
+        plan.append((step, "" if step.action == "skip" else _cost(workspace, stage)))
     return plan
 
 
-def _cost(workspace: Workspace, stage: Stage, config: Config) -> str:
+def _cost(workspace: Workspace, stage: Stage) -> str:
+    config = workspace.config
     if stage == "shard":
         try:
             source = workspace.open_source(fetch=False)

@@ -86,7 +86,7 @@ def run_pipeline(config: Config, report: Reporter) -> dict[str, Any]:
         stack.callback(report.clear)
         session = None
         for stage in config.stage:
-            found = find(workspace, stage, config)
+            found = find(workspace, stage)
             step = decide(stage, found, forced=config.force)
             report.step(step)
             if step.action == "skip":

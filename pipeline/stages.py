@@ -37,6 +37,8 @@ _FACTORS_NEEDED = {"elbo": 0, "mig": 1, "mig_sup": 2}
 class Session:
     """The stages of one command. Ray and MLflow start when the first stage needs them, and once.
 
+    The dataset is looked at when sharding, if it is among the stages, is over.
+
     Args:
         workspace: of the command's settings.
         report: where progress goes.
@@ -54,14 +56,14 @@ class Session:
     def _tracker(self) -> Tracker:
         return Tracker(self._config.tracking, self._workspace.path)
 
-    @property
+    @cached_property
     def _dataset(self) -> Manifest:
         manifest = self._workspace.dataset()
         if manifest is None:
             raise UserError(f"no dataset in {self._workspace.data_folder}: add shard to the stages")
         return manifest
 
-    @property
+    @cached_property
     def _run(self) -> Run:
         return self._workspace.run(self._dataset)
 
@@ -95,7 +97,7 @@ class Session:
                 raise UserError(f"Ray failed: {reason}; run {AGAIN} again to go on") from error
 
     def _shard(self) -> None:
-        source = self._workspace.open_source(fetch=True)
+        source = self._workspace.source or self._workspace.open_source(fetch=True)
         total, folder = source.num_samples, self._workspace.data_folder
         manifest = run_sharding(
             source,

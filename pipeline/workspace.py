@@ -146,14 +146,14 @@ class Workspace:
         return fingerprint(identity(self.config.evaluate), tracking)
 
 
-def find(workspace: Workspace, stage: Stage, config: Config) -> Found:
+def find(workspace: Workspace, stage: Stage) -> Found:
     """What earlier commands left of a stage, for these settings and inputs.
 
     Raises:
         UserError: the input of the stage is not there, and no requested stage makes it.
     """
     if stage == "shard":
-        if stage in config.force:  # whatever there is, damaged or not
+        if stage in workspace.config.force:  # whatever there is, damaged or not
             return "nothing"
         if workspace.dataset():
             return "done"
@@ -164,7 +164,7 @@ def find(workspace: Workspace, stage: Stage, config: Config) -> Found:
     if run and stage == "train":
         return "done" if trained else "partial" if run.has_checkpoint else "nothing"
     if run is None or trained is None:
-        message = missing_input(stage, config.stage)
+        message = missing_input(stage, workspace.config.stage)
         if message:
             raise UserError(message)
         return "nothing"

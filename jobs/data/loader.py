@@ -1,7 +1,7 @@
 """Read samples of a sharded dataset by number, and batches by step."""
 
-import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ from jobs.data.manifest import Manifest, Shard, read_manifest
 from jobs.data.order import batch_indices, worker_slices
 from jobs.data.source import Split
 from jobs.errors import UserError
+from jobs.files import file_sha256
 
 
 class ShardedSplit:
@@ -57,22 +58,24 @@ class ShardedSplit:
         channels, height, width = self.image_shape
         size = channels * height * width
         out = np.empty((len(numbers), size), np.uint8)
-        shards = np.searchsorted(self._starts, numbers, side="right") - 1
-        for row, (shard, number) in enumerate(zip(shards.tolist(), numbers.tolist(), strict=True)):
-            start = self._index[shard][number - self._starts[shard], 0]
-            out[row] = self._bytes[shard][start : start + size]
+        for row, (tar, (start, _, _)) in enumerate(self._rows(numbers)):
+            out[row] = tar[start : start + size]
         return torch.from_numpy(out).view(-1, height, width, channels).permute(0, 3, 1, 2)
 
     def factors(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
         """Factor values of these samples, (n, K), columns as in the manifest."""
         names = [factor.name for factor in self.manifest.factors]
         out = np.empty((len(numbers), len(names)), np.int64)
-        shards = np.searchsorted(self._starts, numbers, side="right") - 1
-        for row, (shard, number) in enumerate(zip(shards.tolist(), numbers.tolist(), strict=True)):
-            _, start, length = self._index[shard][number - self._starts[shard]]
-            values = json.loads(self._bytes[shard][start : start + length].tobytes())
+        for row, (tar, (_, start, length)) in enumerate(self._rows(numbers)):
+            values = json.loads(tar[start : start + length].tobytes())
             out[row] = [values[name] for name in names]
         return out
+
+    def _rows(self, numbers: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
+        """The tar and the row of its index of each sample."""
+        shards = np.searchsorted(self._starts, numbers, side="right") - 1
+        for shard, number in zip(shards.tolist(), numbers.tolist(), strict=True):
+            yield self._bytes[shard], self._index[shard][number - self._starts[shard]]
 
 
 class BatchLoader:
@@ -106,8 +109,7 @@ class BatchLoader:
 
 def _open_verified(path: Path, sha256: str) -> NDArray[np.uint8]:
     try:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = file_sha256(path)
     except FileNotFoundError:
         raise UserError(f"shard {path} is missing: write it again with force=shard") from None
     if digest != sha256:

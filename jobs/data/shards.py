@@ -12,7 +12,7 @@ from webdataset import TarWriter
 
 from jobs.data.manifest import Shard, shard_name, task_file
 from jobs.data.source import SPLITS, Sample, Source, Split
-from jobs.files import write_json
+from jobs.files import file_sha256, write_json
 
 _BLOCK = 512  # of tar: every header is one, and every member is padded to whole ones
 
@@ -82,8 +82,7 @@ class ShardWriter:
         index = io.BytesIO()
         np.save(index, np.asarray(self._rows, np.int64), allow_pickle=False)
         self.index_path.write_bytes(index.getvalue())
-        with self._partial.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = file_sha256(self._partial)
         num_bytes = self._partial.stat().st_size
         self._partial.replace(self.tar_path)
         index_digest = hashlib.sha256(index.getvalue()).hexdigest()
