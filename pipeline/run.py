@@ -40,8 +40,8 @@ def main(words: Sequence[str]) -> int:
         code = 0
     except UserError as error:
         _fail(f"error: {str(error).replace(AGAIN, again)}", 1)
-    except BrokenPipeError:  # whoever read our output has gone: nobody is left to tell
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:
+        raise  # an OSError of no file of ours
     except OSError as error:
         name = error.filename or config.workspace
         _fail(f"error: {name}: {error.strerror or error}; mend that and run {again} again", 1)
@@ -116,4 +116,10 @@ def results(workspace: Workspace) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    try:
+        exit_code = main(sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read our output has gone: nobody is left to tell
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        exit_code = 1
+    sys.exit(exit_code)
