@@ -8,7 +8,7 @@ from typing import Any
 import ray
 
 from jobs.cluster import Resources, task_result
-from jobs.config import DigitsConfig, FashionMnistConfig, ImagesConfig
+from jobs.data.config import DigitsConfig, FashionMnistConfig, ImagesConfig
 from jobs.data.manifest import ORIGIN, Manifest, Shard, is_partial, task_file, write_manifest
 from jobs.data.shards import write_task
 from jobs.data.source import SPLITS, Source

@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_validator
 from pydantic.fields import FieldInfo
 
-from jobs.config import AbsolutePath, DataConfig, DigitsConfig, EvaluateConfig, RayConfig, TrackingConfig, TrainConfig
+from jobs.config import EvaluateConfig, RayConfig, TrackingConfig, TrainConfig
+from jobs.data.config import AbsolutePath, DataConfig, DigitsConfig
 from vlae.config import ModelConfig, ObjectiveConfig, Section, VlaeConfig, split_commas
 
 Stage = Literal["shard", "train", "evaluate"]

@@ -13,7 +13,7 @@ from typing import Any
 
 from jobs.data.manifest import Manifest, is_partial, read_manifest
 from jobs.data.source import Source
-from jobs.data.sources import open_source
+from jobs.data.sources.build import open_source
 from jobs.errors import UserError
 from pipeline.config import Config, Stage, identity, run_settings, spell
 from pipeline.plan import Found, missing_input

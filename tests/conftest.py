@@ -10,11 +10,11 @@ os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 
-from jobs.config import DigitsConfig
-from jobs.data.digits import DigitScenes
+from jobs.data.config import DigitsConfig
 from jobs.data.manifest import Manifest, write_manifest
 from jobs.data.shards import write_task
 from jobs.data.source import SPLITS, Source
+from jobs.data.sources.digits import DigitScenes
 
 
 def write_dataset(source: Source, folder: Path, samples_per_task: int) -> Manifest:

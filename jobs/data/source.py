@@ -53,7 +53,23 @@ class Source(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Changes whenever the content may have changed."""
+        """Changes whenever the content may have changed; cheap, and the same on every machine with the same files."""
+        ...
+
+    @property
+    def sequential(self) -> bool:
+        """Whether `read` has to pass over all samples before `start` (a compressed stream), so that long runs pay."""
+        ...
+
+    def check(self) -> list[str]:
+        """Verify the files, once, before they are read.
+
+        Returns:
+            Remarks for the user, such as a hash that is not the published one.
+
+        Raises:
+            UserError: a file is missing or not of the format.
+        """
         ...
 
     def read(self, start: int, stop: int) -> Iterator[Sample]:

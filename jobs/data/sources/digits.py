@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.data.glyphs import CELL, FACES, SHA256, load_atlas
 from jobs.data.mixing import mix64
 from jobs.data.source import Factor, Sample
+from jobs.data.sources.glyphs import CELL, FACES, SHA256, load_atlas
 
 Array = NDArray[np.float32]
 
@@ -77,6 +77,13 @@ class DigitScenes:
     @property
     def fingerprint(self) -> str:
         return f"{self!r}-{_REVISION}-{SHA256}"
+
+    @property
+    def sequential(self) -> bool:
+        return False
+
+    def check(self) -> list[str]:
+        return []
 
     def read(self, start: int, stop: int) -> Iterator[Sample]:
         for begin in range(start, stop, 256):

@@ -100,6 +100,13 @@ class ImageFolder:
             digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
         return digest.hexdigest()
 
+    @property
+    def sequential(self) -> bool:
+        return False
+
+    def check(self) -> list[str]:
+        return []
+
     def read(self, start: int, stop: int) -> Iterator[Sample]:
         index = {factor.name: {value: i for i, value in enumerate(factor.values)} for factor in self.factors}
         for name in self.files[start:stop]:

@@ -1,6 +1,6 @@
 """Atlas of digit glyphs: 12 faces x 10 digits, 40x40 grey, as a committed PNG.
 
-It is committed because FreeType's pixels change from version to version. `python -m jobs.data.glyphs`
+It is committed because FreeType's pixels change from version to version. `python -m jobs.data.sources.glyphs`
 draws it again from the fonts in matplotlib's wheel (DejaVu, STIX, Computer Modern: free licences).
 """
 

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from jobs.config import DEBIAN_FASHION_MNIST, DigitsConfig, FashionMnistConfig, ImagesConfig
-from jobs.data.digits import DigitScenes
-from jobs.data.fashion_mnist import FILES, FashionMnist, download, find_file
-from jobs.data.image_folder import ImageFolder
+from jobs.data.config import DEBIAN_FASHION_MNIST, DigitsConfig, FashionMnistConfig, ImagesConfig
 from jobs.data.source import Source
+from jobs.data.sources.digits import DigitScenes
+from jobs.data.sources.fashion_mnist import FILES, FashionMnist, download, find_file
+from jobs.data.sources.image_folder import ImageFolder
 from jobs.errors import UserError
 
 

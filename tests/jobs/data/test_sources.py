@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jobs.config import DEBIAN_FASHION_MNIST, FashionMnistConfig
-from jobs.data import fashion_mnist
-from jobs.data.fashion_mnist import FILES, FashionMnist, read_idx, read_verified
-from jobs.data.image_folder import ImageFolder
-from jobs.data.sources import open_source
+from jobs.data.config import DEBIAN_FASHION_MNIST, FashionMnistConfig
+from jobs.data.sources import fashion_mnist
+from jobs.data.sources.build import open_source
+from jobs.data.sources.fashion_mnist import FILES, FashionMnist, read_idx, read_verified
+from jobs.data.sources.image_folder import ImageFolder
 from jobs.errors import UserError
 
 

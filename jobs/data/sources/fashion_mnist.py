@@ -70,6 +70,13 @@ class FashionMnist:
     def fingerprint(self) -> str:
         return f"fashion_mnist-{self.image_size}-{self.files}"
 
+    @property
+    def sequential(self) -> bool:
+        return False
+
+    def check(self) -> list[str]:
+        return []
+
     def read(self, start: int, stop: int) -> Iterator[Sample]:
         # 60,000 and 10,000: a range may span the end of the one and the start of the other.
         parts = (("train", 0, 60_000), ("t10k", 60_000, 70_000))

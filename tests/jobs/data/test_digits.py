@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from jobs.data import glyphs
-from jobs.data.digits import LIGHT, PALETTE, DigitScenes
+from jobs.data.sources import glyphs
+from jobs.data.sources.digits import LIGHT, PALETTE, DigitScenes
 
 
 def scenes(size: int = 32, channels: int = 3, seed: int = 0) -> DigitScenes:

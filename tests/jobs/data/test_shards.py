@@ -16,11 +16,11 @@ import pytest
 import webdataset as wds
 from conftest import write_dataset
 
-from jobs.data.digits import DigitScenes
 from jobs.data.loader import BatchLoader, ShardedSplit
 from jobs.data.manifest import read_manifest
 from jobs.data.shards import split_of, write_task
 from jobs.data.source import Sample
+from jobs.data.sources.digits import DigitScenes
 from jobs.errors import UserError
 
 
