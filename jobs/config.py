@@ -16,6 +16,14 @@ class TrainConfig(Section):
     num_slices: int = Field(
         8, ge=1, description="fixed slices of the global batch; workers take whole slices, so it bounds their number"
     )
+    shuffle_window: int = Field(
+        0, ge=0, description="shards that are shuffled together, for data larger than the local disk; 0: all"
+    )
+    resident: Literal["auto", "off", "ram", "device"] = Field(
+        "auto",
+        description="keep all training images in RAM or on the GPU; auto: on the GPU if they fit well, else off",
+        json_schema_extra=EXECUTION,
+    )
     learning_rate: float = Field(4e-3, gt=0, le=1, description="peak learning rate of AdamW")
     lr_warmup_steps: int = Field(100, ge=0, description="steps of linear rise to the peak; then a cosine falls to zero")
     weight_decay: float = Field(1e-4, ge=0, le=1, description="decoupled weight decay of AdamW")

@@ -15,6 +15,7 @@ from jobs.cluster import Resources, task_result
 from jobs.config import EvaluateConfig
 from jobs.data.loader import ShardedSplit
 from jobs.data.order import permute
+from jobs.data.shard_files import DataAccess
 from jobs.errors import UserError
 from jobs.figures import heat_map, sheets
 from jobs.loop import to_device
@@ -50,7 +51,7 @@ class Codes:
 
 
 def run_evaluation(
-    checkpoint: Path, data_folder: Path, config: EvaluateConfig, resources: Resources, *, use_gpu: bool
+    checkpoint: Path, access: DataAccess, config: EvaluateConfig, resources: Resources, *, use_gpu: bool
 ) -> Evaluation:
     """Evaluate in a Ray task, on a GPU if there is one and it may be used.
 
@@ -61,15 +62,15 @@ def run_evaluation(
     # A node with a GPU may have few CPUs, and the largest node no GPU.
     cpus = max(1, min(resources.node_cpus, _MOST_CPUS)) if device == "cpu" else 1
     task = ray.remote(_evaluate_task).options(num_cpus=cpus, num_gpus=int(device == "cuda"), max_retries=1)
-    result: Evaluation = task_result(task.remote(checkpoint, data_folder, config, cpus, device))
+    result: Evaluation = task_result(task.remote(checkpoint, access, config, cpus, device))
     return result
 
 
 def _evaluate_task(
-    checkpoint: Path, data_folder: Path, config: EvaluateConfig, num_threads: int, device: str
+    checkpoint: Path, access: DataAccess, config: EvaluateConfig, num_threads: int, device: str
 ) -> Evaluation:
     torch.set_num_threads(num_threads)
-    return evaluate_model(load_model(checkpoint).to(device), ShardedSplit(data_folder, "test"), config)
+    return evaluate_model(load_model(checkpoint).to(device), ShardedSplit(access, "test"), config)
 
 
 def evaluate_model(model: HierarchicalModel, data: ShardedSplit, config: EvaluateConfig) -> Evaluation:

@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -21,7 +21,15 @@ def write_json(path: Path, value: Any) -> None:
 def file_sha256(path: Path) -> str:
     """sha256 of a file's bytes (hex)."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return open_sha256(file)
+
+
+def open_sha256(file: BinaryIO) -> str:
+    """sha256 of an open file's bytes (hex), from its start; it is at its start afterwards."""
+    file.seek(0)
+    digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+    file.seek(0)
+    return digest
 
 
 def remove_folder(folder: Path) -> None:

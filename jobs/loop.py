@@ -16,7 +16,8 @@ from jobs.config import TrainConfig
 from jobs.curve import Curve
 from jobs.data.loader import BatchLoader, ShardedSplit
 from jobs.data.mixing import mix64
-from jobs.data.order import permute
+from jobs.data.order import Order, permute
+from jobs.data.shard_files import DataAccess
 from jobs.messages import Committed, Message, Point
 from vlae.build import build_model
 from vlae.config import HvaeConfig, ObjectiveConfig, VlaeConfig
@@ -35,7 +36,7 @@ class TrainJob:
     objective: ObjectiveConfig
     train: TrainConfig
     seed: int
-    data_folder: Path
+    data: DataAccess
     checkpoint_folder: Path
 
 
@@ -83,8 +84,8 @@ def train_model(job: TrainJob, worker: Worker, post: Callable[[Message], None]) 
     curve.started(training.step)
     validation = _Validation(training) if worker.rank == 0 else None
     config = job.train
-    while training.step < config.steps:
-        values = train_step(training)
+    for images in training.loader.batches(training.step, config.steps):
+        values = train_step(training, images)
         training.step += 1
         last = training.step == config.steps
         curve.add(values, training.step, config.batch_size, log=last or training.step % config.log_every == 0)
@@ -103,14 +104,19 @@ def prepare(job: TrainJob, worker: Worker) -> Training:
     Raises:
         UserError: the data is missing or damaged.
     """
-    config, data = job.train, ShardedSplit(job.data_folder, "train")
+    config, data = job.train, ShardedSplit(job.data, "train")
+    resident = keeps_resident(config, data, worker.device)
+    if resident is None:
+        data.check_room(config.shuffle_window)
+    order = Order(data.shard_sizes, batch_size=config.batch_size, seed=job.seed, window=config.shuffle_window)
     loader = BatchLoader(
         data,
-        seed=job.seed,
-        batch_size=config.batch_size,
+        order,
         num_slices=config.num_slices,
         rank=worker.rank,
         world_size=worker.world_size,
+        device=worker.device,
+        resident=resident,
     )
     model = build_model(job.model, data.image_shape, job.seed)
     model = model.to(worker.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -120,6 +126,14 @@ def prepare(job: TrainJob, worker: Worker) -> Training:
     restored = restore(newest, model, optimizer) if newest else Restored(0, [])
     module = worker.wrap(torch.compile(model) if config.compile else model)  # type: ignore[arg-type]
     return Training(job, worker, loader, model, module, optimizer, restored.step, restored.history, newest)
+
+
+def keeps_resident(config: TrainConfig, data: ShardedSplit, device: torch.device) -> torch.device | None:
+    """Where all training images are kept, if they are."""
+    if config.resident == "auto" and device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return device if data.num_bytes <= free / 4 else None
+    return {"ram": torch.device("cpu"), "device": device}.get(config.resident)
 
 
 def _save(training: Training) -> Path:
@@ -135,8 +149,8 @@ def _save(training: Training) -> Path:
     )
 
 
-def train_step(training: Training) -> Tensor:
-    """One update of the weights.
+def train_step(training: Training, images: Tensor) -> Tensor:
+    """One update of the weights, by this worker's uint8 images of the step.
 
     Returns:
         float64 (4 + L,) on the CPU: loss, reconstruction, gradient norm, 1 if the update was skipped
@@ -145,10 +159,10 @@ def train_step(training: Training) -> Tensor:
     job, device, step = training.job, training.worker.device, training.step
     for group in training.optimizer.param_groups:
         group["lr"] = learning_rate(job.train, step)
-    images = to_device(training.loader.images(step), device)
+    pixels = to_device(images, device)
     noise = slice_noise(training.model, training.loader, job.seed, step, device)
     with autocast(job.train, device):
-        terms: Terms = training.module(images, noise)
+        terms: Terms = training.module(pixels, noise)
     loss = objective_loss(terms, kl_weight(job.objective, step))
     training.optimizer.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
@@ -207,7 +221,7 @@ class _Validation:
         self._images: Tensor | None = None
         if not training.loader.data.manifest.num_samples("validation"):
             return
-        data = ShardedSplit(job.data_folder, "validation")
+        data = ShardedSplit(job.data, "validation")
         numbers = permute(np.arange(min(len(data), _VALIDATION_IMAGES)), len(data), job.seed)
         self._images = to_device(data.images(numbers), training.worker.device)
         self._key = int(mix64(job.seed, _VALIDATION_STEP)) >> 1

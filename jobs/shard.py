@@ -1,94 +1,109 @@
 """The shard job: Ray tasks write a source's tars in parallel; the manifest comes last."""
 
-import json
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, cast
 
 import ray
 
 from jobs.cluster import Resources, task_result
-from jobs.data.config import DigitsConfig, FashionMnistConfig, ImagesConfig
-from jobs.data.manifest import ORIGIN, Manifest, Shard, is_partial, task_file, write_manifest
-from jobs.data.shards import write_task
+from jobs.data.config import DataSection
+from jobs.data.manifest import Manifest, Shard, finished_tasks, read_task_file, write_manifest
+from jobs.data.shards import write_parts
 from jobs.data.source import SPLITS, Source
 from jobs.errors import UserError
-from jobs.files import remove_folder, write_json
+from jobs.store.open import open_store
+
+Part = tuple[int, range]  # number of a task file, and the samples it speaks of
 
 
 def run_sharding(
-    source: Source,
-    config: DigitsConfig | FashionMnistConfig | ImagesConfig,
-    folder: Path,
-    resources: Resources,
-    on_progress: Callable[[int], None],
+    source: Source, config: DataSection, url: str, resources: Resources, on_progress: Callable[[int], None]
 ) -> Manifest:
     """Write the dataset, or what an earlier, interrupted call left unwritten.
 
+    Two calls at once, on one machine or on several, write the same bytes under the same names, so that neither
+    can harm the other.
+
     Args:
         source: picklable; every task reads its own range.
-        config: splits and samples per task.
-        folder: of this dataset alone, seen by every node.
+        config: splits, encoding and samples per task.
+        url: of this dataset alone, reached by every node.
         resources: of the running cluster; a few tasks per CPU are kept waiting, not all of them.
         on_progress: called with the number of samples that are written.
 
     Raises:
-        UserError: the source is damaged, the folder cannot be written, or a split came out empty.
+        UserError: the source is damaged, the place cannot be written, or a split came out empty.
     """
-    total = source.num_samples
-    ranges = [
-        range(start, min(start + config.samples_per_task, total)) for start in range(0, total, config.samples_per_task)
-    ]
-    try:
-        _prepare(folder, source)
-        todo = {number: part for number, part in enumerate(ranges) if not (folder / task_file(number)).exists()}
-        before = total - sum(map(len, todo.values()))
-        _run_tasks(
-            source, config, folder, todo, 3 * max(1, resources.num_cpus), lambda done: on_progress(before + done)
-        )
-        manifest = Manifest(source.image_shape, source.factors, source.fingerprint, _shards(folder, len(ranges)))
-        for split in ("train", "test"):
-            if not manifest.num_samples(split):
-                raise UserError(f"none of the {total} samples fell into the {split} split: use more images")
-        write_manifest(folder, manifest)
-    except OSError as error:
-        raise UserError(f"{error.filename or folder}: {error.strerror or error}; mend that and run again") from error
+    parts, store = plan_parts(source, config), open_store(url)
+    done = finished_tasks(store)
+    todo = [part for part in parts if part[0] not in done]
+    before = source.num_samples - sum(len(samples) for _, samples in todo)
+    cpus = max(1, resources.num_cpus)
+    runs = consecutive_runs(todo, -(-len(todo) // cpus) if source.sequential else 1)
+    _run_tasks(source, config, url, runs, 3 * cpus, lambda written: on_progress(before + written))
+    return publish(source, config, url, parts)
+
+
+def plan_parts(source: Source, config: DataSection) -> list[Part]:
+    """The samples of each task."""
+    total, step = source.num_samples, config.samples_per_task
+    return [(number, range(start, min(start + step, total))) for number, start in enumerate(range(0, total, step))]
+
+
+def publish(source: Source, config: DataSection, url: str, parts: list[Part]) -> Manifest:
+    """Write the manifest of a dataset whose tasks are all done.
+
+    Raises:
+        UserError: a split came out empty, or another command has published other content there.
+    """
+    store = open_store(url)
+    shards = [shard for number, _ in parts for shard in read_task_file(store, number)]
+    manifest = Manifest(source.image_shape, config.encoding, source.factors, source.fingerprint, _in_order(shards))
+    for split in ("train", "test"):
+        if not manifest.num_samples(split):
+            raise UserError(f"none of the {source.num_samples} samples fell into the {split} split: use more images")
+    write_manifest(store, manifest)
+    store.sweep()
     return manifest
 
 
-def _shards(folder: Path, num_tasks: int) -> tuple[Shard, ...]:
-    """What the tasks wrote, by split and name."""
-    texts = [(folder / task_file(number)).read_text() for number in range(num_tasks)]
-    shards = [Shard(**shard) for text in texts for shard in json.loads(text)]
+def consecutive_runs(parts: list[Part], longest: int) -> list[list[Part]]:
+    """Cut parts into runs of at most `longest` that follow one another without a gap."""
+    runs: list[list[Part]] = []
+    for part in parts:
+        if runs and len(runs[-1]) < longest and runs[-1][-1][1].stop == part[1].start:
+            runs[-1].append(part)
+        else:
+            runs.append([part])
+    return runs
+
+
+def _in_order(shards: list[Shard]) -> tuple[Shard, ...]:
+    """By split and name."""
     return tuple(sorted(shards, key=lambda shard: (SPLITS.index(shard.split), shard.name)))
-
-
-def _prepare(folder: Path, source: Source) -> None:
-    """Keep the finished tasks of the same source, and nothing else."""
-    if not is_partial(folder, source):
-        remove_folder(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / ORIGIN, source.fingerprint)
 
 
 def _run_tasks(
     source: Source,
-    config: DigitsConfig | FashionMnistConfig | ImagesConfig,
-    folder: Path,
-    todo: dict[int, range],
+    config: DataSection,
+    url: str,
+    runs: list[list[Part]],
     most_pending: int,
-    on_done: Callable[[int], None],
+    on_written: Callable[[int], None],
 ) -> None:
-    write = ray.remote(write_task).options(num_cpus=1)
+    write = ray.remote(write_parts).options(num_cpus=1)
     shared = ray.put(source)
-    waiting, done = list(todo.items()), 0
-    pending: dict[Any, range] = {}
-    while waiting or pending:
-        while waiting and len(pending) < most_pending:
-            number, part = waiting.pop(0)
-            task = write.remote(shared, folder, number, part, config.validation_fraction, config.test_fraction)
-            pending[task] = part
-        for task in ray.wait(list(pending), timeout=1.0)[0]:
-            task_result(task)
-            done += len(pending.pop(task))
-        on_done(done)
+    waiting: Iterator[list[Part]] = iter(runs)
+    pending: list[Any] = []  # streams of the tasks' counts
+    written = 0
+    while True:
+        while len(pending) < most_pending and (run := next(waiting, None)) is not None:
+            pending.append(write.remote(shared, url, run, config))
+        if not pending:
+            return
+        for stream in ray.wait(pending, num_returns=len(pending), timeout=0.5)[0]:
+            try:
+                written += task_result(next(cast(Iterator[Any], stream)))
+            except StopIteration:
+                pending.remove(stream)
+        on_written(written)

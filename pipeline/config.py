@@ -1,5 +1,6 @@
 """The whole configuration: the sections of the two lower floors, and the run's own settings."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -25,7 +26,21 @@ def _plain_for_sqlite(path: Path) -> Path:
     return path
 
 
+def _store_address(value: str) -> str:
+    """An absolute path, or an address on S3 without credentials."""
+    if value.startswith("s3:"):
+        if not _S3_ADDRESS.fullmatch(value):
+            raise ValueError("must be s3://BUCKET or s3://BUCKET/PREFIX; credentials come from the environment")
+        return value.rstrip("/")
+    if "://" in value:
+        raise ValueError("must be a folder or s3://BUCKET/PREFIX")
+    return str(Path(value).expanduser().absolute()) if value else value
+
+
 Stages = Annotated[tuple[Stage, ...], BeforeValidator(split_commas), AfterValidator(_in_order)]
+
+
+_S3_ADDRESS = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[\w.=-]+)*/?")
 
 
 class Config(Section):
@@ -34,6 +49,9 @@ class Config(Section):
     stage: Stages = Field(STAGES, min_length=1, description="stages to run, in the pipeline's order however written")
     workspace: Annotated[AbsolutePath, AfterValidator(_plain_for_sqlite)] = Field(
         "workspace", validate_default=True, description="folder for shards, runs, MLflow's database and artifacts"
+    )
+    store: Annotated[str, AfterValidator(_store_address)] = Field(
+        "", description="folder or s3://BUCKET/PREFIX for the shards; empty: the workspace"
     )
     seed: int = Field(0, ge=0, lt=2**63, description="of the weights, the order and the noise")
     force: Stages = Field((), description="stages to run again although they are done")

@@ -2,6 +2,7 @@
 
 import math
 
+from jobs.data.sources.build import open_source
 from jobs.errors import UserError
 from pipeline.config import Config, Stage
 from pipeline.plan import NEEDS, Step, decide
@@ -38,7 +39,7 @@ def _cost(workspace: Workspace, stage: Stage) -> str:
     config = workspace.config
     if stage == "shard":
         try:
-            source = workspace.open_source(fetch=False)
+            source = open_source(config.data, workspace.path / "downloads", fetch=False)
             samples, size = source.num_samples, math.prod(source.image_shape)
         except UserError as error:
             return f"but its source is not here: {error}"

@@ -15,7 +15,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from jobs.checkpoint import export_model, read_history, read_meta
 from jobs.cluster import Resources, cluster
-from jobs.data.manifest import Manifest
+from jobs.data.manifest import MANIFEST, Manifest
 from jobs.errors import AGAIN, UserError
 from jobs.evaluate import Evaluation, run_evaluation
 from jobs.files import remove_folder, write_json
@@ -60,7 +60,7 @@ class Session:
     def _dataset(self) -> Manifest:
         manifest = self._workspace.dataset()
         if manifest is None:
-            raise UserError(f"no dataset in {self._workspace.data_folder}: add shard to the stages")
+            raise UserError(f"no shards in {self._workspace.access.url}: add shard to the stages")
         return manifest
 
     @cached_property
@@ -78,16 +78,13 @@ class Session:
             "train": self._train,
             "evaluate": self._evaluate,
         }
-        data_folder = self._workspace.data_folder
-        folder = data_folder if stage == "shard" else self._run.folder
+        data_name = self._workspace.data_name
         with ExitStack() as locks:
             if stage != "shard":
-                locks.enter_context(self._workspace.lock(data_folder, shared=True))
-            locks.enter_context(self._workspace.lock(folder))
-            if anew and stage == "evaluate":
-                (folder / "evaluate.json").unlink(missing_ok=True)
-            elif anew:
-                remove_folder(folder)
+                locks.enter_context(self._workspace.lock(data_name, shared=True))
+            locks.enter_context(self._workspace.lock(data_name if stage == "shard" else self._run.folder.name))
+            if anew:
+                self._forget(stage)
             try:
                 stages[stage]()
             except RayTaskError:
@@ -96,19 +93,30 @@ class Session:
                 reason = str(error).strip().split("\n")[0]
                 raise UserError(f"Ray failed: {reason}; run {AGAIN} again to go on") from error
 
+    def _forget(self, stage: Stage) -> None:
+        """Remove what an earlier command left of a stage."""
+        if stage == "evaluate":
+            (self._run.folder / "evaluate.json").unlink(missing_ok=True)
+        elif stage == "train":
+            remove_folder(self._run.folder)
+        elif store := self._workspace.data_store:
+            store.clear(MANIFEST)
+
     def _shard(self) -> None:
-        source = self._workspace.source or self._workspace.open_source(fetch=True)
-        total, folder = source.num_samples, self._workspace.data_folder
+        source = self._workspace.fetch_source()
+        for remark in source.check():
+            self._report.line(f"{'':<9}note: {remark}")
+        total, url = source.num_samples, self._workspace.access.url
         manifest = run_sharding(
             source,
             self._config.data,
-            folder,
+            url,
             self._resources,
             lambda done: self._report.progress(f"shard    {done:,} of {total:,} samples"),
         )
         counts = ", ".join(f"{manifest.num_samples(split):,} {split}" for split in ("train", "validation", "test"))
         size = sum(shard.num_bytes for shard in manifest.shards) / 1e6
-        self._report.done("shard", f"{counts}; {len(manifest.shards)} tars, {size:.0f} MB in {folder}")
+        self._report.done("shard", f"{counts}; {len(manifest.shards)} tars, {size:.0f} MB in {url}")
 
     def _train(self) -> None:
         run, config = self._run, self._config
@@ -120,7 +128,7 @@ class Session:
             objective=config.objective,
             train=config.train,
             seed=config.seed,
-            data_folder=self._workspace.data_folder,
+            data=self._workspace.access,
             checkpoint_folder=run.checkpoints,
         )
         curve = self._tracker.curve(run_id)
@@ -161,8 +169,8 @@ class Session:
         dataset = Dataset(
             name=self._config.data.name,
             digest=self._dataset.fingerprint,
-            source_type="local",
-            source=str(self._workspace.data_folder),
+            source_type="s3" if self._workspace.access.url.startswith("s3:") else "local",
+            source=self._workspace.access.url,
         )
         name = f"{self._config.model.name}-{self._config.data.name}"
         return self._tracker.start_run(name, record["settings"], dataset, key=record["key"])
@@ -177,7 +185,7 @@ class Session:
         checkpoint = run.checkpoints / trained["checkpoint"]
         use_gpu = config.train.device != "cpu"
         evaluation = run_evaluation(
-            checkpoint, self._workspace.data_folder, config.evaluate, self._resources, use_gpu=use_gpu
+            checkpoint, self._workspace.access, config.evaluate, self._resources, use_gpu=use_gpu
         )
         run.figures.mkdir(exist_ok=True)
         for name, png in evaluation.figures.items():

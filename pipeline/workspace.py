@@ -11,10 +11,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from jobs.data.manifest import Manifest, is_partial, read_manifest
+from jobs.data.manifest import MANIFEST, Manifest, finished_tasks, read_manifest
+from jobs.data.shard_files import DataAccess
 from jobs.data.source import Source
 from jobs.data.sources.build import open_source
 from jobs.errors import UserError
+from jobs.store.base import Store
+from jobs.store.open import open_store
 from pipeline.config import Config, Stage, identity, run_settings, spell
 from pipeline.plan import Found, missing_input
 
@@ -83,57 +86,97 @@ class Workspace:
             ) from error
 
     @contextmanager
-    def lock(self, folder: Path, *, shared: bool = False) -> Iterator[None]:
-        """Keep other commands out of a folder of this workspace for the time of a `with` block.
+    def lock(self, name: str, *, shared: bool = False) -> Iterator[None]:
+        """Keep other commands of this workspace out of a dataset or a run for the time of a `with` block.
 
-        A shared lock lets in those that only read it too.
-
-        The lock is the kernel's: it ends with the process, however that ends.
+        A shared lock lets in those that only read it too. The lock is the kernel's: it ends with the process,
+        however that ends.
 
         Raises:
             UserError: another command is at work there.
         """
-        path = self.path / "locks" / folder.name
+        path = self.path / "locks" / name
         path.parent.mkdir(exist_ok=True)
         with path.open("w") as file:
             try:
                 fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise UserError(
-                    f"another command is at work in {folder}: wait for it, or use another workspace"
+                    f"another command is at work on {name} in {self.path}: wait for it, or use another workspace"
                 ) from None
             yield
 
     @property
-    def data_folder(self) -> Path:
-        """Shards of the data settings."""
+    def data_name(self) -> str:
+        """Of the shards of the data settings, whatever the source holds."""
         data = self.config.data
-        return self.path / "shards" / f"{data.name}-{fingerprint(data.name, identity(data))}"
+        return f"{data.name}-{fingerprint(data.name, identity(data))}"
 
-    def open_source(self, *, fetch: bool) -> Source:
-        """The source of the data settings; with `fetch` its files may be downloaded into the workspace.
+    @property
+    def data_url(self) -> str | None:
+        """Place of the shards of these settings and of the source as it is now.
+
+        Where the source's files are not at hand, the place of the shards that were made of them; None if there are
+        none.
 
         Raises:
-            UserError: files are missing.
+            UserError: there are several such places.
         """
-        return open_source(self.config.data, self.path / "downloads", fetch=fetch)
+        place = f"{self.config.store or self.path}/shards"
+        if self.source is not None:
+            return f"{place}/{self.data_name}-{fingerprint(self.source.fingerprint)[:8]}"
+        folders = (f"{place}/{name}" for name in open_store(place).folders(f"{self.data_name}-"))
+        made = [url for url in folders if open_store(url).read(MANIFEST) is not None]
+        if len(made) > 1:
+            raise UserError(
+                f"{place} holds {len(made)} versions of {self.data_name}, and the source that would tell which is "
+                "meant is not here: put it back, or remove the versions you do not want"
+            )
+        return made[0] if made else None
+
+    @property
+    def data_store(self) -> Store | None:
+        """The store at `data_url`."""
+        return open_store(self.data_url) if self.data_url else None
+
+    @property
+    def access(self) -> DataAccess:
+        """How jobs read the shards.
+
+        Raises:
+            UserError: there are none.
+        """
+        if self.data_url is None:
+            raise UserError(
+                f"no shards of data={self.config.data.name} in {self.config.store or self.path}: run stage=shard"
+            )
+        data = self.config.data
+        return DataAccess(self.data_url, data.cache_folder or self.path / "cache", data.cache_bytes)
 
     @cached_property
     def source(self) -> Source | None:
         """The source as it is now, or None if its files are not at hand."""
         try:
-            source = self.open_source(fetch=False)
-            source.num_samples  # noqa: B018  (a folder is listed here, once)
+            source = open_source(self.config.data, self.path / "downloads", fetch=False)
+            source.fingerprint, source.num_samples  # noqa: B018  (a folder is listed here, once)
         except UserError:
             return None
         return source
 
+    def fetch_source(self) -> Source:
+        """The source, its files downloaded into the workspace if need be and if their publisher allows.
+
+        Raises:
+            UserError: files are missing.
+        """
+        if self.source is None:
+            self.source = open_source(self.config.data, self.path / "downloads", fetch=True)
+        return self.source
+
     def dataset(self) -> Manifest | None:
-        """The shards that are there and still fit the source; a source that is gone is not held against them."""
-        manifest = read_manifest(self.data_folder)
-        if manifest and self.source and self.source.fingerprint != manifest.source_fingerprint:
-            return None
-        return manifest
+        """The shards that are there; a source that is gone is not held against them."""
+        store = self.data_store
+        return read_manifest(store) if store else None
 
     def run(self, dataset: Manifest) -> Run:
         """The training of these settings on this dataset."""
@@ -157,7 +200,8 @@ def find(workspace: Workspace, stage: Stage) -> Found:
             return "nothing"
         if workspace.dataset():
             return "done"
-        return "partial" if is_partial(workspace.data_folder, workspace.source) else "nothing"
+        store = workspace.data_store
+        return "partial" if store and finished_tasks(store) else "nothing"
     dataset = workspace.dataset()
     run = workspace.run(dataset) if dataset else None
     trained = run.read("train") if run else None

@@ -1,48 +1,57 @@
 """Read samples of a sharded dataset by number, and batches by step."""
 
-import json
-from collections.abc import Iterator
-from pathlib import Path
+import math
+import resource
+from collections import deque
+from collections.abc import Collection, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from jobs.data.manifest import Manifest, Shard, read_manifest
-from jobs.data.order import batch_indices, worker_slices
+from jobs.data.manifest import read_manifest
+from jobs.data.order import Order, worker_slices
+from jobs.data.shard_files import DataAccess, OpenShard, ShardFiles
 from jobs.data.source import Split
 from jobs.errors import UserError
-from jobs.files import file_sha256
+from jobs.store.open import open_store
+
+_THREADS = 8  # that fetch and verify shards
+_AHEAD = 2  # batches that wait for the training
 
 
 class ShardedSplit:
     """One split of a dataset as a numbered sequence of images and factors.
 
-    Every tar and index is checked against the manifest's sha256 when it is opened: a damaged byte is an
-    error, never a sample.
+    A shard is fetched, where it is not local, and checked against the manifest's sha256 when it is first
+    needed: a damaged byte is an error, never a sample.
 
     Args:
-        folder: where the manifest is.
+        access: the dataset's place.
         split: "train", "validation" or "test".
 
     Raises:
-        UserError: no dataset there, an empty split, or a shard that is missing or damaged (it is named).
+        UserError: no dataset there, or an empty split. Reading raises it for a shard that is missing or
+            damaged; the shard is named.
     """
 
-    def __init__(self, folder: Path, split: Split) -> None:
-        manifest = read_manifest(folder)
+    def __init__(self, access: DataAccess, split: Split) -> None:
+        manifest = read_manifest(open_store(access.url))
         if manifest is None:
-            raise UserError(f"no dataset in {folder}: run stage=shard first")
-        self.manifest: Manifest = manifest
-        self._shards = manifest.of_split(split)
+            raise UserError(f"no dataset in {access.url}: run stage=shard first")
+        self.manifest, self._shards = manifest, manifest.of_split(split)
         if not self._shards:
             raise UserError(
-                f"the {split} split of {folder} is empty: use more samples or a larger data.{split}_fraction"
+                f"the {split} split of {access.url} is empty: use more samples or a larger data.{split}_fraction"
             )
-        self._bytes = [_open_verified(folder / f"{shard.name}.tar", shard.sha256) for shard in self._shards]
-        self._index = [_open_index(folder, shard) for shard in self._shards]
+        self._files = ShardFiles(access, manifest)
         self._starts = np.cumsum([0] + [shard.num_samples for shard in self._shards])
+        self._open: dict[int, OpenShard] = {}
+        self._opening: dict[int, Future[OpenShard]] = {}
+        self._pool = ThreadPoolExecutor(_THREADS, "shards")
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -53,72 +62,178 @@ class ShardedSplit:
         height, width, channels = self.manifest.image_shape
         return channels, height, width
 
-    def images(self, numbers: NDArray[np.int64]) -> Tensor:
+    @property
+    def num_bytes(self) -> int:
+        """Of all images, uncompressed."""
+        return len(self) * math.prod(self.image_shape)
+
+    @property
+    def shard_sizes(self) -> NDArray[np.int64]:
+        """Samples of each shard."""
+        return np.diff(self._starts)
+
+    def images(self, numbers: NDArray[np.int64], *, pin_memory: bool = False) -> Tensor:
         """Images of these samples, (n, C, H, W) uint8 in channels-last memory order."""
         channels, height, width = self.image_shape
         size = channels * height * width
-        out = np.empty((len(numbers), size), np.uint8)
-        for row, (tar, (start, _, _)) in enumerate(self._rows(numbers)):
-            out[row] = tar[start : start + size]
-        return torch.from_numpy(out).view(-1, height, width, channels).permute(0, 3, 1, 2)
+        out = torch.empty(len(numbers) * size, dtype=torch.uint8, pin_memory=pin_memory)
+        # Slices of memoryviews copy at the speed of memory; everything around them costs more than the copy.
+        target, at = memoryview(out.numpy()), 0  # type: ignore[arg-type]
+        for shard, number in self._places(numbers):
+            start = shard.offsets[number]
+            target[at : at + size] = shard.pixels[start : start + size]
+            at += size
+        return out.view(-1, height, width, channels).permute(0, 3, 1, 2)
 
     def factors(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
         """Factor values of these samples, (n, K), columns as in the manifest."""
-        names = [factor.name for factor in self.manifest.factors]
-        out = np.empty((len(numbers), len(names)), np.int64)
-        for row, (tar, (_, start, length)) in enumerate(self._rows(numbers)):
-            values = json.loads(tar[start : start + length].tobytes())
-            out[row] = [values[name] for name in names]
+        out = np.empty((len(numbers), len(self.manifest.factors)), np.int64)
+        for row, (shard, number) in enumerate(self._places(numbers)):
+            out[row] = shard.factors[number]
         return out
 
-    def _rows(self, numbers: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
-        """The tar and the row of its index of each sample."""
+    def _places(self, numbers: NDArray[np.int64]) -> Iterator[tuple[OpenShard, int]]:
+        """The shard of each sample, open, and its number there."""
         shards = np.searchsorted(self._starts, numbers, side="right") - 1
-        for shard, number in zip(shards.tolist(), numbers.tolist(), strict=True):
-            yield self._bytes[shard], self._index[shard][number - self._starts[shard]]
+        inside = (numbers - self._starts[shards]).tolist()
+        which = shards.tolist()
+        closed = set(which) - self._open.keys()
+        self.prepare(closed)
+        for shard in closed:
+            self._open[shard] = self._opening[shard].result()
+            del self._opening[shard]
+        return zip(map(self._open.__getitem__, which), inside, strict=True)
+
+    def prepare(self, shards: Collection[int]) -> None:
+        """Begin to fetch and verify shards, several at a time."""
+        for shard in shards:
+            if shard not in self._open and shard not in self._opening:
+                self._opening[shard] = self._pool.submit(self._files.open, self._shards[shard])
+
+    def retain(self, shards: Collection[int]) -> None:
+        """Close all shards but these, so that their copies may be removed."""
+        for held in (self._open, self._opening):
+            for shard in held.keys() - set(shards):
+                del held[shard]
+
+    def check_room(self, window: int) -> None:
+        """See that there is room for what is read at a time: all, or two windows of so many shards.
+
+        Raises:
+            UserError: there is not, in the cache or among the open files; the message says what would help.
+        """
+        _allow_open_files(min(2 * window or len(self._shards), len(self._shards)))
+        if self._files.in_place:
+            return
+        sizes = sorted((self._files.copied_bytes(shard) for shard in self._shards), reverse=True)
+        needed, limit = sum(sizes[: 2 * window or None]), self._files.access.cache_bytes
+        if needed > limit:
+            fitting = limit // (2 * sizes[0])
+            mend = f"set train.shuffle_window={fitting} or less" if fitting else "write smaller shards"
+            raise UserError(
+                f"data.cache_bytes={limit} is too small for the {needed:,} bytes that are read at a time: "
+                f"raise it, or {mend}"
+            )
 
 
 class BatchLoader:
-    """Images by (step, slice), the same for any number of workers.
+    """Images by step, the same for any number of workers.
 
     Args:
         data: the split to read.
-        seed: of the order.
-        batch_size: global batch, a multiple of num_slices.
+        order: of its samples.
         num_slices: fixed slices of a global batch.
         rank, world_size: which slices are this worker's.
+        device: where the images go.
+        resident: where all images of the split are kept from the start; None: they are read batch by batch.
     """
 
     def __init__(
-        self, data: ShardedSplit, *, seed: int, batch_size: int, num_slices: int, rank: int = 0, world_size: int = 1
+        self,
+        data: ShardedSplit,
+        order: Order,
+        *,
+        num_slices: int,
+        rank: int = 0,
+        world_size: int = 1,
+        device: torch.device | None = None,
+        resident: torch.device | None = None,
     ) -> None:
-        self.data, self.seed, self.batch_size, self.num_slices = data, seed, batch_size, num_slices
-        self.slices = worker_slices(num_slices, rank, world_size)
+        self.data, self.order = data, order
+        self._num_slices, self.slices = num_slices, worker_slices(num_slices, rank, world_size)
+        self._device = device or torch.device("cpu")
+        self._cuda = self._device.type == "cuda"
+        self._copies = torch.cuda.Stream(self._device) if self._cuda else None  # type: ignore[no-untyped-call]
+        self._resident = self._read_all(resident) if resident else None
 
     @property
     def slice_size(self) -> int:
         """Images per slice."""
-        return self.batch_size // self.num_slices
+        return self.order.batch_size // self._num_slices
 
     def images(self, step: int) -> Tensor:
-        """This worker's images of `step`, its slices one after the other: (n, C, H, W) uint8."""
-        indices = batch_indices(self.seed, step, self.batch_size, len(self.data))
-        mine = indices.reshape(self.num_slices, -1)[self.slices.start : self.slices.stop]
-        return self.data.images(mine.reshape(-1))
+        """This worker's images of `step`, its slices one after the other: (n, C, H, W) uint8 on the device."""
+        numbers = self.order.batch(step).reshape(self._num_slices, -1)
+        mine = numbers[self.slices.start : self.slices.stop].reshape(-1)
+        images = self._read(step, mine) if self._resident is None else self._gather(self._resident, mine)
+        with torch.cuda.stream(self._copies) if self._copies else nullcontext():
+            return images.to(self._device, non_blocking=True)
+
+    def _read(self, step: int, numbers: NDArray[np.int64]) -> Tensor:
+        images = self.data.images(numbers, pin_memory=self._cuda)
+        windows = self.order.windows(step)
+        if windows:
+            shards = np.concatenate(windows).tolist()
+            self.data.retain(shards)
+            self.data.prepare(shards)
+        return images
+
+    def _gather(self, resident: Tensor, numbers: NDArray[np.int64]) -> Tensor:
+        channels, height, width = self.data.image_shape
+        images = resident.index_select(0, torch.from_numpy(numbers).to(resident.device))
+        return images.view(-1, height, width, channels).permute(0, 3, 1, 2)
+
+    def batches(self, start: int, stop: int) -> Iterator[Tensor]:
+        """Images of the steps start..stop-1, read ahead by a thread while the caller computes."""
+        with ThreadPoolExecutor(1, "batches") as pool:
+            pending = deque(pool.submit(self.images, step) for step in range(start, min(start + _AHEAD, stop)))
+            try:
+                for step in range(start, stop):
+                    images = pending.popleft().result()
+                    if step + _AHEAD < stop:
+                        pending.append(pool.submit(self.images, step + _AHEAD))
+                    if self._copies is not None:
+                        current = torch.cuda.current_stream(self._device)
+                        current.wait_stream(self._copies)
+                        images.record_stream(current)
+                    yield images
+            finally:
+                for waiting in pending:
+                    waiting.cancel()
+
+    def _read_all(self, device: torch.device) -> Tensor:
+        """All images of the split, (N, H * W * C), a few shards at a time."""
+        data = self.data
+        everything = torch.empty(len(data), data.num_bytes // len(data), dtype=torch.uint8, device=device)
+        start = 0
+        for shard, size in enumerate(data.shard_sizes.tolist()):
+            data.prepare(range(shard, min(shard + _THREADS, len(data.shard_sizes))))
+            images = data.images(np.arange(start, start + size)).permute(0, 2, 3, 1).reshape(size, -1)
+            everything[start : start + size] = images.to(device)
+            start += size
+            data.retain(())
+        return everything
 
 
-def _open_verified(path: Path, sha256: str) -> NDArray[np.uint8]:
-    try:
-        digest = file_sha256(path)
-    except FileNotFoundError:
-        raise UserError(f"shard {path} is missing: write it again with force=shard") from None
-    if digest != sha256:
-        raise UserError(f"shard {path} is damaged (sha256 {digest[:12]}, manifest {sha256[:12]}): use force=shard")
-    return np.memmap(path, np.uint8, mode="r")
-
-
-def _open_index(folder: Path, shard: Shard) -> NDArray[np.int64]:
-    path = folder / f"{shard.name}.index.npy"
-    _open_verified(path, shard.index_sha256)
-    index: NDArray[np.int64] = np.load(path, allow_pickle=False)
-    return index
+def _allow_open_files(count: int) -> None:
+    """Every mapped shard holds a file: let this process have as many as the system allows."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 2 * count + 512
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+        if most < wanted:
+            raise UserError(
+                f"{count} shards are more files than this process may open ({hard}): raise `ulimit -n`, "
+                "set train.shuffle_window, or write larger shards (data.samples_per_task)"
+            )

@@ -1,26 +1,25 @@
 """The one owner of a sharded dataset's names and formats: what the writer writes, the reader reads.
 
 manifest.json               everything below, written last: without it there is no dataset
-train-00003.tar             samples `KEY.json` (factors) and `KEY.npy` (image), a plain WebDataset tar
-train-00003.index.npy       int64 (n, 3): offset of the pixels, offset of the JSON, length of the JSON
+train-00003.tar             samples `KEY.json` (factors) and `KEY.npy` or `KEY.png`, a plain WebDataset tar
+train-00003.index.npy       int64 (n, 2 + K): offset and length of the pixels (of the PNG file), then the factors
 task-00003.json             what task 3 wrote, so that a killed job does not do it again
-    origin.json                 which source all this is from
 """
 
 import hashlib
 import json
 import re
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from typing import Any
 
-from jobs.data.source import Factor, Source, Split
+from jobs.data.source import Factor, Split
 from jobs.errors import UserError
-from jobs.files import write_json
+from jobs.store.base import Store
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
-ORIGIN = "origin.json"
 _SHARD_NAME = re.compile(r"(train|validation|test)-\d{5,}")  # it becomes a path: no folder may hide in it
+_TASK_FILE = re.compile(r"task-\d{5,}\.json")
 
 
 @dataclass(frozen=True)
@@ -33,6 +32,7 @@ class Shard:
     num_bytes: int
     sha256: str  # of the tar
     index_sha256: str
+    pixels_sha256: str | None  # of the images one after the other, where the tar holds them as PNG
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ class Manifest:
     """What a dataset holds. image_shape is (height, width, channels)."""
 
     image_shape: tuple[int, int, int]
+    encoding: str  # "npy" or "png"
     factors: tuple[Factor, ...]
     source_fingerprint: str
     shards: tuple[Shard, ...]
@@ -64,38 +65,71 @@ def shard_name(split: Split, task: int) -> str:
     return f"{split}-{task:05d}"
 
 
-def task_file(task: int) -> str:
-    """Name of the file that says what a finished task wrote."""
-    return f"task-{task:05d}.json"
+def tar_file(shard: str) -> str:
+    """Name of a shard's tar."""
+    return f"{shard}.tar"
 
 
-def is_partial(folder: Path, source: Source | None) -> bool:
-    """Whether an interrupted job has left work in `folder` that fits the source as it is now."""
-    try:
-        return source is not None and bool(json.loads((folder / ORIGIN).read_text()) == source.fingerprint)
-    except (OSError, ValueError):
-        return False
+def index_file(shard: str) -> str:
+    """Name of a shard's index."""
+    return f"{shard}.index.npy"
 
 
-def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Publish a dataset: its shards are whole and in place when this is called."""
-    write_json(folder / MANIFEST, {"format": FORMAT, "fingerprint": manifest.fingerprint, **asdict(manifest)})
+def write_task_file(store: Store, task: int, shards: list[Shard]) -> None:
+    """Say what a finished task wrote: its tars and indexes are in place when this is called."""
+    store.write(_task_file(task), _json([asdict(shard) for shard in shards]))
 
 
-def read_manifest(folder: Path) -> Manifest | None:
-    """The dataset in `folder`, or None if none was published there.
+def read_task_file(store: Store, task: int) -> list[Shard]:
+    """What a finished task wrote."""
+    content = store.read(_task_file(task))
+    if content is None:
+        raise UserError(f"{store.url}/{_task_file(task)} is gone: something else changes that place; run again")
+    return [Shard(**shard) for shard in json.loads(content)]
+
+
+def finished_tasks(store: Store) -> set[int]:
+    """Numbers of the tasks that are done."""
+    return {int(name[5:-5]) for name in store.names("task-") if _TASK_FILE.fullmatch(name)}
+
+
+def write_manifest(store: Store, manifest: Manifest) -> None:
+    """Publish a dataset: its shards are whole and in place when this is called.
+
+    Raises:
+        UserError: there is another manifest already, of other content.
+    """
+    content = _json({"format": FORMAT, "fingerprint": manifest.fingerprint, **asdict(manifest)})
+    there = store.create(MANIFEST, content)
+    if there != content and _parse(there).fingerprint != manifest.fingerprint:
+        raise UserError(
+            f"{store.url} was published by another command in the meantime, with other content: run again to use that, "
+            "or with force=shard to replace it"
+        )
+
+
+def read_manifest(store: Store) -> Manifest | None:
+    """The dataset in a place, or None if none was published there.
 
     Raises:
         UserError: there is a manifest, but it is damaged or of another version.
     """
-    path = folder / MANIFEST
+    content = store.read(MANIFEST)
     try:
-        content = json.loads(path.read_text())
+        return _parse(content) if content is not None else None
+    except UserError as error:
+        raise UserError(f"{store.url}/{MANIFEST} {error}") from error
+
+
+def _parse(text: bytes) -> Manifest:
+    try:
+        content: dict[str, Any] = json.loads(text)
         if content["format"] != FORMAT:
-            raise UserError(f"{path} has format {content['format']}, this version reads {FORMAT}: use force=shard")
+            raise UserError(f"has format {content['format']}, this version reads {FORMAT}: use force=shard")
         height, width, channels = content["image_shape"]
         manifest = Manifest(
             (height, width, channels),
+            content["encoding"],
             tuple(Factor(factor["name"], tuple(factor["values"])) for factor in content["factors"]),
             content["source_fingerprint"],
             tuple(Shard(**shard) for shard in content["shards"]),
@@ -104,8 +138,14 @@ def read_manifest(folder: Path) -> Manifest | None:
             raise ValueError("a shard has a name that is none of ours")
         if manifest.fingerprint != content["fingerprint"]:
             raise ValueError("its fingerprint does not fit its shards")
-    except FileNotFoundError:
-        return None
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({error}): write the shards again with force=shard") from error
+        raise UserError(f"is damaged ({error}): write the shards again with force=shard") from error
     return manifest
+
+
+def _task_file(task: int) -> str:
+    return f"task-{task:05d}.json"
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, indent=1).encode()

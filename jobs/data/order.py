@@ -5,6 +5,8 @@ thing to save for a resume is t. The number of workers does not enter: the globa
 fixed slices, and a worker takes whole slices.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -45,21 +47,6 @@ def _feistel(value: NDArray[np.uint64], half: int, key: int) -> NDArray[np.uint6
     return (left << shift) | right
 
 
-def batch_indices(seed: int, step: int, batch_size: int, num_samples: int) -> NDArray[np.int64]:
-    """Samples of the global batch of `step`, (batch_size,) int64 in [0, num_samples).
-
-    Batches follow one another through the epochs without a gap: each epoch visits every sample once,
-    in an order of its own, and a batch may span the end of one and the start of the next.
-    """
-    place = step * batch_size + np.arange(batch_size, dtype=np.int64)
-    epoch, position = place // num_samples, place % num_samples
-    out = np.empty(batch_size, np.int64)
-    for number in np.unique(epoch):
-        here = epoch == number
-        out[here] = permute(position[here], num_samples, int(mix64(seed, number)))
-    return out
-
-
 def worker_slices(num_slices: int, rank: int, world_size: int) -> range:
     """Slices of the global batch that worker `rank` of `world_size` computes.
 
@@ -70,3 +57,91 @@ def worker_slices(num_slices: int, rank: int, world_size: int) -> range:
         raise ValueError(f"{num_slices} slices cannot be shared out evenly to {world_size} workers")
     share = num_slices // world_size
     return range(rank * share, (rank + 1) * share)
+
+
+class Order:
+    """Which samples each step reads.
+
+    Batches follow one another through the epochs without a gap: each epoch visits every sample once, in an
+    order of its own, and a batch may span the end of one and the start of the next.
+
+    With a window, an epoch shuffles the shards, cuts them into windows of so many, and shuffles the samples
+    within each window: only a window or two have to be on the local disk at a time. Without, all samples are
+    shuffled together, and nothing that grows with the data is kept.
+
+    Args:
+        shard_sizes: samples in each shard; a sample's number counts through the shards.
+        batch_size: samples of a global batch, all workers together.
+        seed: of the order.
+        window: shards that are shuffled together; 0: all.
+    """
+
+    def __init__(
+        self, shard_sizes: Sequence[int] | NDArray[np.int64], *, batch_size: int, seed: int, window: int = 0
+    ) -> None:
+        self.num_samples, self.batch_size, self.seed = int(np.sum(shard_sizes)), batch_size, seed
+        self._window = window if window < len(shard_sizes) else 0
+        self._sizes = np.asarray(shard_sizes, np.int64) if self._window else np.zeros(0, np.int64)
+        self._plan: _EpochPlan | None = None  # of the epoch that was asked for last
+
+    def batch(self, step: int) -> NDArray[np.int64]:
+        """Samples of the global batch of `step`, (batch_size,) int64 in [0, num_samples)."""
+        place = step * self.batch_size + np.arange(self.batch_size, dtype=np.int64)
+        epochs, position = np.divmod(place, self.num_samples)
+        first, last = int(epochs[0]), int(epochs[-1])
+        parts = [self._visit(epoch, position[epochs == epoch]) for epoch in range(first, last + 1)]
+        return np.concatenate(parts)
+
+    def windows(self, step: int) -> list[NDArray[np.int64]]:
+        """Shards of the window that `step` ends in and of the one after it; empty where there are no windows."""
+        if not self._window:
+            return []
+        epoch, position = divmod((step + 1) * self.batch_size - 1, self.num_samples)
+        plan = self._epoch_plan(epoch)
+        now = int(np.searchsorted(plan.starts, position, side="right")) - 1
+        if now + 1 < len(plan.starts):
+            following = plan.shards(now + 1)
+        else:
+            following = _EpochPlan(self._sizes, self._window, self._key(epoch + 1)).shards(0)
+        return [plan.shards(now), following]
+
+    def _visit(self, epoch: int, position: NDArray[np.int64]) -> NDArray[np.int64]:
+        if not self._window:
+            return permute(position, self.num_samples, self._key(epoch))
+        return self._epoch_plan(epoch).visit(position)
+
+    def _epoch_plan(self, epoch: int) -> "_EpochPlan":
+        key = self._key(epoch)
+        if self._plan is None or self._plan.key != key:
+            self._plan = _EpochPlan(self._sizes, self._window, key)
+        return self._plan
+
+    def _key(self, epoch: int) -> int:
+        return int(mix64(self.seed, epoch))
+
+
+class _EpochPlan:
+    """The windows of one epoch: some integers per shard."""
+
+    def __init__(self, sizes: NDArray[np.int64], window: int, key: int) -> None:
+        self.key, self._window = key, window
+        self._order = permute(np.arange(len(sizes)), len(sizes), key)  # slot -> shard
+        self._slot_starts = np.concatenate([[0], np.cumsum(sizes[self._order])])  # in this epoch
+        self._first_sample = (np.cumsum(sizes) - sizes)[self._order]  # of the shard in each slot
+        self.starts = self._slot_starts[:-1:window]  # of each window
+        self._window_sizes = np.diff(np.append(self.starts, self._slot_starts[-1]))
+
+    def shards(self, window: int) -> NDArray[np.int64]:
+        return self._order[window * self._window : (window + 1) * self._window]
+
+    def visit(self, position: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Samples at these positions of the epoch."""
+        window = np.searchsorted(self.starts, position, side="right") - 1
+        shuffled = np.empty_like(position)
+        for number in np.unique(window):
+            here = window == number
+            start, key = self.starts[number], int(mix64(self.key, number))
+            shuffled[here] = start + permute(position[here] - start, int(self._window_sizes[number]), key)
+        slot = np.searchsorted(self._slot_starts, shuffled, side="right") - 1
+        samples: NDArray[np.int64] = self._first_sample[slot] + shuffled - self._slot_starts[slot]
+        return samples

@@ -1,26 +1,32 @@
-"""Write one task's share of a source as WebDataset tars, one per split."""
+"""Write samples as WebDataset tars, with an index of where each image lies."""
 
 import hashlib
 import io
 import json
-from contextlib import suppress
-from dataclasses import asdict
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from webdataset import TarWriter
+from numpy.typing import NDArray
+from PIL import Image
 
-from jobs.data.manifest import Shard, shard_name, task_file
+from jobs.data.config import DataSection
+from jobs.data.manifest import Shard, index_file, shard_name, tar_file, write_task_file
 from jobs.data.source import SPLITS, Sample, Source, Split
-from jobs.files import file_sha256, write_json
+from jobs.data.tar import BLOCK, end_of_archive, member_header, padding
+from jobs.store.base import Store
+from jobs.store.open import open_store
 
-_BLOCK = 512  # of tar: every header is one, and every member is padded to whole ones
+_BUFFER = 2**20  # bytes that are hashed and written at once
+_to_json = json.JSONEncoder(separators=(",", ":")).encode
 
 
 def split_of(sample: Sample, validation_fraction: float, test_fraction: float) -> Split:
     """The publisher's split; else one by the hash of the key, so that adding samples moves no other.
 
-    Where the publisher names a test split, the rest of his samples is divided into train and validation.
+    Where the publisher names a test split, the rest of his samples is divided into train and validation;
+    where he names all three, by `validation_fraction` of zero, they stay as they are.
     """
     if sample.split is not None and sample.split != "train":
         return sample.split
@@ -33,84 +39,143 @@ def split_of(sample: Sample, validation_fraction: float, test_fraction: float) -
     return "validation" if place < test_fraction + validation_fraction else "train"
 
 
-def npy_bytes(image: np.ndarray) -> tuple[bytes, int]:
-    """A .npy file of the image, and the offset of the first pixel in it."""
+def npy_header(shape: tuple[int, ...]) -> bytes:
+    """What a .npy file of uint8 has before its pixels."""
     buffer = io.BytesIO()
-    np.lib.format.write_array(buffer, np.ascontiguousarray(image), allow_pickle=False)
-    return buffer.getvalue(), buffer.tell() - image.nbytes
+    np.lib.format.write_array_header_1_0(buffer, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    return buffer.getvalue()
+
+
+def png_bytes(image: NDArray[np.uint8]) -> bytes:
+    """A PNG file of an image (H, W, 1 or 3)."""
+    buffer = io.BytesIO()
+    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 class ShardWriter:
-    """One tar with its index; it appears under its name only when `close` has finished it.
+    """One tar of one split, and its index, in a scratch folder.
 
-    The tar is webdataset's own, with time and owner fixed, so that equal samples give equal bytes.
+    Equal samples give equal bytes: members in the order webdataset gives them (by extension), no time, no owner.
+
+    Args:
+        folder: where the two files are written, under their final names.
+        name: of the shard, without .tar.
+        split: which.
+        image_shape: (height, width, channels) of every image.
+        encoding: "npy" or "png".
     """
 
-    def __init__(self, folder: Path, split: Split, task: int) -> None:
-        self.split = split
-        self.name = shard_name(split, task)
-        self.tar_path = folder / f"{self.name}.tar"
-        self.index_path = folder / f"{self.name}.index.npy"
-        self._partial = folder / f"{self.name}.tar.partial"
-        self._file = self._partial.open("wb")
-        self._tar = TarWriter(self._file, encoder=False, mtime=0)
-        self._offset = 0
-        self._rows: list[tuple[int, int, int]] = []
+    def __init__(self, folder: Path, name: str, split: Split, image_shape: tuple[int, ...], encoding: str) -> None:
+        self._name, self._split, self._encoding = name, split, encoding
+        self._folder, self._image_shape = folder, image_shape
+        self._npy_header = npy_header(image_shape)
+        self._file = (folder / tar_file(name)).open("wb")
+        self._digest, self._pixels = hashlib.sha256(), hashlib.sha256()
+        self._parts: list[bytes | memoryview] = []
+        self._buffered = self._offset = 0
+        self._rows: list[tuple[int, ...]] = []
 
     def write(self, sample: Sample) -> None:
-        """Append one sample: its JSON member, then its image."""
-        factors = json.dumps(sample.factors, separators=(",", ":")).encode()
-        image, pixels = npy_bytes(sample.image)
-        # webdataset writes members in the order of their extensions.
-        self._tar.write({"__key__": sample.key, "json": factors, "npy": image})
-        json_at = self._offset + _BLOCK
-        npy_at = json_at + _padded(len(factors)) + _BLOCK
-        self._rows.append((npy_at + pixels, json_at, len(factors)))
-        self._offset = npy_at + _padded(len(image))
+        """Append one sample: its JSON member, then its image.
+
+        Raises:
+            ValueError: the image has another shape or type, or the key is no plain member name.
+        """
+        image = np.ascontiguousarray(sample.image)
+        if image.shape != self._image_shape or image.dtype != np.uint8:
+            raise ValueError(f"sample {sample.key}: {image.dtype} {image.shape}, not uint8 {self._image_shape}")
+        key = sample.key.encode()
+        factors = _to_json(sample.factors).encode()
+        self._member(key + b".json", factors)
+        if self._encoding == "png":
+            content = png_bytes(image)
+            self._pixels.update(image.data)
+            at, size = self._member(key + b".png", content), len(content)
+        else:
+            at = self._member(key + b".npy", self._npy_header, image.data.cast("B")) + len(self._npy_header)
+            size = image.nbytes
+        self._rows.append((at, size, *sample.factors.values()))
+        if self._buffered >= _BUFFER:
+            self._flush()
+
+    def _member(self, name: bytes, *parts: bytes | memoryview) -> int:
+        """Append a member; returns the offset of its content."""
+        size = sum(map(len, parts))
+        zeros = padding(size)
+        self._parts += [member_header(name, size), *parts, zeros]
+        start = self._offset + BLOCK
+        self._offset = start + size + len(zeros)
+        self._buffered += BLOCK + size + len(zeros)
+        return start
+
+    def _flush(self) -> None:
+        content = b"".join(self._parts)
+        self._digest.update(content)
+        self._file.write(content)
+        self._parts.clear()
+        self._buffered = 0
 
     def abort(self) -> None:
-        """Leave nothing behind."""
-        with suppress(OSError):  # a full disk may be why
-            self._tar.close()
-            self._file.close()
-        self._partial.unlink(missing_ok=True)
+        """Close the file; whoever made the folder removes it."""
+        self._file.close()
 
     def close(self) -> Shard:
-        """Finish, hash and publish the tar and its index."""
-        self._tar.close()
+        """Finish both files."""
+        self._parts.append(end_of_archive(self._offset))
+        self._flush()
+        num_bytes = self._file.tell()
         self._file.close()
         index = io.BytesIO()
         np.save(index, np.asarray(self._rows, np.int64), allow_pickle=False)
-        self.index_path.write_bytes(index.getvalue())
-        digest = file_sha256(self._partial)
-        num_bytes = self._partial.stat().st_size
-        self._partial.replace(self.tar_path)
-        index_digest = hashlib.sha256(index.getvalue()).hexdigest()
-        return Shard(self.name, self.split, len(self._rows), num_bytes, digest, index_digest)
+        (self._folder / index_file(self._name)).write_bytes(index.getvalue())
+        return Shard(
+            name=self._name,
+            split=self._split,
+            num_samples=len(self._rows),
+            num_bytes=num_bytes,
+            sha256=self._digest.hexdigest(),
+            index_sha256=hashlib.sha256(index.getvalue()).hexdigest(),
+            pixels_sha256=self._pixels.hexdigest() if self._encoding == "png" else None,
+        )
 
 
-def _padded(size: int) -> int:
-    return -(-size // _BLOCK) * _BLOCK
-
-
-def write_task(
-    source: Source, folder: Path, task: int, samples: range, validation_fraction: float, test_fraction: float
-) -> list[Shard]:
-    """Write the tars of one range of the source; the task file comes last and says it is whole.
+def write_parts(source: Source, url: str, parts: list[tuple[int, range]], config: DataSection) -> Iterator[int]:
+    """Write consecutive ranges of a source, one after the other: the tars of each, and last its task file.
 
     Running it again, after a crash at any point, gives the same files.
+
+    Args:
+        source: read once, from the first sample of the first range to the last of the last.
+        url: the dataset's place in the store.
+        parts: number and samples of each range; they follow one another without a gap.
+        config: splits and encoding.
+
+    Yields:
+        Samples of each range, when it is published.
     """
+    store = open_store(url)
+    samples = source.read(parts[0][1].start, parts[-1][1].stop)
+    for number, part in parts:
+        _write_part(source, store, number, islice(samples, len(part)), config)
+        yield len(part)
+
+
+def _write_part(source: Source, store: Store, number: int, samples: Iterator[Sample], config: DataSection) -> None:
     writers: dict[Split, ShardWriter] = {}
-    try:
-        for sample in source.read(samples.start, samples.stop):
-            split = split_of(sample, validation_fraction, test_fraction)
-            if split not in writers:
-                writers[split] = ShardWriter(folder, split, task)
-            writers[split].write(sample)
-        shards = [writers[split].close() for split in SPLITS if split in writers]
-    except BaseException:
-        for writer in writers.values():
-            writer.abort()
-        raise
-    write_json(folder / task_file(task), [asdict(shard) for shard in shards])
-    return shards
+    with store.scratch() as folder:
+        try:
+            for sample in samples:
+                split = split_of(sample, config.validation_fraction, config.test_fraction)
+                if split not in writers:
+                    name = shard_name(split, number)
+                    writers[split] = ShardWriter(folder, name, split, source.image_shape, config.encoding)
+                writers[split].write(sample)
+            shards = [writers[split].close() for split in SPLITS if split in writers]
+        finally:
+            for writer in writers.values():
+                writer.abort()
+        for shard in shards:
+            for name in (tar_file(shard.name), index_file(shard.name)):
+                store.publish(folder / name, name)
+    write_task_file(store, number, shards)

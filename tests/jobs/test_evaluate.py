@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import open_split
 from PIL import Image
 from torch.distributions import Normal, kl_divergence
 
@@ -21,7 +22,7 @@ from vlae.models.base import HierarchicalModel
 
 @pytest.fixture(scope="module")
 def data(digit_dataset: Path) -> ShardedSplit:
-    return ShardedSplit(digit_dataset, "train")
+    return open_split(digit_dataset, "train")
 
 
 def untrained(likelihood: str = "logistic", name: str = "vlae") -> HierarchicalModel:

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import local
 from safetensors.torch import load_file
 
 from jobs.checkpoint import latest_checkpoint, load_model, read_meta, weights_sha256
 from jobs.config import TrainConfig
 from jobs.data.loader import BatchLoader
 from jobs.errors import UserError
-from jobs.loop import TrainJob, Worker, learning_rate, prepare, slice_noise, train_model, train_step
+from jobs.loop import Training, TrainJob, Worker, learning_rate, prepare, slice_noise, train_model, train_step
 from jobs.messages import Committed, Message, Point, Started
 from vlae.config import HvaeConfig, ObjectiveConfig, VlaeConfig
 
@@ -35,7 +36,7 @@ def job(digit_dataset: Path, tmp_path: Path) -> TrainJob:
         objective=ObjectiveConfig(warmup_steps=5),
         train=CONFIG,
         seed=0,
-        data_folder=digit_dataset,
+        data=local(digit_dataset),
         checkpoint_folder=tmp_path / "checkpoints",
     )
 
@@ -43,6 +44,10 @@ def job(digit_dataset: Path, tmp_path: Path) -> TrainJob:
 def run(job: TrainJob) -> tuple[Path, list[Message]]:
     messages: list[Message] = []
     return train_model(job, Worker(), messages.append), messages
+
+
+def step(training: Training) -> torch.Tensor:
+    return train_step(training, training.loader.images(0))
 
 
 def steps_of(messages: list[Message]) -> list[int]:
@@ -132,15 +137,15 @@ def test_two_workers_gradients_add_up_to_one_workers(job: TrainJob) -> None:
     halves = [prepare(job, Worker(rank=rank, world_size=2)) for rank in range(2)]
     for training in (alone, *halves):
         training.optimizer.step = lambda: None  # keep the gradients' weights
-        train_step(training)
+        step(training)
     for whole, first, second in zip(*(training.model.parameters() for training in (alone, *halves)), strict=True):
         torch.testing.assert_close(whole.grad, (first.grad + second.grad) / 2, rtol=1e-3, atol=0.02)
 
 
 def test_noise_belongs_to_the_slice(job: TrainJob) -> None:
     training = prepare(job, Worker())
-    settings = {"seed": 0, "batch_size": 16, "num_slices": 4}
-    halves = [BatchLoader(training.loader.data, **settings, rank=rank, world_size=2) for rank in range(2)]
+    data, order = training.loader.data, training.loader.order
+    halves = [BatchLoader(data, order, num_slices=4, rank=rank, world_size=2) for rank in range(2)]
     device = torch.device("cpu")
     whole = slice_noise(training.model, training.loader, 0, 3, device)
     parts = [slice_noise(training.model, loader, 0, 3, device) for loader in halves]
@@ -154,10 +159,11 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(job: TrainJob) -> None
     training = prepare(job, Worker())
     before = weights_sha256(training.model)
     handle = next(training.model.parameters()).register_hook(lambda gradient: gradient * float("inf"))
-    assert train_step(training)[3] == 1
+    images = training.loader.images(0)
+    assert train_step(training, images)[3] == 1
     assert weights_sha256(training.model) == before
     handle.remove()
-    assert train_step(training)[3] == 0
+    assert train_step(training, images)[3] == 0
     assert weights_sha256(training.model) != before
 
 
@@ -176,4 +182,4 @@ def test_low_precision_stays_close(job: TrainJob, precision: str) -> None:
     exact, rough = (
         prepare(replace(job, train=CONFIG.model_copy(update={"precision": p})), Worker()) for p in ("fp32", precision)
     )
-    torch.testing.assert_close(train_step(rough)[:2], train_step(exact)[:2], rtol=0.01, atol=0)
+    torch.testing.assert_close(step(rough)[:2], step(exact)[:2], rtol=0.01, atol=0)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import descendants
+from conftest import descendants, local
 from safetensors.torch import load_file
 
 from jobs.cluster import Resources, cluster
@@ -54,7 +54,7 @@ def job(digit_dataset: Path, folder: Path, **settings: int) -> TrainJob:
         **{"steps": 20, "batch_size": 16, "checkpoint_every": 10, "log_every": 5, "precision": "fp32", **settings}
     )
     model = VlaeConfig(latent_dims=(2, 3), width=4, hidden=16)
-    return TrainJob(model, ObjectiveConfig(), config, 0, digit_dataset, folder / "checkpoints")
+    return TrainJob(model, ObjectiveConfig(), config, 0, local(digit_dataset), folder / "checkpoints")
 
 
 @pytest.mark.slow

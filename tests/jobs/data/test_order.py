@@ -1,11 +1,13 @@
 """The order of the samples: a permutation for every size and key, shared out without a gap."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobs.data.order import batch_indices, permute, worker_slices
+from jobs.data.order import Order, permute, worker_slices
 
 
 @settings(deadline=None)
@@ -32,20 +34,95 @@ def test_permutations_look_random() -> None:
     assert abs(neighbours) < 0.02
 
 
+sizes = st.lists(st.integers(1, 40), min_size=1, max_size=12)
+
+
 @settings(deadline=None)
-@given(seed=st.integers(0, 2**62), num_samples=st.integers(1, 200), batch=st.integers(1, 64), step=st.integers(0, 40))
-def test_epochs_visit_every_sample_once(seed: int, num_samples: int, batch: int, step: int) -> None:
+@given(
+    seed=st.integers(0, 2**62),
+    shards=sizes,
+    batch=st.integers(1, 64),
+    step=st.integers(0, 40),
+    window=st.integers(0, 13),
+)
+def test_epochs_visit_every_sample_once(seed: int, shards: list[int], batch: int, step: int, window: int) -> None:
+    num_samples = sum(shards)
+    order = Order(shards, batch_size=batch, seed=seed, window=window)
     steps = -(-num_samples // batch) + step
-    stream = np.concatenate([batch_indices(seed, t, batch, num_samples) for t in range(steps)])
+    stream = np.concatenate([order.batch(t) for t in range(steps)])
     for epoch in range(len(stream) // num_samples):
         assert sorted(stream[epoch * num_samples : (epoch + 1) * num_samples]) == list(range(num_samples))
-    np.testing.assert_array_equal(stream[step * batch :][:batch], batch_indices(seed, step, batch, num_samples))
+    # A fresh object, asked for one step, knows it: nothing depends on what was asked before.
+    again = Order(shards, batch_size=batch, seed=seed, window=window)
+    np.testing.assert_array_equal(stream[step * batch :][:batch], again.batch(step))
+
+
+@settings(deadline=None)
+@given(seed=st.integers(0, 2**62), shards=sizes, batch=st.integers(1, 16), window=st.integers(1, 5))
+def test_a_window_is_read_from_its_shards_alone(seed: int, shards: list[int], batch: int, window: int) -> None:
+    order = Order(shards, batch_size=batch, seed=seed, window=window)
+    if window >= len(shards):
+        assert order.windows(0) == []
+        return
+    shard_of = np.repeat(np.arange(len(shards)), shards)
+    stream = np.concatenate([order.batch(t) for t in range(-(-sum(shards) // batch))])[: sum(shards)]
+    visited = shard_of[stream]
+    seen: set[int] = set()
+    start = 0
+    while start < len(stream):  # cut the epoch where the windows should end
+        members = set(visited[start:].tolist()) - seen
+        first = list(dict.fromkeys(visited[start:].tolist()))[: min(window, len(members))]
+        length = sum(shards[shard] for shard in first)
+        assert set(visited[start : start + length].tolist()) == set(first)
+        seen |= set(first)
+        start += length
+
+
+@settings(deadline=None)
+@given(seed=st.integers(0, 2**62), shards=sizes, batch=st.integers(1, 16), window=st.integers(1, 5))
+def test_windows_name_the_shards_to_come(seed: int, shards: list[int], batch: int, window: int) -> None:
+    order = Order(shards, batch_size=batch, seed=seed, window=window)
+    shard_of = np.repeat(np.arange(len(shards)), shards)
+    for step in range(2 * -(-sum(shards) // batch)):
+        windows = order.windows(step)
+        if not windows:
+            return
+        assert all(1 <= len(part) <= window for part in windows)
+        assert shard_of[order.batch(step)[-1]] in windows[0]
+        coming = [shard_of[order.batch(t)] for t in (step + 1, step + 2)]
+        if len(coming[0]) <= min(shards):  # a batch cannot leap over a whole window
+            assert set(coming[0].tolist()) <= set(np.concatenate(windows).tolist())
+
+
+def test_windows_shuffle_samples_and_shards() -> None:
+    order = Order([50] * 20, batch_size=1000, seed=1, window=4)
+    first, second = order.batch(0), order.batch(1)
+    assert abs(np.corrcoef(first[:200], np.arange(200))[0, 1]) < 0.3
+    assert (first // 50)[:200].tolist() != (second // 50)[:200].tolist()
 
 
 def test_epochs_and_seeds_differ() -> None:
-    first, second = batch_indices(0, 0, 100, 100), batch_indices(0, 1, 100, 100)
-    assert not np.array_equal(first, second)
-    assert not np.array_equal(first, batch_indices(1, 0, 100, 100))
+    order = Order([100], batch_size=100, seed=0)
+    assert not np.array_equal(order.batch(0), order.batch(1))
+    assert not np.array_equal(order.batch(0), Order([100], batch_size=100, seed=1).batch(0))
+
+
+def test_the_order_of_this_version_is_that_of_all_versions() -> None:
+    """A run that is resumed after an upgrade must go on with the same batches."""
+    assert Order([10, 20], batch_size=6, seed=3).batch(7).tolist() == [0, 21, 26, 25, 17, 7]
+    assert Order([10, 20, 5], batch_size=6, seed=3, window=2).batch(7).tolist() == [29, 24, 2, 10, 19, 1]
+
+
+def test_a_billion_samples_take_no_memory() -> None:
+    tracemalloc.start()
+    order = Order([10**9], batch_size=4096, seed=0)
+    held = tracemalloc.get_traced_memory()[0]
+    batch = order.batch(123_456_789)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert held < 10**6
+    assert peak < 4 * 10**6
+    assert len(set(batch.tolist())) == 4096
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4, 8])

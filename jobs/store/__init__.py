@@ -1,0 +1,1 @@
+"""Where finished things are kept: a local folder, or S3."""

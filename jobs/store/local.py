@@ -1,0 +1,112 @@
+"""A store that is a local folder, or one on a shared file system."""
+
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from jobs.errors import UserError
+from jobs.files import open_sha256, remove_folder
+from jobs.store.base import damaged, missing
+
+_SCRATCH = ".partial-"
+
+
+class LocalStore:
+    """A folder. It is made when something is first written."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    @property
+    def url(self) -> str:
+        return str(self._folder)
+
+    def read(self, name: str) -> bytes | None:
+        try:
+            return (self._folder / name).read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise _explained(error, self._folder / name) from error
+
+    def write(self, name: str, content: bytes) -> None:
+        with self.scratch() as scratch:
+            _write_file(scratch / name, content)
+            self.publish(scratch / name, name)
+
+    def create(self, name: str, content: bytes) -> bytes:
+        with self.scratch() as scratch:
+            _write_file(scratch / name, content)
+            try:
+                os.link(scratch / name, self._folder / name)
+            except FileExistsError:
+                return (self._folder / name).read_bytes()
+        return content
+
+    @contextmanager
+    def scratch(self) -> Iterator[Path]:
+        folder = self._folder / f"{_SCRATCH}{uuid.uuid4().hex}"
+        try:
+            folder.mkdir(parents=True)
+            yield folder
+        except OSError as error:
+            raise _explained(error, folder) from error
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def publish(self, path: Path, name: str) -> None:
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+        path.replace(self._folder / name)
+
+    def local_path(self, name: str) -> Path:
+        return self._folder / name
+
+    def fetch(self, name: str, file: BinaryIO, sha256: str) -> None:
+        path = self._folder / name
+        try:
+            with path.open("rb") as source:
+                file.seek(0)
+                shutil.copyfileobj(source, file, 2**20)
+                file.truncate()
+        except FileNotFoundError:
+            raise missing(str(path)) from None
+        except OSError as error:
+            raise _explained(error, path) from error
+        digest = open_sha256(file)
+        if digest != sha256:
+            raise damaged(str(path), digest, sha256)
+
+    def names(self, prefix: str = "") -> list[str]:
+        return [entry.name for entry in self._entries() if entry.name.startswith(prefix) and entry.is_file()]
+
+    def folders(self, prefix: str = "") -> list[str]:
+        return [entry.name for entry in self._entries() if entry.name.startswith(prefix) and entry.is_dir()]
+
+    def clear(self, first: str) -> None:  # noqa: ARG002  (the folder goes at once)
+        remove_folder(self._folder)
+
+    def sweep(self) -> None:
+        for name in self.folders(_SCRATCH):
+            shutil.rmtree(self._folder / name, ignore_errors=True)
+
+    def _entries(self) -> list[os.DirEntry[str]]:
+        try:
+            with os.scandir(self._folder) as entries:
+                return list(entries)
+        except FileNotFoundError:
+            return []
+
+
+def _write_file(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _explained(error: OSError, path: Path) -> UserError:
+    return UserError(f"{error.filename or path}: {error.strerror or error}; mend that and run again")

@@ -1,0 +1,227 @@
+"""A store on S3, or on any server that speaks its protocol, through boto3.
+
+Credentials, region and endpoint come from where boto3 looks for them (environment, profile, role of the
+machine), never from settings. What boto3 does not heal is healed here: a reply that is cut half-way, and
+bytes that changed on the way.
+"""
+
+import hashlib
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
+
+import boto3
+import botocore.exceptions
+from boto3.s3.transfer import TransferConfig
+from botocore.config import Config
+
+from jobs.errors import UserError
+from jobs.store.base import damaged, missing
+from jobs.store.s3_errors import ABSENT, LOST_RACE, code_of, explained, may_pass
+
+_Result = TypeVar("_Result")
+
+_TRIES = 4
+_CHUNK = 2**20
+_PART = 16 * 2**20
+_STALE = timedelta(days=1)
+
+
+class S3Store:
+    """Objects below s3://bucket/prefix.
+
+    Args:
+        url: of the place.
+        timeout: seconds that a connection or a reply may take.
+    """
+
+    def __init__(self, url: str, timeout: float = 20.0) -> None:
+        self._url = url.rstrip("/")
+        self._bucket, _, prefix = self._url.removeprefix("s3://").partition("/")
+        self._prefix = f"{prefix}/" if prefix else ""
+        self._timeout = timeout
+
+    @property
+    def url(self) -> str:
+        return self._url
+
+    @cached_property
+    def _client(self) -> Any:
+        # Shards have a sha256 of their own, which is checked on every read.
+        settings = {
+            "connect_timeout": self._timeout,
+            "read_timeout": self._timeout,
+            "retries": {"mode": "standard", "max_attempts": _TRIES},
+            "response_checksum_validation": "when_required",
+            "max_pool_connections": 32,
+        }
+        with explained(self._url):
+            session = boto3.session.Session()
+            client = session.client("s3", config=Config(**settings))
+            if "amazonaws.com" in client.meta.endpoint_url:
+                return client
+            # Other servers rarely have a host name per bucket.
+            return session.client("s3", config=Config(**settings, s3={"addressing_style": "path"}))
+
+    def read(self, name: str) -> bytes | None:
+        def get() -> bytes | None:
+            try:
+                reply = self._client.get_object(Bucket=self._bucket, Key=self._prefix + name)
+            except botocore.exceptions.ClientError as error:
+                if code_of(error) in ABSENT:
+                    return None
+                raise
+            with reply["Body"] as body:
+                return bytes(body.read())
+
+        return self._retry(name, get)
+
+    def write(self, name: str, content: bytes) -> None:
+        self._retry(name, lambda: self._put(name, content))
+
+    def create(self, name: str, content: bytes) -> bytes:
+        def put() -> bytes | None:
+            try:
+                self._put(name, content, IfNoneMatch="*")
+            except botocore.exceptions.ClientError as error:
+                # Also when our own first try arrived and only its reply was lost: what is there tells.
+                if code_of(error) in LOST_RACE:
+                    return self.read(name)
+                raise
+            return content
+
+        there = None
+        while there is None:  # removed again between the two calls
+            there = self._retry(name, put)
+        return there
+
+    def _put(self, name: str, content: bytes, **conditions: str) -> None:
+        key = self._prefix + name
+        self._client.put_object(Bucket=self._bucket, Key=key, Body=content, ChecksumAlgorithm="SHA256", **conditions)
+
+    @contextmanager
+    def scratch(self) -> Iterator[Path]:
+        try:
+            with tempfile.TemporaryDirectory(prefix="vlae-") as folder:
+                yield Path(folder)
+        except OSError as error:
+            where = error.filename or tempfile.gettempdir()
+            raise UserError(f"{where}: {error.strerror or error}; mend that or set TMPDIR, and run again") from error
+
+    def publish(self, path: Path, name: str) -> None:
+        transfer = TransferConfig(multipart_threshold=_PART, multipart_chunksize=_PART, max_concurrency=4)
+        extra = {"ChecksumAlgorithm": "SHA256"}
+        key = self._prefix + name
+        self._retry(
+            name, lambda: self._client.upload_file(str(path), self._bucket, key, ExtraArgs=extra, Config=transfer)
+        )
+        path.unlink()
+
+    def local_path(self, name: str) -> None:  # noqa: ARG002
+        return None
+
+    def fetch(self, name: str, file: BinaryIO, sha256: str) -> None:
+        found = ""
+        for _ in range(2):  # bytes may change on the way
+            file.seek(0)
+            found = self._stream(name, file)
+            if found == sha256:
+                file.truncate()
+                return
+        raise damaged(f"{self._url}/{name}", found, sha256)
+
+    def _stream(self, name: str, file: BinaryIO) -> str:
+        """Copy an object to a file, going on where a reply was cut; returns the sha256 of what came."""
+        digest, etag = hashlib.sha256(), ""
+
+        tries = 0
+        while True:
+            start = file.tell()
+            reply = self._retry(name, partial(self._get_rest, name, start, etag))
+            if reply is None:
+                break
+            etag = reply["ETag"]
+            try:
+                for chunk in _chunks(reply["Body"]):
+                    digest.update(chunk)
+                    file.write(chunk)
+                break
+            except _CutError as error:
+                tries = 1 if file.tell() > start else tries + 1
+                if tries == _TRIES:
+                    raise UserError(f"{self._url}/{name}: S3 cuts its replies ({error}); run again later") from error
+        file.flush()
+        return digest.hexdigest()
+
+    def _get_rest(self, name: str, start: int, etag: str) -> dict[str, Any] | None:
+        """The reply with an object's bytes from `start` on, of the same version; None if there are no more."""
+        more = {"Range": f"bytes={start}-", "IfMatch": etag} if start else {}
+        try:
+            reply: dict[str, Any] = self._client.get_object(Bucket=self._bucket, Key=self._prefix + name, **more)
+        except botocore.exceptions.ClientError as error:
+            if code_of(error) in ABSENT:
+                raise missing(f"{self._url}/{name}") from None
+            if start and code_of(error) in {"416", "InvalidRange"}:  # it was cut after its last byte
+                return None
+            raise
+        return reply
+
+    def names(self, prefix: str = "") -> Iterator[str]:
+        for page in self._pages(prefix):
+            for entry in page.get("Contents", ()):
+                yield entry["Key"].removeprefix(self._prefix)
+
+    def folders(self, prefix: str = "") -> Iterator[str]:
+        for page in self._pages(prefix):
+            for entry in page.get("CommonPrefixes", ()):
+                yield entry["Prefix"].removeprefix(self._prefix).rstrip("/")
+
+    def _pages(self, prefix: str) -> Iterator[dict[str, Any]]:
+        with explained(self._url):
+            pages = self._client.get_paginator("list_objects_v2")
+            yield from pages.paginate(Bucket=self._bucket, Prefix=self._prefix + prefix, Delimiter="/")
+
+    def clear(self, first: str) -> None:
+        with explained(self._url):
+            for name in (first, *self.names()):
+                self._client.delete_object(Bucket=self._bucket, Key=self._prefix + name)
+
+    def sweep(self) -> None:
+        with explained(self._url):
+            pages = self._client.get_paginator("list_multipart_uploads")
+            for page in pages.paginate(Bucket=self._bucket, Prefix=self._prefix):
+                for upload in page.get("Uploads", ()):
+                    if datetime.now(UTC) - upload["Initiated"] > _STALE:
+                        self._client.abort_multipart_upload(
+                            Bucket=self._bucket, Key=upload["Key"], UploadId=upload["UploadId"]
+                        )
+
+    def _retry(self, name: str, call: Callable[[], _Result]) -> _Result:
+        """Call again after what a second try may mend; boto3 has already tried what it knows."""
+        with explained(f"{self._url}/{name}"):
+            for attempt in range(_TRIES - 1):
+                try:
+                    return call()
+                except Exception as error:
+                    if not may_pass(error):
+                        raise
+                    time.sleep(0.2 * 2**attempt)
+            return call()
+
+
+class _CutError(Exception):
+    """A reply ended before its last byte."""
+
+
+def _chunks(body: Any) -> Iterator[bytes]:
+    """The bytes of a reply. Errors of the line are told from those of our own disk here."""
+    with body:
+        try:
+            yield from body.iter_chunks(_CHUNK)
+        except (botocore.exceptions.BotoCoreError, ConnectionError, TimeoutError) as error:
+            raise _CutError(type(error).__name__) from error

@@ -1,0 +1,216 @@
+"""Reading: the same batches for any number of workers, from any step, and never a damaged byte."""
+
+import hashlib
+import io
+import math
+import tarfile
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import copy, local, open_split, stock_samples, write_dataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jobs.data.config import DigitsConfig
+from jobs.data.loader import BatchLoader, ShardedSplit
+from jobs.data.order import Order
+from jobs.data.sources.digits import DigitScenes
+from jobs.errors import UserError
+
+SLICES = 24  # shared out to 1, 2, 3, 4 and 8 ranks
+
+
+@pytest.fixture(scope="module")
+def png_dataset(
+    digit_scenes: DigitScenes, digits_config: DigitsConfig, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "png"
+    write_dataset(digit_scenes, folder, digits_config.model_copy(update={"encoding": "png"}))
+    return folder
+
+
+def test_images_and_factors_are_those_of_the_source(
+    digit_scenes: DigitScenes, digit_dataset: Path, png_dataset: Path
+) -> None:
+    written = {sample.key: sample for sample in digit_scenes.read(0, 300)}
+    seen = 0
+    for split in ("train", "validation", "test"):
+        raw, png = open_split(digit_dataset, split), open_split(png_dataset, split)
+        numbers = np.arange(len(raw))
+        images, factors = raw.images(numbers), raw.factors(numbers)
+        keys = [sample["__key__"] for sample in stock_samples(digit_dataset, f"{split}-*.tar")]
+        for number, key in enumerate(keys):
+            np.testing.assert_array_equal(images[number].permute(1, 2, 0), written[key].image)
+            assert factors[number].tolist() == list(written[key].factors.values())
+        assert torch.equal(png.images(numbers), images)
+        np.testing.assert_array_equal(png.factors(numbers), factors)
+        seen += len(keys)
+    assert seen == 300
+
+
+def loader(data: ShardedSplit, seed: int = 0, window: int = 0, rank: int = 0, world_size: int = 1) -> BatchLoader:
+    order = Order(data.shard_sizes, batch_size=48, seed=seed, window=window)
+    return BatchLoader(data, order, num_slices=SLICES, rank=rank, world_size=world_size)
+
+
+def fingerprint(loaders: list[BatchLoader], step: int) -> str:
+    """Of the global batch that these ranks read together: its sample numbers and its pixels."""
+    digest = hashlib.sha256(loaders[0].order.batch(step).tobytes())
+    for one in loaders:
+        digest.update(one.images(step).permute(0, 2, 3, 1).numpy().tobytes())
+    return digest.hexdigest()
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    seed=st.integers(0, 2**62),
+    window=st.integers(0, 3),
+    stop=st.integers(0, 30),
+    before=st.sampled_from([1, 2, 3, 4, 8]),
+    after=st.sampled_from([1, 2, 3, 4, 8]),
+)
+def test_any_ranks_any_resume_same_batches(
+    digit_dataset: Path, seed: int, window: int, stop: int, before: int, after: int
+) -> None:
+    """Read by some ranks up to a step, then by others from there on, with and without reading ahead."""
+    data, steps = open_split(digit_dataset, "train"), 32
+    alone = loader(data, seed, window)
+    expected = [fingerprint([alone], step) for step in range(steps)]
+    first = [loader(data, seed, window, rank, before) for rank in range(before)]
+    assert [fingerprint(first, step) for step in range(stop)] == expected[:stop]
+    resumed = [loader(open_split(digit_dataset, "train"), seed, window, rank, after) for rank in range(after)]
+    streams = [one.batches(stop, steps) for one in resumed]
+    for step, parts in enumerate(zip(*streams, strict=True), start=stop):
+        digest = hashlib.sha256(alone.order.batch(step).tobytes())
+        for part in parts:
+            digest.update(part.permute(0, 2, 3, 1).numpy().tobytes())
+        assert digest.hexdigest() == expected[step]
+
+
+def test_other_seeds_and_windows_are_other_orders(digit_dataset: Path) -> None:
+    data = open_split(digit_dataset, "train")
+    prints = {fingerprint([loader(data, seed, window)], 1) for seed in (0, 1) for window in (0, 1, 2)}
+    assert len(prints) == 6
+
+
+def test_resident_images_are_the_same(digit_dataset: Path) -> None:
+    data = open_split(digit_dataset, "train")
+    order = Order(data.shard_sizes, batch_size=48, seed=0)
+    kept = BatchLoader(data, order, num_slices=SLICES, resident=torch.device("cpu"))
+    for step, images in zip(range(9), kept.batches(0, 9), strict=True):
+        assert torch.equal(images, loader(data).images(step))
+
+
+def test_reading_ahead_stops_when_the_reader_does(digit_dataset: Path) -> None:
+    stream = loader(open_split(digit_dataset, "train")).batches(0, 10**9)
+    next(stream)
+    stream.close()
+
+
+def test_an_error_while_reading_ahead_arrives(digit_dataset: Path, tmp_path: Path) -> None:
+    folder = copy(digit_dataset, tmp_path)
+    (folder / "train-00001.tar").unlink()
+    with pytest.raises(UserError, match=r"train-00001\.tar is missing"):
+        list(loader(open_split(folder, "train")).batches(0, 5))
+
+
+def damaged(content: bytes, damage: str) -> bytes:
+    """A tar as disks and copies leave it. Its first members' blocks: JSON header, JSON, image header, image."""
+    if damage == "flip":
+        return content[:3000] + bytes([content[3000] ^ 1]) + content[3001:]
+    places = {"header": 512 + 512 + 200, "payload": 512 * 3 + 300, "edge": 512 * 3 + math.ceil((128 + 768) / 512) * 512}
+    return content[: places[damage]]
+
+
+@pytest.mark.parametrize("name", ["train-00001.tar", "train-00001.index.npy"])
+@pytest.mark.parametrize("damage", ["flip", "header", "payload", "edge", "remove", "empty"])
+@pytest.mark.parametrize("encoding", ["npy", "png"])
+def test_a_damaged_shard_is_named(
+    digit_dataset: Path, png_dataset: Path, tmp_path: Path, name: str, damage: str, encoding: str
+) -> None:
+    path = copy(digit_dataset if encoding == "npy" else png_dataset, tmp_path) / name
+    content = path.read_bytes()
+    if damage == "remove":
+        path.unlink()
+    else:
+        path.write_bytes(b"" if damage == "empty" else damaged(content, damage))
+    data = open_split(path.parent, "train")
+    with pytest.raises(UserError, match=f"{name}.*force=shard"):
+        data.images(np.arange(len(data)))
+
+
+def test_a_shard_of_another_tool_is_refused(digit_dataset: Path, tmp_path: Path) -> None:
+    """The same members in a tar with PAX headers, as webdataset writes by default, lie elsewhere."""
+    path = copy(digit_dataset, tmp_path) / "train-00000.tar"
+    with tarfile.open(path) as tar:
+        members = [(member, tar.extractfile(member).read()) for member in tar.getmembers()]
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
+        for member, content in members:
+            member.mtime = 0.5
+            tar.addfile(member, io.BytesIO(content))
+    with pytest.raises(UserError, match=r"train-00000\.tar is damaged"):
+        open_split(path.parent, "train").images(np.arange(5))
+
+
+def test_the_index_of_another_shard_is_refused(digit_dataset: Path, tmp_path: Path) -> None:
+    folder = copy(digit_dataset, tmp_path)
+    (folder / "train-00001.index.npy").write_bytes((folder / "train-00000.index.npy").read_bytes())
+    data = open_split(folder, "train")
+    with pytest.raises(UserError, match=r"train-00001\.index\.npy is damaged"):
+        data.images(np.arange(len(data)))
+
+
+def test_decoded_copies_are_made_once_and_mended(png_dataset: Path, tmp_path: Path) -> None:
+    folder = copy(png_dataset, tmp_path)
+    access = local(folder)
+    numbers = np.arange(20)
+    expected = ShardedSplit(access, "train").images(numbers)
+    (pixels,) = access.cache_folder.glob("*.pixels")
+    before = pixels.stat().st_ino
+    assert torch.equal(ShardedSplit(access, "train").images(numbers), expected)
+    assert pixels.stat().st_ino == before
+    content = bytearray(pixels.read_bytes())
+    content[100] ^= 1
+    pixels.write_bytes(content)
+    assert torch.equal(ShardedSplit(access, "train").images(numbers), expected)
+
+
+def test_a_cache_that_is_too_small_is_refused_early(png_dataset: Path) -> None:
+    data = ShardedSplit(replace(local(png_dataset), cache_bytes=150_000), "train")
+    data.check_room(1)
+    with pytest.raises(UserError, match=r"cache_bytes=150000.*15\d,\d+ bytes.*shuffle_window=1"):
+        data.check_room(0)
+    with pytest.raises(UserError, match="write smaller shards"):
+        ShardedSplit(replace(local(png_dataset), cache_bytes=100_000), "train").check_room(1)
+
+
+def test_windows_keep_to_the_cache(png_dataset: Path) -> None:
+    """Two windows of one shard fit; the whole split does not; every sample is read all the same."""
+    access = replace(local(png_dataset), cache_folder=png_dataset.with_name("small"), cache_bytes=145_000)
+    data = ShardedSplit(access, "train")
+    whole = open_split(png_dataset, "train")
+    small, large = loader(data, window=1), loader(whole, window=1)
+    for step, images in zip(range(20), small.batches(0, 20), strict=True):
+        assert torch.equal(images, large.images(step))
+        assert size_of(access.cache_folder) <= 145_000
+
+
+def size_of(folder: Path) -> int:
+    sizes = []
+    for entry in folder.iterdir():
+        with suppress(FileNotFoundError):  # removed meanwhile
+            sizes.append(entry.stat().st_size)
+    return sum(sizes)
+
+
+def test_empty_splits_and_places_are_named(digit_dataset: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="run stage=shard"):
+        open_split(tmp_path, "train")
+    scenes = DigitScenes(30, 16, 3, 0)
+    write_dataset(scenes, tmp_path / "few", DigitsConfig(num_images=30, validation_fraction=0, test_fraction=0.2))
+    with pytest.raises(UserError, match=r"validation split.*validation_fraction"):
+        open_split(tmp_path / "few", "validation")
