@@ -27,6 +27,8 @@ from jobs.data.source import Source, Split
 from jobs.data.sources.digits import DigitScenes
 from jobs.shard import plan_parts, publish
 
+pytest_plugins = ["servers.fixtures"]
+
 
 def write_dataset(source: Source, url: str | Path, config: DataSection) -> Manifest:
     """What the shard job does, without Ray."""

@@ -22,11 +22,10 @@ from botocore.config import Config
 
 from jobs.errors import UserError
 from jobs.store.base import damaged, missing
-from jobs.store.s3_errors import ABSENT, LOST_RACE, code_of, explained, may_pass
+from jobs.store.s3_errors import ABSENT, LOST_RACE, CutError, code_of, explained, may_pass
 
 _Result = TypeVar("_Result")
 
-_TRIES = 4
 _CHUNK = 2**20
 _PART = 16 * 2**20
 _STALE = timedelta(days=1)
@@ -38,13 +37,14 @@ class S3Store:
     Args:
         url: of the place.
         timeout: seconds that a connection or a reply may take.
+        tries: of each request, with growing pauses between them.
     """
 
-    def __init__(self, url: str, timeout: float = 20.0) -> None:
+    def __init__(self, url: str, timeout: float = 20.0, tries: int = 6) -> None:
         self._url = url.rstrip("/")
         self._bucket, _, prefix = self._url.removeprefix("s3://").partition("/")
         self._prefix = f"{prefix}/" if prefix else ""
-        self._timeout = timeout
+        self._timeout, self._tries = timeout, tries
 
     @property
     def url(self) -> str:
@@ -56,7 +56,7 @@ class S3Store:
         settings = {
             "connect_timeout": self._timeout,
             "read_timeout": self._timeout,
-            "retries": {"mode": "standard", "max_attempts": _TRIES},
+            "retries": {"mode": "standard", "max_attempts": self._tries},
             "response_checksum_validation": "when_required",
             "max_pool_connections": 32,
         }
@@ -71,13 +71,12 @@ class S3Store:
     def read(self, name: str) -> bytes | None:
         def get() -> bytes | None:
             try:
-                reply = self._client.get_object(Bucket=self._bucket, Key=self._prefix + name)
+                reply = self._client.get_object(Bucket=self._bucket, Key=self._prefix + name, ChecksumMode="ENABLED")
             except botocore.exceptions.ClientError as error:
                 if code_of(error) in ABSENT:
                     return None
                 raise
-            with reply["Body"] as body:
-                return bytes(body.read())
+            return b"".join(_chunks(reply["Body"]))
 
         return self._retry(name, get)
 
@@ -151,9 +150,9 @@ class S3Store:
                     digest.update(chunk)
                     file.write(chunk)
                 break
-            except _CutError as error:
+            except CutError as error:
                 tries = 1 if file.tell() > start else tries + 1
-                if tries == _TRIES:
+                if tries == self._tries:
                     raise UserError(f"{self._url}/{name}: S3 cuts its replies ({error}); run again later") from error
         file.flush()
         return digest.hexdigest()
@@ -174,7 +173,9 @@ class S3Store:
     def names(self, prefix: str = "") -> Iterator[str]:
         for page in self._pages(prefix):
             for entry in page.get("Contents", ()):
-                yield entry["Key"].removeprefix(self._prefix)
+                name = entry["Key"].removeprefix(self._prefix)
+                if name:  # some servers show the folder itself
+                    yield name
 
     def folders(self, prefix: str = "") -> Iterator[str]:
         for page in self._pages(prefix):
@@ -204,7 +205,7 @@ class S3Store:
     def _retry(self, name: str, call: Callable[[], _Result]) -> _Result:
         """Call again after what a second try may mend; boto3 has already tried what it knows."""
         with explained(f"{self._url}/{name}"):
-            for attempt in range(_TRIES - 1):
+            for attempt in range(self._tries - 1):
                 try:
                     return call()
                 except Exception as error:
@@ -214,14 +215,10 @@ class S3Store:
             return call()
 
 
-class _CutError(Exception):
-    """A reply ended before its last byte."""
-
-
 def _chunks(body: Any) -> Iterator[bytes]:
     """The bytes of a reply. Errors of the line are told from those of our own disk here."""
     with body:
         try:
             yield from body.iter_chunks(_CHUNK)
         except (botocore.exceptions.BotoCoreError, ConnectionError, TimeoutError) as error:
-            raise _CutError(type(error).__name__) from error
+            raise CutError(type(error).__name__) from error

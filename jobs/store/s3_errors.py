@@ -13,8 +13,11 @@ _CREDENTIALS = re.compile(r"//\S*@")
 ABSENT = {"404", "NoSuchKey", "NotFound"}
 LOST_RACE = {"412", "PreconditionFailed", "409", "ConditionalRequestConflict"}
 _REFUSED = {"401", "403", "AccessDenied", "Forbidden", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken"}
-_TEMPORARY = {"500", "502", "503", "504", "InternalError", "SlowDown", "ServiceUnavailable", "BadDigest"}
-_TEMPORARY |= {"RequestTimeout", "RequestTimeTooSkewed", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch"}
+_CHANGED_ON_THE_WAY = {"BadDigest", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch"}
+
+
+class CutError(Exception):
+    """A reply ended before its last byte, or its bytes are not those that were stored."""
 
 
 def code_of(error: botocore.exceptions.ClientError) -> str:
@@ -23,13 +26,14 @@ def code_of(error: botocore.exceptions.ClientError) -> str:
 
 
 def may_pass(error: Exception) -> bool:
-    """Whether a second try may go well."""
+    """Whether a second try may go well, of what boto3 has not tried again already."""
     if isinstance(error, botocore.exceptions.ClientError):
-        return code_of(error) in _TEMPORARY
+        return code_of(error) in _CHANGED_ON_THE_WAY
     if isinstance(error, boto3.exceptions.S3UploadFailedError):  # it keeps the cause as text only
-        return any(code in str(error) for code in _TEMPORARY)
+        return any(code in str(error) for code in _CHANGED_ON_THE_WAY)
     # botocore can stumble over the headers of a failed GET, and give these instead of the failure.
-    return isinstance(error, AttributeError | TypeError | ConnectionError | botocore.exceptions.ConnectionClosedError)
+    stumbles = AttributeError, TypeError, ConnectionError, botocore.exceptions.ConnectionClosedError
+    return isinstance(error, (CutError, *stumbles))
 
 
 @contextmanager
@@ -50,11 +54,17 @@ def explained(address: str) -> Iterator[None]:
     except (botocore.exceptions.NoCredentialsError, botocore.exceptions.PartialCredentialsError) as error:
         advice = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile"
         raise UserError(f"{address}: no credentials for S3; {advice}") from error
+    except botocore.exceptions.BotoCoreError as error:  # some of these are an OSError too
+        raise UserError(f"{address}: {_silence(error)}") from error
     except OSError as error:
         raise UserError(f"{error.filename or address}: {error.strerror or error}; mend that and run again") from error
     except Exception as error:
-        reason = _CREDENTIALS.sub("//", " ".join(str(error).split())) or type(error).__name__
-        raise UserError(f"{address}: S3 does not answer as it should ({reason}); run again when it does") from error
+        raise UserError(f"{address}: {_silence(error)}") from error
+
+
+def _silence(error: Exception) -> str:
+    reason = _CREDENTIALS.sub("//", " ".join(str(error).split())) or type(error).__name__
+    return f"S3 does not answer as it should ({reason}); run again when it does"
 
 
 def _advice(code: str, text: str) -> str:
