@@ -61,7 +61,7 @@ class Store(Protocol):
         ...
 
     def sweep(self) -> None:
-        """Remove what killed writers left behind, which nobody sees but which takes room; nobody may be writing."""
+        """Remove what killed writers left behind, which nobody sees but which takes room."""
         ...
 
 

@@ -1,10 +1,11 @@
 """A store that is a local folder, or one on a shared file system."""
 
+import fcntl
 import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -50,13 +51,18 @@ class LocalStore:
     @contextmanager
     def scratch(self) -> Iterator[Path]:
         folder = self._folder / f"{_SCRATCH}{uuid.uuid4().hex}"
+        lock = -1
         try:
             folder.mkdir(parents=True)
+            lock = os.open(folder, os.O_RDONLY)
+            fcntl.flock(lock, fcntl.LOCK_EX)  # tells `sweep` that it is in use
             yield folder
         except OSError as error:
             raise _explained(error, folder) from error
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+            if lock >= 0:
+                os.close(lock)
 
     def publish(self, path: Path, name: str) -> None:
         with path.open("rb") as file:
@@ -92,7 +98,13 @@ class LocalStore:
 
     def sweep(self) -> None:
         for name in self.folders(_SCRATCH):
-            shutil.rmtree(self._folder / name, ignore_errors=True)
+            with suppress(OSError):
+                lock = os.open(self._folder / name, os.O_RDONLY)
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(self._folder / name)
+                finally:
+                    os.close(lock)
 
     def _entries(self) -> list[os.DirEntry[str]]:
         try:

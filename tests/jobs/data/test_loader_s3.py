@@ -1,0 +1,112 @@
+"""A dataset on S3 is read as if it were here, or one line says what is wrong with it."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import boto3
+import numpy as np
+import pytest
+import torch
+from conftest import open_split, write_dataset
+from servers.faults import Fault, FaultProxy
+
+from jobs.data.config import DigitsConfig
+from jobs.data.loader import BatchLoader, ShardedSplit
+from jobs.data.order import Order
+from jobs.data.shard_files import DataAccess
+from jobs.data.sources.digits import DigitScenes
+from jobs.errors import UserError
+
+
+@pytest.fixture
+def place(faulty_s3: tuple[str, FaultProxy], digit_scenes: DigitScenes, digits_config: DigitsConfig) -> str:
+    """The digit dataset, written to S3 as the shard job does."""
+    url = f"s3://{faulty_s3[0]}/shards/digits"
+    write_dataset(digit_scenes, url, digits_config)
+    return url
+
+
+@pytest.fixture
+def proxy(faulty_s3: tuple[str, FaultProxy]) -> Iterator[FaultProxy]:
+    return faulty_s3[1]
+
+
+@pytest.fixture
+def access(place: str, tmp_path: Path) -> DataAccess:
+    return DataAccess(place, tmp_path / "cache", 2**30)
+
+
+def all_images(data: ShardedSplit) -> torch.Tensor:
+    return data.images(np.arange(len(data)))
+
+
+def test_batches_are_those_of_a_local_dataset(access: DataAccess, digit_dataset: Path) -> None:
+    there, here = ShardedSplit(access, "train"), open_split(digit_dataset, "train")
+    assert there.manifest == here.manifest
+    order = Order(here.shard_sizes, batch_size=24, seed=5)
+    streams = [BatchLoader(data, order, num_slices=4).batches(0, 12) for data in (there, here)]
+    for far, near in zip(*streams, strict=True):
+        assert torch.equal(far, near)
+    numbers = np.arange(len(here))
+    np.testing.assert_array_equal(there.factors(numbers), here.factors(numbers))
+
+
+@pytest.mark.parametrize("kind", ["503", "reset", "truncate", "lose", "flip"])
+def test_faults_change_nothing(access: DataAccess, proxy: FaultProxy, digit_dataset: Path, kind: str) -> None:
+    expected = all_images(open_split(digit_dataset, "train"))
+    # Every object once: the manifest, each tar, each index.
+    proxy.inject(*(Fault(kind, "GET", name) for name in ("manifest", r"00\.tar", r"01\.tar", r"02\.tar", "index")))
+    assert torch.equal(all_images(ShardedSplit(access, "train")), expected)
+    assert sum(hit.fault == kind for hit in proxy.hits) == 5
+
+
+def test_a_second_process_reads_its_nodes_copies(access: DataAccess, proxy: FaultProxy) -> None:
+    first = all_images(ShardedSplit(access, "train"))
+    proxy.clear()
+    assert torch.equal(all_images(ShardedSplit(access, "train")), first)
+    assert {hit.path.rpartition("/")[2].partition("?")[0] for hit in proxy.hits} == {"manifest.json"}
+
+
+@pytest.mark.parametrize("name", ["train-00001.tar", "train-00001.index.npy"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
+def test_damaged_objects_are_named(access: DataAccess, name: str, damage: str) -> None:
+    bucket, _, key = f"{access.url}/{name}".removeprefix("s3://").partition("/")
+    client = boto3.client("s3")
+    if damage == "remove":
+        client.delete_object(Bucket=bucket, Key=key)
+    else:
+        content = client.get_object(Bucket=bucket, Key=key)["Body"].read()
+        changed = bytes([content[0] ^ 1]) + content[1:] if damage == "flip" else content[: len(content) // 2]
+        client.put_object(Bucket=bucket, Key=key, Body=changed)
+    with pytest.raises(UserError, match=rf"{access.url}/{name} is (damaged|missing).*force=shard"):
+        all_images(ShardedSplit(access, "train"))
+
+
+def test_a_copy_that_the_disk_changed_is_fetched_again(access: DataAccess) -> None:
+    expected = all_images(ShardedSplit(access, "train"))
+    for path in access.cache_folder.glob("*.tar"):
+        content = bytearray(path.read_bytes())
+        content[2000] ^= 1
+        path.write_bytes(content)
+    assert torch.equal(all_images(ShardedSplit(access, "train")), expected)
+
+
+def test_refused_credentials_are_told(access: DataAccess, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
+    with pytest.raises(UserError, match=r"manifest\.json: S3 refuses the credentials"):
+        ShardedSplit(access, "train")
+
+
+def test_a_small_cache_reads_everything_in_windows(access: DataAccess, digit_dataset: Path) -> None:
+    """Room for two of the three tars at a time."""
+    here = open_split(digit_dataset, "train")
+    order = Order(here.shard_sizes, batch_size=24, seed=5, window=1)
+    small = ShardedSplit(replace(access, cache_bytes=480_000), "train")
+    small.check_room(1)
+    with pytest.raises(UserError, match=r"cache_bytes=480000 is too small"):
+        small.check_room(0)
+    streams = [BatchLoader(data, order, num_slices=4).batches(0, 30) for data in (small, here)]
+    for far, near in zip(*streams, strict=True):
+        assert torch.equal(far, near)

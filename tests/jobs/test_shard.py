@@ -1,0 +1,208 @@
+"""The shard job: nothing is lost, doubled or half-written, whoever dies and whoever else is at work."""
+
+import hashlib
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+from conftest import descendants, write_dataset
+from kill_sharding import CONFIG, SOURCE
+
+from jobs.cluster import Resources, cluster
+from jobs.config import RayConfig
+from jobs.data.config import DigitsConfig
+from jobs.data.source import Factor, Sample
+from jobs.data.sources.digits import DigitScenes
+from jobs.errors import UserError
+from jobs.shard import consecutive_runs, plan_parts, run_sharding
+from jobs.store.base import Store
+from jobs.store.open import open_store
+
+KILLER = Path(__file__).with_name("kill_sharding.py")
+
+
+def test_parts_cover_the_source() -> None:
+    parts = plan_parts(SOURCE, CONFIG)
+    assert [number for number, _ in parts] == list(range(12))
+    assert [sample for _, part in parts for sample in part] == list(range(600))
+
+
+def test_runs_have_no_gaps() -> None:
+    parts = plan_parts(SOURCE, CONFIG)
+    todo = [part for part in parts if part[0] not in (3, 8)]
+    runs = consecutive_runs(todo, 3)
+    assert [part for run in runs for part in run] == todo
+    assert [[number for number, _ in run] for run in runs] == [[0, 1, 2], [4, 5, 6], [7], [9, 10, 11]]
+
+
+def contents(store: Store) -> dict[str, str]:
+    """sha256 of every object."""
+    return {name: hashlib.sha256(store.read(name) or b"").hexdigest() for name in store.names()}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("undisturbed") / "data"
+    write_dataset(SOURCE, folder, CONFIG)
+    return contents(open_store(str(folder)))
+
+
+def kill(url: str, num_kills: int) -> str:
+    done = subprocess.run(
+        [sys.executable, str(KILLER), url, str(num_kills), "7"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=150,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_fifty_kills_change_no_byte(tmp_path: Path, undisturbed: dict[str, str]) -> None:
+    url = str(tmp_path / "data")
+    assert kill(url, 50).startswith("50 kills")
+    assert contents(open_store(url)) == undisturbed
+    assert {path.name for path in (tmp_path / "data").iterdir()} == set(undisturbed)  # and nothing is left lying about
+
+
+def test_kills_change_no_byte_on_s3(s3: str, undisturbed: dict[str, str]) -> None:
+    url = f"s3://{s3}/data"
+    assert kill(url, 10).startswith("10 kills")
+    assert contents(open_store(url)) == undisturbed
+
+
+@pytest.mark.parametrize("place", ["folder", "s3"])
+def test_two_at_once_write_the_same(
+    place: str, request: pytest.FixtureRequest, tmp_path: Path, undisturbed: dict[str, str]
+) -> None:
+    url = str(tmp_path / "data") if place == "folder" else f"s3://{request.getfixturevalue('s3')}/data"
+    command = [sys.executable, str(KILLER), url, "0", "0"]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(2)]
+    for one in both:
+        _, errors = one.communicate(timeout=60)
+        assert one.returncode == 0, errors
+    assert contents(open_store(url)) == undisturbed
+
+
+def test_two_that_differ_do_not_mix(tmp_path: Path) -> None:
+    """Nobody should give two sources one place; who does is told by the one that comes second."""
+    url = str(tmp_path / "data")
+    write_dataset(SOURCE, url, CONFIG)
+    before = contents(open_store(url))
+    for name in list(before):
+        if name.startswith("task-"):
+            (tmp_path / "data" / name).unlink()
+    with pytest.raises(UserError, match="published by another command in the meantime"):
+        write_dataset(DigitScenes(600, 16, 3, 1), tmp_path / "data", CONFIG)
+
+
+class Endless:
+    """Images that take room, as many as one likes, and little work to make."""
+
+    image_shape = (64, 64, 3)
+    factors = (Factor("half", (0, 1)),)
+    fingerprint = "endless"
+    sequential = True
+
+    def __init__(self, num_samples: int) -> None:
+        self.num_samples = num_samples
+
+    def check(self) -> list[str]:
+        return []
+
+    def read(self, start: int, stop: int) -> Iterator[Sample]:
+        for number in range(start, stop):
+            yield Sample(f"{number:06d}", np.full(self.image_shape, number % 256, np.uint8), {"half": number % 2})
+
+
+@pytest.mark.parametrize("encoding", ["npy", "png"])
+def test_memory_does_not_grow(tmp_path: Path, encoding: str) -> None:
+    """Sixteen times as many images, 98 MB of them, take no more memory."""
+    config = DigitsConfig(samples_per_task=1000, encoding=encoding)
+    write_dataset(Endless(500), tmp_path / "small", config)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    write_dataset(Endless(8000), tmp_path / "large", config)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20_000  # KiB
+
+
+@pytest.fixture(scope="module")
+def cpus() -> Iterator[Resources]:
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers cannot import the tests
+    with cluster(RayConfig(num_cpus=2)) as found:
+        yield found
+
+
+@pytest.mark.slow
+def test_tasks_that_die_are_run_again(tmp_path: Path, cpus: Resources, undisturbed: dict[str, str]) -> None:
+    """The processes of Ray's tasks are killed while they write, three times."""
+    killed: list[int] = []
+    stop = threading.Event()
+
+    def kill_tasks() -> None:
+        while len(killed) < 3 and not stop.wait(0.3):
+            for pid in descendants(os.getpid()):
+                try:
+                    if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"ray::write_parts"):
+                        os.kill(pid, signal.SIGKILL)
+                        killed.append(pid)
+                        break
+                except OSError:
+                    continue
+
+    killer = threading.Thread(target=kill_tasks)
+    killer.start()
+    progress: list[int] = []
+    try:
+        run_sharding(Slow(600, 16, 3, 0), CONFIG, str(tmp_path / "data"), cpus, progress.append)
+    finally:
+        stop.set()
+        killer.join()
+    assert len(killed) == 3
+    found = contents(open_store(str(tmp_path / "data")))
+    assert {name: digest for name, digest in found.items() if name != "manifest.json"} == {
+        name: digest for name, digest in undisturbed.items() if name != "manifest.json"
+    }
+    assert progress[-1] == 600
+    assert progress == sorted(progress)
+
+
+class Slow(DigitScenes):
+    """Takes long enough to be killed."""
+
+    def read(self, start: int, stop: int) -> Iterator[Sample]:
+        for sample in super().read(start, stop):
+            time.sleep(0.02)
+            yield sample
+
+
+@pytest.mark.slow
+def test_streams_are_read_in_long_runs(tmp_path: Path, cpus: Resources) -> None:
+    """A source that is sequential is opened about once per CPU, not once per task."""
+    source = Counting(400, tmp_path / "opened")
+    run_sharding(source, DigitsConfig(samples_per_task=20), str(tmp_path / "data"), cpus, lambda done: None)
+    assert (tmp_path / "opened").read_text().count("\n") == 2
+    alone = write_dataset(Endless(400), tmp_path / "alone", DigitsConfig(samples_per_task=20))
+    with_ray = contents(open_store(str(tmp_path / "data")))
+    assert with_ray == contents(open_store(str(tmp_path / "alone")))
+    assert alone.num_samples("train") > 300
+
+
+class Counting(Endless):
+    def __init__(self, num_samples: int, path: Path) -> None:
+        super().__init__(num_samples)
+        self.path = path
+
+    def read(self, start: int, stop: int) -> Iterator[Sample]:
+        with self.path.open("a") as file:
+            file.write(f"{start} {stop}\n")
+        return super().read(start, stop)
