@@ -13,9 +13,9 @@ from torch import Tensor
 from jobs.checkpoint import load_model
 from jobs.cluster import Resources, task_result
 from jobs.config import EvaluateConfig
-from jobs.data.loader import ShardedSplit
 from jobs.data.order import permute
 from jobs.data.shard_files import DataAccess
+from jobs.data.split import ShardedSplit
 from jobs.errors import UserError
 from jobs.figures import heat_map, sheets
 from jobs.loop import to_device

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from jobs.checkpoint import Restored, latest_checkpoint, restore, save_checkpoint
 from jobs.config import TrainConfig
 from jobs.curve import Curve
-from jobs.data.loader import BatchLoader, ShardedSplit
+from jobs.data.loader import BatchLoader
 from jobs.data.mixing import mix64
 from jobs.data.order import Order, permute
 from jobs.data.shard_files import DataAccess
-from jobs.messages import Committed, Message, Point
+from jobs.data.split import ShardedSplit
+from jobs.messages import Committed, Message, Opened, Point
 from vlae.build import build_model
 from vlae.config import HvaeConfig, ObjectiveConfig, VlaeConfig
 from vlae.models.base import HierarchicalModel, Latents, Terms
@@ -82,6 +83,9 @@ def train_model(job: TrainJob, worker: Worker, post: Callable[[Message], None]) 
     training = prepare(job, worker)
     curve = Curve(worker.rank, worker.world_size, worker.device, training.history, post)
     curve.started(training.step)
+    for opened, total in training.loader.open(training.step):
+        if worker.rank == 0:
+            post(Opened(opened, total))
     validation = _Validation(training) if worker.rank == 0 else None
     config = job.train
     for images in training.loader.batches(training.step, config.steps):

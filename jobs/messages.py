@@ -21,10 +21,18 @@ class Started:
 
 
 @dataclass(frozen=True)
+class Opened:
+    """So many of the shards that are needed first are on the node and verified."""
+
+    shards: int
+    total: int
+
+
+@dataclass(frozen=True)
 class Committed:
     """The checkpoint of `step` is in the store: no earlier step will ever be computed again."""
 
     step: int
 
 
-Message = Point | Started | Committed
+Message = Point | Started | Opened | Committed

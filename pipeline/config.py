@@ -40,7 +40,7 @@ def _store_address(value: str) -> str:
 Stages = Annotated[tuple[Stage, ...], BeforeValidator(split_commas), AfterValidator(_in_order)]
 
 
-_S3_ADDRESS = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[\w.=-]+)*/?")
+_S3_ADDRESS = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/(?!\.+(/|$))[\w.=-]+)*/?")
 
 
 class Config(Section):

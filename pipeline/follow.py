@@ -3,7 +3,7 @@
 import time
 
 from jobs.errors import UserError
-from jobs.messages import Message, Point, Started
+from jobs.messages import Message, Opened, Point, Started
 from jobs.tracking import CurveWriter
 from pipeline.report import Reporter, training_line
 
@@ -29,6 +29,8 @@ class Follower:
                 self._clock, self._from = time.monotonic(), message.step
                 if message.step:
                     self._report.line(f"{'':<9}going on from step {message.step}")
+            elif isinstance(message, Opened):
+                self._report.progress(f"train    {message.shards} of {message.total} shards read and verified")
             elif isinstance(message, Point) and "train/loss" in message.metrics:
                 pace = (time.monotonic() - self._clock) / max(1, message.step - self._from)
                 self._report.progress(training_line(message.step, self._steps, message.metrics, pace))

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic.config import JsonDict
 
-from vlae.config import Section
+from vlae.config import Section, none_word
 
 # Marks a setting of how and where a job runs, which does not change what it makes: two commands that
 # differ in such settings only are the same dataset or the same run.
@@ -43,7 +43,7 @@ class DataSection(Section):
     encoding: Literal["npy", "png"] = Field(
         "npy", description="of the images in the tars: npy is raw and fast, png two to ten times smaller"
     )
-    cache_folder: AbsolutePath | None = Field(
+    cache_folder: Annotated[AbsolutePath | None, BeforeValidator(none_word)] = Field(
         None,
         description="node-local copies of what is on S3 or in PNG; none: in the workspace",
         json_schema_extra=EXECUTION,
@@ -72,19 +72,36 @@ class DigitsConfig(DataSection):
     scene_seed: int = Field(0, ge=0, lt=2**63, description="seed of the scenes (part of the data)")
 
 
-class FashionMnistConfig(DataSection):
-    """Fashion-MNIST: 70,000 grey images of clothes, 28x28, with the publisher's test split."""
+class IdxSection(FilesSection):
+    """A dataset of 28x28 images in four IDX files."""
 
-    name: Literal["fashion_mnist"] = "fashion_mnist"
-    folder: AbsolutePath = Field(
-        DEBIAN_FASHION_MNIST, description="folder with the four IDX files, .gz or not", json_schema_extra=EXECUTION
-    )
     image_size: Annotated[Literal[28, 32], BeforeValidator(whole_number)] = Field(
         28, description="28, or 32 with a black border"
     )
     download: bool = Field(
         True,
         description="fetch the files from the official address if the folder lacks them",
+        json_schema_extra=EXECUTION,
+    )
+
+
+class FashionMnistConfig(IdxSection):
+    """Fashion-MNIST: 70,000 grey images of clothes, 28x28, with the publisher's test split."""
+
+    name: Literal["fashion_mnist"] = "fashion_mnist"
+    folder: AbsolutePath = Field(
+        DEBIAN_FASHION_MNIST, description="folder with the four IDX files, .gz or not", json_schema_extra=EXECUTION
+    )
+
+
+class MnistConfig(IdxSection):
+    """MNIST: 70,000 grey images of handwritten digits, 28x28, with the publisher's test split."""
+
+    name: Literal["mnist"] = "mnist"
+    folder: AbsolutePath = Field(
+        Path("datasets/mnist"),
+        validate_default=True,
+        description="folder with the four IDX files, .gz or not",
         json_schema_extra=EXECUTION,
     )
 
@@ -98,4 +115,4 @@ class ImagesConfig(DataSection):
     channels: Channels = Field(3, description="3 for colour, 1 for grey")
 
 
-DataConfig = Annotated[DigitsConfig | FashionMnistConfig | ImagesConfig, Field(discriminator="name")]
+DataConfig = Annotated[DigitsConfig | FashionMnistConfig | MnistConfig | ImagesConfig, Field(discriminator="name")]

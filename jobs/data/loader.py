@@ -1,10 +1,8 @@
-"""Read samples of a sharded dataset by number, and batches by step."""
+"""Batches by step: which worker reads what, ahead of the training, from shards or from memory."""
 
-import math
-import resource
 from collections import deque
-from collections.abc import Collection, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 
 import numpy as np
@@ -12,128 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from jobs.data.manifest import read_manifest
 from jobs.data.order import Order, worker_slices
-from jobs.data.shard_files import DataAccess, OpenShard, ShardFiles
-from jobs.data.source import Split
-from jobs.errors import UserError
-from jobs.store.open import open_store
+from jobs.data.split import ShardedSplit
 
-_THREADS = 8  # that fetch and verify shards
 _AHEAD = 2  # batches that wait for the training
-
-
-class ShardedSplit:
-    """One split of a dataset as a numbered sequence of images and factors.
-
-    A shard is fetched, where it is not local, and checked against the manifest's sha256 when it is first
-    needed: a damaged byte is an error, never a sample.
-
-    Args:
-        access: the dataset's place.
-        split: "train", "validation" or "test".
-
-    Raises:
-        UserError: no dataset there, or an empty split. Reading raises it for a shard that is missing or
-            damaged; the shard is named.
-    """
-
-    def __init__(self, access: DataAccess, split: Split) -> None:
-        manifest = read_manifest(open_store(access.url))
-        if manifest is None:
-            raise UserError(f"no dataset in {access.url}: run stage=shard first")
-        self.manifest, self._shards = manifest, manifest.of_split(split)
-        if not self._shards:
-            raise UserError(
-                f"the {split} split of {access.url} is empty: use more samples or a larger data.{split}_fraction"
-            )
-        self._files = ShardFiles(access, manifest)
-        self._starts = np.cumsum([0] + [shard.num_samples for shard in self._shards])
-        self._open: dict[int, OpenShard] = {}
-        self._opening: dict[int, Future[OpenShard]] = {}
-        self._pool = ThreadPoolExecutor(_THREADS, "shards")
-
-    def __len__(self) -> int:
-        return int(self._starts[-1])
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(channels, height, width)."""
-        height, width, channels = self.manifest.image_shape
-        return channels, height, width
-
-    @property
-    def num_bytes(self) -> int:
-        """Of all images, uncompressed."""
-        return len(self) * math.prod(self.image_shape)
-
-    @property
-    def shard_sizes(self) -> NDArray[np.int64]:
-        """Samples of each shard."""
-        return np.diff(self._starts)
-
-    def images(self, numbers: NDArray[np.int64], *, pin_memory: bool = False) -> Tensor:
-        """Images of these samples, (n, C, H, W) uint8 in channels-last memory order."""
-        channels, height, width = self.image_shape
-        size = channels * height * width
-        out = torch.empty(len(numbers) * size, dtype=torch.uint8, pin_memory=pin_memory)
-        # Slices of memoryviews copy at the speed of memory; everything around them costs more than the copy.
-        target, at = memoryview(out.numpy()), 0  # type: ignore[arg-type]
-        for shard, number in self._places(numbers):
-            start = shard.offsets[number]
-            target[at : at + size] = shard.pixels[start : start + size]
-            at += size
-        return out.view(-1, height, width, channels).permute(0, 3, 1, 2)
-
-    def factors(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Factor values of these samples, (n, K), columns as in the manifest."""
-        out = np.empty((len(numbers), len(self.manifest.factors)), np.int64)
-        for row, (shard, number) in enumerate(self._places(numbers)):
-            out[row] = shard.factors[number]
-        return out
-
-    def _places(self, numbers: NDArray[np.int64]) -> Iterator[tuple[OpenShard, int]]:
-        """The shard of each sample, open, and its number there."""
-        shards = np.searchsorted(self._starts, numbers, side="right") - 1
-        inside = (numbers - self._starts[shards]).tolist()
-        which = shards.tolist()
-        closed = set(which) - self._open.keys()
-        self.prepare(closed)
-        for shard in closed:
-            self._open[shard] = self._opening[shard].result()
-            del self._opening[shard]
-        return zip(map(self._open.__getitem__, which), inside, strict=True)
-
-    def prepare(self, shards: Collection[int]) -> None:
-        """Begin to fetch and verify shards, several at a time."""
-        for shard in shards:
-            if shard not in self._open and shard not in self._opening:
-                self._opening[shard] = self._pool.submit(self._files.open, self._shards[shard])
-
-    def retain(self, shards: Collection[int]) -> None:
-        """Close all shards but these, so that their copies may be removed."""
-        for held in (self._open, self._opening):
-            for shard in held.keys() - set(shards):
-                del held[shard]
-
-    def check_room(self, window: int) -> None:
-        """See that there is room for what is read at a time: all, or two windows of so many shards.
-
-        Raises:
-            UserError: there is not, in the cache or among the open files; the message says what would help.
-        """
-        _allow_open_files(min(2 * window or len(self._shards), len(self._shards)))
-        if self._files.in_place:
-            return
-        sizes = sorted((self._files.copied_bytes(shard) for shard in self._shards), reverse=True)
-        needed, limit = sum(sizes[: 2 * window or None]), self._files.access.cache_bytes
-        if needed > limit:
-            fitting = limit // (2 * sizes[0])
-            mend = f"set train.shuffle_window={fitting} or less" if fitting else "write smaller shards"
-            raise UserError(
-                f"data.cache_bytes={limit} is too small for the {needed:,} bytes that are read at a time: "
-                f"raise it, or {mend}"
-            )
+_SHARDS_AHEAD = 8  # that are verified while others are copied
 
 
 class BatchLoader:
@@ -170,6 +51,14 @@ class BatchLoader:
     def slice_size(self) -> int:
         """Images per slice."""
         return self.order.batch_size // self._num_slices
+
+    def open(self, step: int) -> Iterator[tuple[int, int]]:
+        """Open the shards that `step` and those after it need; yields how many of how many are open."""
+        if self._resident is None:
+            windows = self.order.windows(step)
+            shards = np.concatenate(windows).tolist() if windows else range(len(self.data.shard_sizes))
+            for count in self.data.open(shards):
+                yield count, len(shards)
 
     def images(self, step: int) -> Tensor:
         """This worker's images of `step`, its slices one after the other: (n, C, H, W) uint8 on the device."""
@@ -217,23 +106,9 @@ class BatchLoader:
         everything = torch.empty(len(data), data.num_bytes // len(data), dtype=torch.uint8, device=device)
         start = 0
         for shard, size in enumerate(data.shard_sizes.tolist()):
-            data.prepare(range(shard, min(shard + _THREADS, len(data.shard_sizes))))
+            data.prepare(range(shard, min(shard + _SHARDS_AHEAD, len(data.shard_sizes))))
             images = data.images(np.arange(start, start + size)).permute(0, 2, 3, 1).reshape(size, -1)
             everything[start : start + size] = images.to(device)
             start += size
             data.retain(())
         return everything
-
-
-def _allow_open_files(count: int) -> None:
-    """Every mapped shard holds a file: let this process have as many as the system allows."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = 2 * count + 512
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-        if most < wanted:
-            raise UserError(
-                f"{count} shards are more files than this process may open ({hard}): raise `ulimit -n`, "
-                "set train.shuffle_window, or write larger shards (data.samples_per_task)"
-            )

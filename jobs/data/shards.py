@@ -3,9 +3,10 @@
 import hashlib
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,6 @@ from jobs.store.base import Store
 from jobs.store.open import open_store
 
 _BUFFER = 2**20  # bytes that are hashed and written at once
-_to_json = json.JSONEncoder(separators=(",", ":")).encode
 
 
 def split_of(sample: Sample, validation_fraction: float, test_fraction: float) -> Split:
@@ -63,12 +63,23 @@ class ShardWriter:
         name: of the shard, without .tar.
         split: which.
         image_shape: (height, width, channels) of every image.
+        factors: names of the factors that every sample has.
         encoding: "npy" or "png".
     """
 
-    def __init__(self, folder: Path, name: str, split: Split, image_shape: tuple[int, ...], encoding: str) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        split: Split,
+        image_shape: tuple[int, ...],
+        factors: Sequence[str],
+        encoding: Literal["npy", "png"],
+    ) -> None:
         self._name, self._split, self._encoding = name, split, encoding
-        self._folder, self._image_shape = folder, image_shape
+        self._folder, self._image_shape, self._factors = folder, image_shape, factors
+        # Filled in by %, which is several times as fast as json.dumps.
+        self._json = b"{%b}" % b",".join(json.dumps(name).replace("%", "%%").encode() + b":%d" for name in factors)
         self._npy_header = npy_header(image_shape)
         self._file = (folder / tar_file(name)).open("wb")
         self._digest, self._pixels = hashlib.sha256(), hashlib.sha256()
@@ -86,8 +97,8 @@ class ShardWriter:
         if image.shape != self._image_shape or image.dtype != np.uint8:
             raise ValueError(f"sample {sample.key}: {image.dtype} {image.shape}, not uint8 {self._image_shape}")
         key = sample.key.encode()
-        factors = _to_json(sample.factors).encode()
-        self._member(key + b".json", factors)
+        factors = tuple(map(sample.factors.__getitem__, self._factors))
+        self._member(key + b".json", self._json % factors)
         if self._encoding == "png":
             content = png_bytes(image)
             self._pixels.update(image.data)
@@ -95,7 +106,7 @@ class ShardWriter:
         else:
             at = self._member(key + b".npy", self._npy_header, image.data.cast("B")) + len(self._npy_header)
             size = image.nbytes
-        self._rows.append((at, size, *sample.factors.values()))
+        self._rows.append((at, size, *factors))
         if self._buffered >= _BUFFER:
             self._flush()
 
@@ -163,13 +174,14 @@ def write_parts(source: Source, url: str, parts: list[tuple[int, range]], config
 
 def _write_part(source: Source, store: Store, number: int, samples: Iterator[Sample], config: DataSection) -> None:
     writers: dict[Split, ShardWriter] = {}
+    names = [factor.name for factor in source.factors]
     with store.scratch() as folder:
         try:
             for sample in samples:
                 split = split_of(sample, config.validation_fraction, config.test_fraction)
                 if split not in writers:
                     name = shard_name(split, number)
-                    writers[split] = ShardWriter(folder, name, split, source.image_shape, config.encoding)
+                    writers[split] = ShardWriter(folder, name, split, source.image_shape, names, config.encoding)
                 writers[split].write(sample)
             shards = [writers[split].close() for split in SPLITS if split in writers]
         finally:

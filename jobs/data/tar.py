@@ -5,6 +5,7 @@ which only name, size and checksum change from member to member.
 """
 
 import tarfile
+from functools import lru_cache
 
 BLOCK = 512  # every header is one, and every member is padded to whole ones
 _NAME, _SIZE, _CHECKSUM = slice(0, 100), slice(124, 136), slice(148, 156)
@@ -38,17 +39,16 @@ def member_header(name: bytes, size: int) -> bytes:
     """
     if not 0 < len(name) <= 100 or not name.isascii() or not 0 <= size < _LARGEST:
         raise ValueError(f"a member {name!r} of {size} bytes does not fit a plain tar header")
+    middle, middle_sum = _after_name(size)
+    return b"%b%b%06o\0 %b" % (name.ljust(100, b"\0"), middle, middle_sum + sum(name), _BLANK[_CHECKSUM.stop :])
+
+
+@lru_cache(1024)  # members of one kind have a size or two
+def _after_name(size: int) -> tuple[bytes, int]:
+    """A header's bytes from the name to the checksum, and the sum of all but the name."""
     octal = b"%011o\0" % size
-    checksum = _BLANK_SUM + sum(name) + sum(octal)
-    rest = _BLANK[_SIZE.stop : _CHECKSUM.start]
-    return b"%b%b%b%b%06o\0 %b" % (
-        name.ljust(100, b"\0"),
-        _BLANK[_NAME.stop : _SIZE.start],
-        octal,
-        rest,
-        checksum,
-        _BLANK[_CHECKSUM.stop :],
-    )
+    middle = _BLANK[_NAME.stop : _SIZE.start] + octal + _BLANK[_SIZE.stop : _CHECKSUM.start]
+    return middle, _BLANK_SUM + sum(octal)
 
 
 def padding(size: int) -> bytes:

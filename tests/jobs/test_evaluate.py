@@ -12,7 +12,7 @@ from PIL import Image
 from torch.distributions import Normal, kl_divergence
 
 from jobs.config import EvaluateConfig
-from jobs.data.loader import ShardedSplit
+from jobs.data.split import ShardedSplit
 from jobs.evaluate import encode, evaluate_model
 from jobs.figures import heat_map, tile
 from vlae.build import build_model

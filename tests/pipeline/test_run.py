@@ -39,8 +39,9 @@ SMALL: dict[str, object] = {
 }
 
 
-# As a user has it; `conftest` turns Ray's authentication off for the tests' own process.
-ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+def environment() -> dict[str, str]:
+    """As a user has it; `conftest` turns Ray's authentication off for the tests' own process."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
 
 
 def small(**changes: object) -> list[str]:
@@ -53,9 +54,9 @@ def command(words: list[str]) -> list[str]:
     return [sys.executable, "-m", "pipeline.run", *words]
 
 
-def run(words: list[str], folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def run(words: list[str], folder: Path, **changed: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command(words), capture_output=True, text=True, cwd=folder, env={**ENVIRONMENT, **environment}, check=False
+        command(words), capture_output=True, text=True, cwd=folder, env={**environment(), **changed}, check=False
     )
 
 

@@ -34,6 +34,9 @@ def test_words() -> None:
     assert (config.train.steps, config.model.scale, config.seed) == (20000, 0.1, 7)
     assert read_config(["model.latent_dims=8"]).model.latent_dims == (8,)
     assert read_config(["model.scale=none"]).model.scale is None
+    assert read_config(["data.cache_folder=none"]).data.cache_folder is None
+    assert read_config(["store=s3://bucket/a/b/"]).store == "s3://bucket/a/b"
+    assert read_config(["store=here"]).store == str(Path.cwd() / "here")
 
 
 @pytest.mark.parametrize(
@@ -53,7 +56,7 @@ def test_words() -> None:
         (["data=images"], "data.folder is missing: set it to a folder of pictures"),
         (
             ["data.folder=/x"],
-            "'data.folder' belongs to data=fashion_mnist or data=images, and this run has data=digits",
+            "'data.folder' belongs to data=",
         ),
         (["data=fashion_mnist", "data.num_images=5"], "'data.num_images' belongs to data=digits"),
         (["train.steps=1", "train.steps=2"], "'train.steps' is given twice: train.steps=1 and train.steps=2"),
@@ -65,6 +68,12 @@ def test_words() -> None:
         (["preset=/nowhere/x.yaml"], "preset=/nowhere/x.yaml does not exist"),
         (["tracking.uri=http://me:secret@host"], "must hold no credentials"),
         (["tracking.uri=ftp://host"], "must begin with http:// or https://"),
+        (["store=http://host/x"], "store=http://host/x: must be a folder or s3://BUCKET/PREFIX"),
+        (["store=s3://me:secret@bucket/x"], "must be s3://BUCKET or s3://BUCKET/PREFIX; credentials come from"),
+        (["store=s3:/bucket"], "must be s3://BUCKET"),
+        (["store=s3://bucket/../x"], "must be s3://BUCKET"),
+        (["data.encoding=jpg"], "data.encoding=jpg is not one of npy, png"),
+        (["data.cache_bytes=5"], "data.cache_bytes=5: input should be greater"),
         (["workspace=a?b"], "must hold neither ? nor %"),
         (["stage=train", "force=shard"], "force=shard has no effect without that stage"),
         (["data.image_size=30"], "data.image_size=30: input should be a multiple of 4"),

@@ -2,15 +2,18 @@
 
 from pathlib import Path
 
-from jobs.data.config import DEBIAN_FASHION_MNIST, DigitsConfig, FashionMnistConfig, ImagesConfig
+from jobs.data.config import DigitsConfig, FashionMnistConfig, IdxSection, ImagesConfig, MnistConfig
 from jobs.data.source import Source
 from jobs.data.sources.digits import DigitScenes
-from jobs.data.sources.fashion_mnist import FILES, FashionMnist, download, find_file
+from jobs.data.sources.gz_files import find_file
+from jobs.data.sources.idx import FASHION_MNIST, MNIST, IdxDataset, IdxImages, download
 from jobs.data.sources.image_folder import ImageFolder
 from jobs.errors import UserError
 
 
-def open_source(config: DigitsConfig | FashionMnistConfig | ImagesConfig, downloads: Path, *, fetch: bool) -> Source:
+def open_source(
+    config: DigitsConfig | FashionMnistConfig | MnistConfig | ImagesConfig, downloads: Path, *, fetch: bool
+) -> Source:
     """The source that `config` names, its files found.
 
     Args:
@@ -27,22 +30,23 @@ def open_source(config: DigitsConfig | FashionMnistConfig | ImagesConfig, downlo
         case ImagesConfig():
             return ImageFolder(config.folder, config.image_size, config.channels)
         case FashionMnistConfig():
-            return FashionMnist(_fashion_mnist_folder(config, downloads, fetch), config.image_size)
+            return _open_idx(FASHION_MNIST, config, downloads, fetch=fetch)
+        case MnistConfig():
+            return _open_idx(MNIST, config, downloads, fetch=fetch)
 
 
-def _fashion_mnist_folder(config: FashionMnistConfig, downloads: Path, fetch: bool) -> Path:
-    def complete(folder: Path) -> bool:
-        return all(find_file(folder, name) for name in FILES)
+def _open_idx(dataset: IdxDataset, config: IdxSection, downloads: Path, *, fetch: bool) -> IdxImages:
+    names = [name for name, _ in dataset.files]
 
-    if complete(config.folder):
-        return config.folder
-    fetched = downloads / "fashion_mnist"
-    # Someone who names a folder wants what is in it, and may have mistyped it.
-    chosen = config.folder != DEBIAN_FASHION_MNIST
-    if complete(fetched) and not chosen:
-        return fetched
-    if chosen or not config.download or not fetch:
-        missing = ", ".join(name for name in FILES if not find_file(config.folder, name))
-        raise UserError(f"data.folder={config.folder} lacks {missing} (plain or .gz): put them there")
-    download(fetched)
-    return fetched
+    def lacking(folder: Path) -> list[str]:
+        return [name for name in names if not find_file(folder, name)]
+
+    folder, fetched = config.folder, downloads / dataset.name
+    if lacking(folder):
+        # Someone who names a folder wants what is in it, and may have mistyped it.
+        chosen = folder != type(config).model_fields["folder"].default.absolute()
+        if chosen or (lacking(fetched) and not (config.download and fetch)):
+            raise UserError(f"data.folder={folder} lacks {', '.join(lacking(folder))} (plain or .gz): put them there")
+        folder = fetched
+        download(dataset, folder)
+    return IdxImages(dataset, folder, config.image_size)

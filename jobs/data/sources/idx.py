@@ -1,32 +1,27 @@
 """MNIST (LeCun, Cortes, Burges 1998) and Fashion-MNIST (Xiao, Rasul, Vollgraf 2017): four IDX files each."""
 
-import gzip
 import hashlib
 import http.client
-import math
-import os
 import struct
 import urllib.request
-import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from io import BufferedIOBase
 from pathlib import Path
-from typing import IO, Literal
+from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from jobs.data.source import Factor, Sample, Split
+from jobs.data.sources.gz_files import MEND, check_length, find_file, opened, read_items, read_shape
 from jobs.data.sources.published import Published, content_fingerprint, remarks
 from jobs.errors import UserError
 
+CLASSES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 PARTS: tuple[tuple[str, Split], ...] = (("train", "train"), ("t10k", "test"))
-_BATCH = 256  # images in memory at once
 _MOST_BYTES = 64 * 2**20  # the largest file has 47 MB; whatever is longer is something else
 _TIMEOUT = 20.0  # seconds without an answer
-_MEND = "put the official file in its place"
 
 
 @dataclass(frozen=True)
@@ -53,21 +48,7 @@ class IdxDataset:
 FASHION_MNIST = IdxDataset(
     name="fashion_mnist",
     title="Fashion-MNIST",
-    factor=Factor(
-        "class",
-        (
-            "T-shirt/top",
-            "Trouser",
-            "Pullover",
-            "Dress",
-            "Coat",
-            "Sandal",
-            "Shirt",
-            "Sneaker",
-            "Bag",
-            "Ankle boot",
-        ),
-    ),
+    factor=Factor("class", CLASSES),
     address="http://fashion-mnist.s3-website.eu-central-1.amazonaws.com",
     hint="install Debian's dataset-fashion-mnist, or ",
     # Of the content: packagers compress the files anew, which changes the .gz only.
@@ -140,16 +121,9 @@ class IdxImages:
         return any(path.suffix == ".gz" for path in self._paths)
 
     def check(self) -> list[str]:
-        for path, (_, expected) in zip(self._paths, self.dataset.files, strict=True):
-            digest = self.dataset.digest(path)
-            if self.dataset.hashed == "content" and digest != expected:
-                raise UserError(
-                    f"{path} is not the published file (sha256 of its content {digest[:12]}, "
-                    f"expected {expected[:12]}): {_MEND}"
-                )
-            _check_length(path)
-        if sum(self.counts) == 0:
-            raise UserError(f"{self.folder} holds IDX files without images: {_MEND}")
+        for name, _ in self.dataset.files:
+            check_length(self._verified(name), read_header)
+        self.counts  # noqa: B018  (the headers are compared)
         if self.dataset.hashed == "content":
             return []
         published = [Published(f"{name}.gz", None, md5, self.dataset.address) for name, md5 in self.dataset.files]
@@ -166,15 +140,15 @@ class IdxImages:
     def _read_part(self, part: str, split: Split, start: int, stop: int) -> Iterator[Sample]:
         border = (self.image_size - 28) // 2
         number = start
-        label_file = self._path(f"{part}-labels-idx1-ubyte")
+        label_file = self._verified(f"{part}-labels-idx1-ubyte")
         batches = zip(
-            read_idx(self._path(f"{part}-images-idx3-ubyte"), start, stop),
-            read_idx(label_file, start, stop),
+            read_items(self._verified(f"{part}-images-idx3-ubyte"), read_header, start, stop),
+            read_items(label_file, read_header, start, stop),
             strict=True,
         )
         for images, labels in batches:
             if labels.max() >= len(self.dataset.factor.values):
-                raise UserError(f"{label_file} has the label {labels.max()}, not 0 to 9: {_MEND}")
+                raise UserError(f"{label_file} has the label {labels.max()}, not 0 to 9: {MEND}")
             framed = np.pad(images, ((0, 0), (border, border), (border, border)))[..., None]
             for image, label in zip(framed, labels, strict=True):
                 yield Sample(f"{part}-{number:05d}", image, {self.dataset.factor.name: int(label)}, split)
@@ -182,15 +156,22 @@ class IdxImages:
 
     def _count(self, part: str) -> int:
         images, labels = (self._path(f"{part}-{kind}-ubyte") for kind in ("images-idx3", "labels-idx1"))
-        shapes = []
-        for path in (images, labels):
-            with opened(path) as file:
-                shapes.append(_read_shape(path, file))
+        shapes = [read_shape(path, read_header) for path in (images, labels)]
         if shapes[0][1:] != (28, 28):
-            raise UserError(f"{images} is an IDX file of shape {shapes[0]}, not of images 28x28: {_MEND}")
+            raise UserError(f"{images} is an IDX file of shape {shapes[0]}, not of images 28x28: {MEND}")
         if shapes[1] != shapes[0][:1]:
-            raise UserError(f"{labels} has shape {shapes[1]}, and there are {shapes[0][0]} images: {_MEND}")
+            raise UserError(f"{labels} has shape {shapes[1]}, and there are {shapes[0][0]} images: {MEND}")
         return shapes[0][0]
+
+    def _verified(self, name: str) -> Path:
+        """The file, read to its end to see that it is the published one, where other content is an error."""
+        path, expected = self._path(name), dict(self.dataset.files)[name]
+        if self.dataset.hashed == "content" and (digest := self.dataset.digest(path)) != expected:
+            raise UserError(
+                f"{path} is not the published file (sha256 of its content {digest[:12]}, expected {expected[:12]}): "
+                f"{MEND}"
+            )
+        return path
 
     @property
     def _paths(self) -> list[Path]:
@@ -203,59 +184,18 @@ class IdxImages:
         return path
 
 
-def find_file(folder: Path, name: str) -> Path | None:
-    """The file in `folder`, plain or .gz, or None."""
-    return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
-
-
-@contextmanager
-def opened(path: Path) -> Iterator[IO[bytes]]:
-    """The content of a file, uncompressed if it is a .gz.
+def read_header(path: Path, file: BufferedIOBase) -> tuple[int, ...]:
+    """The shape in the header of an IDX file of bytes: big-endian sizes, last index fastest.
 
     Raises:
-        UserError: it cannot be read or is damaged, now or while the file is in use.
+        UserError: it is none.
     """
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            yield file
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path} is damaged ({getattr(error, 'strerror', None) or error}): {_MEND}") from error
-
-
-def read_idx(path: Path, start: int, stop: int) -> Iterator[NDArray[np.uint8]]:
-    """Items start..stop-1 of an IDX file of bytes (LeCun's format), some at a time: (n, ...) uint8.
-
-    Raises:
-        UserError: the file is not one, or ends too early.
-    """
-    with opened(path) as file:
-        shape = _read_shape(path, file)
-        size = math.prod(shape[1:])
-        file.seek(start * size, os.SEEK_CUR)
-        for begin in range(start, stop, _BATCH):
-            count = min(_BATCH, stop - begin)
-            content = file.read(count * size)
-            if len(content) != count * size:
-                raise UserError(f"{path} is an IDX file of shape {shape} that ends too early: {_MEND}")
-            yield np.frombuffer(content, np.uint8).reshape(count, *shape[1:])
-
-
-def _read_shape(path: Path, file: IO[bytes]) -> tuple[int, ...]:
-    """The header: big-endian sizes, last index fastest."""
     magic = file.read(4)
     rank = magic[3] if len(magic) == 4 else 0
     sizes = file.read(4 * rank)
     if magic[:3] != b"\0\0\x08" or not 1 <= rank <= 4 or len(sizes) != 4 * rank:
-        raise UserError(f"{path} is not an IDX file of bytes (magic number): {_MEND}")
+        raise UserError(f"{path} is not an IDX file of bytes (magic number): {MEND}")
     return struct.unpack(f">{rank}I", sizes)
-
-
-def _check_length(path: Path) -> None:
-    with opened(path) as file:
-        shape = _read_shape(path, file)
-        length = sum(len(chunk) for chunk in iter(lambda: file.read(2**20), b""))
-    if length != math.prod(shape):
-        raise UserError(f"{path} is an IDX file of shape {shape} with {length} bytes: {_MEND}")
 
 
 def download(dataset: IdxDataset, folder: Path) -> None:

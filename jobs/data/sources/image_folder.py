@@ -2,21 +2,20 @@
 
 import csv
 import hashlib
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
-
 from jobs.data.source import Factor, Sample
+from jobs.data.sources.pictures import read_picture
 from jobs.errors import UserError
 
 EXTENSIONS = (".png", ".jpg", ".jpeg")
 TABLE = "factors.csv"
-_FACTOR_NAME = re.compile(r"[A-Za-z0-9_.-][A-Za-z0-9_. -]*")  # it becomes part of a metric's name
+FACTOR_NAME = re.compile(r"[A-Za-z0-9_.-][A-Za-z0-9_. -]*")  # it becomes part of a metric's name
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ class ImageFolder:
             raise UserError(f"{path} is not a table in UTF-8 ({error}): save it as CSV in UTF-8") from error
         if names[:1] != ["file"] or len(set(names)) != len(names) or len(names) < 2:
             raise UserError(f"{path} must begin with a line file,NAME,NAME... of distinct names, not {','.join(names)}")
-        odd = [name for name in names if not _FACTOR_NAME.fullmatch(name)]
+        odd = [name for name in names if not FACTOR_NAME.fullmatch(name)]
         if odd:
             raise UserError(f"{path} has a column '{odd[0]}': name it with letters, digits, space, dot, _ and - only")
         for name in self.files:
@@ -85,7 +84,7 @@ class ImageFolder:
     def factors(self) -> tuple[Factor, ...]:
         rows = list(self._table.values())
         names = rows[0] if rows else {}
-        values = {name: sorted({row[name] for row in rows}, key=_natural) for name in names}
+        values = {name: sorted({row[name] for row in rows}, key=natural) for name in names}
         return tuple(Factor(name, tuple(found)) for name, found in values.items())
 
     @property
@@ -113,31 +112,15 @@ class ImageFolder:
             labels = {factor: index[factor][value] for factor, value in self._table.get(name, {}).items()}
             # A member name may hold neither the extension's dot nor a path: the hash keeps it unique.
             key = hashlib.sha256(name.encode()).hexdigest()[:24]
-            yield Sample(key, self._load(self.folder / name), {k: int(v) for k, v in labels.items()})
-
-    def _load(self, path: Path) -> np.ndarray:
-        try:
-            with Image.open(path, formats=("PNG", "JPEG")) as image:
-                opaque = _opaque(ImageOps.exif_transpose(image)).convert("RGB" if self.channels == 3 else "L")
-                square = ImageOps.fit(opaque, (self.image_size, self.image_size), Image.Resampling.LANCZOS)
-        except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise UserError(f"{path} cannot be read as a picture ({error}): mend it or move it away") from error
-        return np.asarray(square, np.uint8).reshape(self.image_shape)
+            path = self.folder / name
+            yield Sample(key, read_picture(path, str(path), self.image_size, self.channels), labels)
 
 
-def _opaque(image: Image.Image) -> Image.Image:
-    """Eight bits per channel and no transparency: 16-bit grey is scaled, and white shows through what is clear."""
-    if image.mode.startswith("I"):
-        return Image.fromarray((np.asarray(image).astype(np.uint32) // 257).astype(np.uint8))
-    if not image.has_transparency_data:
-        return image
-    layer = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
-
-
-def _natural(value: str) -> tuple[float, str]:
-    """Sort numbers by value and before words."""
+def natural(value: str) -> tuple[float, str]:
+    """Sort key: numbers by value and before words."""
     try:
-        return float(value), value
+        number = float(value)
     except ValueError:
-        return float("inf"), value
+        number = math.inf
+    # No order holds for what is no number.
+    return (math.inf if math.isnan(number) else number), value

@@ -16,9 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jobs.data.config import DigitsConfig
-from jobs.data.loader import BatchLoader, ShardedSplit
+from jobs.data.loader import BatchLoader
 from jobs.data.order import Order
 from jobs.data.sources.digits import DigitScenes
+from jobs.data.split import ShardedSplit
 from jobs.errors import UserError
 
 SLICES = 24  # shared out to 1, 2, 3, 4 and 8 ranks

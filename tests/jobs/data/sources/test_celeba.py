@@ -120,7 +120,7 @@ def test_the_three_files_must_list_the_same_images(folder: Path) -> None:
     partition.write_text("\n".join(lines))
     archive = folder / "img_align_celeba.zip"
     members = {name: jpeg(1) for name in NAMES}
-    for changed in ({"more.jpg": b""} | members, {name: b"" for name in NAMES[1:]}, members | {f"x/{NAMES[0]}": b""}):
+    for changed in ({"more.jpg": b""} | members, dict.fromkeys(NAMES[1:], b""), members | {f"x/{NAMES[0]}": b""}):
         write_zip(archive, changed)
         with pytest.raises(UserError, match=r"img_align_celeba\.zip and list_attr.* do not list the same images"):
             CelebA(folder, 148, 64).check()
@@ -140,13 +140,13 @@ def test_the_three_files_must_list_the_same_images(folder: Path) -> None:
         (lambda lines: [lines[0], "Bald a/b Young", *lines[2:]], "a line of names"),
         (lambda lines: [*lines[:-1], "000007.jpg  1 -1"], "no 3 values of 1 or -1 in line 9"),
         (lambda lines: [*lines[:-1], "000007.jpg  1 -1 0"], "no 3 values of 1 or -1 in line 9"),
-        (lambda lines: [*lines[:-1], ""], "no 3 values of 1 or -1 in line 9"),
+        (lambda lines: [*lines[:2], "", *lines[3:]], "no 3 values of 1 or -1 in line 3"),
         (lambda lines: [*lines[:-1], "\xff"], "cannot be read"),
     ],
 )
 def test_odd_attributes_are_named(folder: Path, change, message: str) -> None:
     (folder / "list_attr_celeba.txt").write_bytes("\n".join(change(attribute_lines())).encode("latin-1"))
-    with pytest.raises(UserError, match=rf"list_attr_celeba\.txt {message}") as caught:
+    with pytest.raises(UserError, match=rf"list_attr_celeba\.txt .*{message}") as caught:
         CelebA(folder, 148, 64).check()
     assert "\n" not in str(caught.value)
 
@@ -176,7 +176,7 @@ def test_damage_is_named(folder: Path) -> None:
         (jpeg(4, (218, 178)), "cannot be read .*218x178 pixels, not 178x218"),
         (b"GIF89a", "is not a JPEG"),
     ):
-        write_zip(path, {name: content for name in NAMES})
+        write_zip(path, dict.fromkeys(NAMES, content))
         with pytest.raises(UserError, match=rf"000004\.jpg in .*img_align_celeba\.zip {message}") as caught:
             list(source.read(3, 4))
         assert "\n" not in str(caught.value)

@@ -1,0 +1,92 @@
+"""Members of other people's tars, in order, without extracting: tarfile takes many a damage for the end."""
+
+import gzip
+import tarfile
+import zlib
+from collections.abc import Callable, Iterator
+from io import BufferedReader
+from pathlib import Path
+from typing import Self
+
+from jobs.errors import UserError
+
+_LARGEST = 2**28  # bytes of a member that is read; a sparse or a compressed one costs its maker nothing
+_LARGEST_HEADER = 2**20  # bytes of long names and PAX records, which tarfile reads whole
+_HEADERS = (
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+)
+
+
+class _StrictInfo(tarfile.TarInfo):
+    """A member whose header, if damaged, is an error: `TarFile.next` would call it the end of the archive."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        info = super().frombuf(buf, encoding, errors)
+        if info.size < 0 or (info.type in _HEADERS and info.size > _LARGEST_HEADER):
+            raise tarfile.ReadError(f"a header speaks of {info.size} bytes")
+        return info
+
+    @classmethod
+    def fromtarfile(cls, tar: tarfile.TarFile) -> Self:
+        try:
+            return super().fromtarfile(tar)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # the zeros at the end
+            raise
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(str(error)) from error
+
+
+def tar_members(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes | None]]:
+    """Name of each file in the tar, plain or gzipped, and its content if it is wanted.
+
+    Args:
+        path: of the tar.
+        wanted: whether the content of the file of this name is to be read.
+
+    Raises:
+        UserError: the tar is damaged, ends early, or has no end; or a wanted file is too large.
+    """
+    try:
+        with _opened(path) as file, tarfile.TarFile(fileobj=file, tarinfo=_StrictInfo) as tar:
+            while (info := tar.next()) is not None:
+                tar.members.clear()  # type: ignore[attr-defined]  # it would remember them all
+                if info.size < 0:  # by a PAX record; the next member would lie before this one
+                    raise tarfile.ReadError(f"{info.name} has {info.size} bytes")
+                if not info.isreg():
+                    continue
+                yield info.name, _content(tar, info) if wanted(info.name) else None
+            _check_end(file)
+    except (tarfile.TarError, EOFError, zlib.error, OSError, ValueError) as error:
+        raise UserError(f"{path} is no whole tar ({error}): fetch it again") from error
+
+
+def _opened(path: Path) -> gzip.GzipFile | BufferedReader:
+    with path.open("rb") as file:
+        compressed = file.read(2) == b"\x1f\x8b"
+    return gzip.open(path) if compressed else path.open("rb")
+
+
+def _content(tar: tarfile.TarFile, info: tarfile.TarInfo) -> bytes:
+    if info.size > _LARGEST:
+        raise tarfile.ReadError(f"{info.name} has {info.size:,} bytes, over {_LARGEST:,}")
+    file = tar.extractfile(info)
+    content = file.read() if file is not None else b""
+    if len(content) != info.size:
+        raise tarfile.ReadError(f"{info.name} is short")
+    return content
+
+
+def _check_end(file: gzip.GzipFile | BufferedReader) -> None:
+    """After the first block of zeros there is a second, and nothing but zeros; reading on checks gzip's sum, too."""
+    zeros = 0
+    while block := file.read(2**16):
+        if block.count(0) != len(block):
+            raise tarfile.ReadError("something follows its end")
+        zeros += len(block)
+    if zeros < tarfile.BLOCKSIZE:
+        raise tarfile.ReadError("it lacks the blocks that end an archive")

@@ -1,0 +1,104 @@
+"""3D Shapes in its format, small: chunks of a few pixels of many images, labels that are values."""
+
+import itertools
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from jobs.data.sources.shapes3d import Shapes3D
+from jobs.errors import UserError
+
+VALUES = ((0.0, 0.1, 0.2), (0.0, 0.5), (0.3, 0.9), (0.75, 1.25), (0.0, 1.0, 2.0, 3.0), (-30.0, 0.0, 30.0))
+NAMES = ["floor_hue", "wall_hue", "object_hue", "scale", "shape", "orientation"]
+LABELS = np.array(list(itertools.product(*VALUES)))
+IMAGES = np.random.default_rng(0).integers(0, 9, (len(LABELS), 64, 64, 3), dtype=np.uint8)
+
+
+def write(folder: Path, images: np.ndarray = IMAGES, labels: np.ndarray = LABELS, length: int = 100) -> Path:
+    path = folder / "3dshapes.h5"
+    with h5py.File(path, "w") as file:
+        file.create_dataset("images", data=images, chunks=(length, 32, 32, 1), compression="gzip")
+        file.create_dataset("labels", data=labels, compression="gzip")
+    return path
+
+
+def test_content(tmp_path: Path) -> None:
+    write(tmp_path)
+    source = Shapes3D(tmp_path)
+    assert (source.num_samples, source.image_shape, source.sequential) == (288, (64, 64, 3), False)
+    assert [(factor.name, factor.values) for factor in source.factors] == list(zip(NAMES, VALUES, strict=True))
+    samples = list(source.read(0, 288))
+    assert len({sample.key for sample in samples}) == 288
+    for sample, image, labels in zip(samples, IMAGES, LABELS, strict=True):
+        np.testing.assert_array_equal(sample.image, image)
+        assert list(sample.factors) == NAMES
+        found = [values[sample.factors[name]] for name, values in zip(NAMES, VALUES, strict=True)]
+        assert found == labels.tolist()
+
+
+@pytest.mark.parametrize("length", [7, 100, 288])
+def test_any_range(tmp_path: Path, length: int) -> None:
+    write(tmp_path, length=length)
+    source = Shapes3D(tmp_path)
+    parts = [sample for start in range(0, 288, 50) for sample in source.read(start, min(start + 50, 288))]
+    assert [sample.key for sample in parts] == [sample.key for sample in source.read(0, 288)]
+    assert all(np.array_equal(sample.image, image) for sample, image in zip(parts, IMAGES, strict=True))
+
+
+def test_slices_end_with_the_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slice holds as many whole chunks as fit, so that none is unpacked twice."""
+    monkeypatch.setattr("jobs.data.sources.hdf5._BLOCK", 250 * 64 * 64 * 3)
+    write(tmp_path)
+    blocks = list(Shapes3D(tmp_path)._arrays[0].blocks(30, 288))
+    assert [len(block) for block in blocks] == [170, 88]
+    np.testing.assert_array_equal(np.concatenate(blocks), IMAGES[30:])
+
+
+def test_remarks_and_fingerprint(tmp_path: Path) -> None:
+    write(tmp_path)
+    [remark] = Shapes3D(tmp_path).check()
+    assert "267,573,662" in remark
+    before = Shapes3D(tmp_path).fingerprint
+    assert Shapes3D(tmp_path).fingerprint == before
+    write(tmp_path, images=IMAGES + np.uint8(1))
+    assert Shapes3D(tmp_path).fingerprint != before
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=rf"data=shapes3d needs 3dshapes\.h5.*data\.folder={tmp_path}"):
+        Shapes3D(tmp_path).check()
+
+
+def test_truncated_file(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    path.write_bytes(path.read_bytes()[:-5000])
+    with pytest.raises(UserError, match=r"3dshapes\.h5 cannot be read .*truncated file.*: fetch it again"):
+        Shapes3D(tmp_path).check()
+    path.write_bytes(b"<html>")
+    with pytest.raises(UserError, match=r"3dshapes\.h5 cannot be read .*: fetch it again"):
+        Shapes3D(tmp_path).check()
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (IMAGES.astype(np.float32), LABELS, r"has images of float32 \(288, 64, 64, 3\), not uint8"),
+        (IMAGES[:, :32], LABELS, r"has images of uint8 \(288, 32, 64, 3\)"),
+        (IMAGES, LABELS[:, :5], r"has labels of float64 \(288, 5\), not float64 \(N, 6\)"),
+        (IMAGES, LABELS[:-1], "has 288 images and 287 labels"),
+        (IMAGES, LABELS * np.nan, "has labels that are no numbers"),
+    ],
+)
+def test_wrong_structure(tmp_path: Path, images: np.ndarray, labels: np.ndarray, message: str) -> None:
+    write(tmp_path, images, labels)
+    with pytest.raises(UserError, match=message):
+        Shapes3D(tmp_path).check()
+
+
+def test_missing_array(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "3dshapes.h5", "w") as file:
+        file.create_group("images")
+    with pytest.raises(UserError, match=r"3dshapes\.h5 has no array images"):
+        Shapes3D(tmp_path).check()

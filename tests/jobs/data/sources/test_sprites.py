@@ -1,0 +1,143 @@
+"""Drawn sprites have the sizes and places that their factors say, and the same bytes everywhere."""
+
+import hashlib
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jobs.data.sources import sprites
+from jobs.data.sources.sprites import FACTORS, SIZES, Sprites, draw, fill
+
+SQUARE, ELLIPSE, HEART = range(3)
+
+
+def picture(shape: int, scale: int = 5, orientation: int = 0, x: int = 15, y: int = 15) -> np.ndarray:
+    return draw(np.array([[shape, scale, orientation, x, y]]))[0, ..., 0] > 0
+
+
+def places(shape: int, scale: int, count: int = 300) -> np.ndarray:
+    """Sprites of one shape and size, turned and placed at random."""
+    rest = np.random.default_rng(0).integers(0, SIZES[2:], (count, 3))
+    return np.column_stack([np.full(count, shape), np.full(count, scale), rest])
+
+
+def test_sizes_and_order_are_those_of_dsprites() -> None:
+    source = Sprites(0)
+    assert [len(factor.values) for factor in source.factors] == [3, 6, 40, 32, 32]
+    assert (source.num_samples, source.image_shape, source.sequential) == (737_280, (64, 64, 1), False)
+    first, second, last = (next(source.read(number, number + 1)) for number in (0, 1, 737_279))
+    assert list(first.factors.items()) == [("shape", 0), ("scale", 0), ("orientation", 0), ("x", 0), ("y", 0)]
+    assert second.factors["y"] == 1
+    assert list(last.factors.values()) == [2, 5, 39, 31, 31]
+    assert set(np.unique(last.image)) == {0, 255}
+
+
+def test_any_range_gives_the_same_pictures() -> None:
+    source = Sprites(0)
+    whole = list(source.read(400_000, 400_600))
+    parts = [sample for start in range(400_000, 400_600, 150) for sample in source.read(start, start + 150)]
+    assert [(a.key, a.factors) for a in parts] == [(b.key, b.factors) for b in whole]
+    assert all(np.array_equal(a.image, b.image) for a, b in zip(parts, whole, strict=True))
+
+
+def test_a_subset_repeats_nothing() -> None:
+    subset = list(Sprites(3000).read(0, 3000))
+    keys = {sample.key for sample in subset}
+    assert len(keys) == 3000
+    assert len({tuple(sample.factors.values()) for sample in subset}) == 3000
+    for factor in FACTORS:  # it is spread over all values
+        counts = np.bincount([sample.factors[factor.name] for sample in subset], minlength=len(factor.values))
+        assert counts.min() > 0.5 * 3000 / len(factor.values)
+    same = next(Sprites(0).read(int(subset[7].key), int(subset[7].key) + 1))
+    assert (same.key, same.factors) == (subset[7].key, subset[7].factors)
+    np.testing.assert_array_equal(same.image, subset[7].image)
+    assert Sprites(3000).fingerprint != Sprites(0).fingerprint
+
+
+@pytest.mark.parametrize("scale", [0, 3, 5])
+def test_areas(scale: int) -> None:
+    size = FACTORS[1].values[scale]
+    expected = {
+        SQUARE: (2 * 9.6 * size) ** 2,
+        # A polygon of 24 corners inside the ellipse.
+        ELLIPSE: math.pi * 12.8 * 7.3 * size**2 * math.sin(math.pi / 12) / (math.pi / 12),
+    }
+    for shape, area in expected.items():
+        found = (draw(places(shape, scale)) > 0).sum((1, 2, 3))
+        assert found.mean() == pytest.approx(area, rel=0.01)
+        assert np.abs(found - area).max() < 4 * math.sqrt(area)
+
+
+def test_the_square_has_its_side() -> None:
+    for scale, size in enumerate(FACTORS[1].values):
+        rows, columns = np.nonzero(picture(SQUARE, scale))
+        for extent in (np.ptp(rows) + 1, np.ptp(columns) + 1):
+            assert abs(extent - 19.2 * size) <= 1
+
+
+def test_the_heart_has_its_extents() -> None:
+    """Its tip is 10.8 px below the centre; across, it spans twice 9.6 px."""
+    for scale, size in enumerate(FACTORS[1].values):
+        rows, columns = np.nonzero(picture(HEART, scale, x=0, y=31))
+        assert abs(rows.max() + 0.5 - (48 + 10.76 * size)) <= 1
+        assert abs(columns.min() + 0.5 - (16 - 9.57 * size)) <= 1
+        assert abs(columns.max() + 0.5 - (16 + 9.57 * size)) <= 1
+        np.testing.assert_array_equal(picture(HEART, scale, x=0)[:, :32], picture(HEART, scale, x=0)[:, 31::-1])
+
+
+@pytest.mark.parametrize("shape", [SQUARE, ELLIPSE, HEART])
+def test_position_moves_the_picture(shape: int) -> None:
+    step = 32 / 31
+    centres = [np.argwhere(picture(shape, x=x, y=y)).mean(0) for x, y in ((3, 5), (23, 5), (3, 30))]
+    np.testing.assert_allclose(centres[1] - centres[0], [0, 20 * step], atol=0.5)
+    np.testing.assert_allclose(centres[2] - centres[0], [25 * step, 0], atol=0.5)
+    if shape != HEART:  # whose centre of mass is above its centre
+        np.testing.assert_allclose(centres[0] + 0.5, [16 + 5 * step, 16 + 3 * step], atol=0.5)
+
+
+def test_orientation_turns_against_the_clock() -> None:
+    middle = 16 + 15 * 32 / 31
+    for orientation, turn in enumerate(FACTORS[2].values):
+        corners = np.argwhere(picture(HEART, orientation=orientation)) + 0.5 - middle
+        down, right = corners[(corners**2).sum(1).argmax()]  # the tip, which points down at first
+        error = math.atan2(right, down) - turn
+        assert abs((error + math.pi) % (2 * math.pi) - math.pi) < 0.12
+
+
+@pytest.mark.parametrize("shape", [SQUARE, ELLIPSE, HEART])
+def test_a_full_turn_is_no_turn(shape: int) -> None:
+    for scale in range(6):
+        np.testing.assert_array_equal(picture(shape, scale), picture(shape, scale, orientation=39))
+    others = {picture(shape, orientation=orientation).tobytes() for orientation in range(39)}
+    assert len(others) >= 19  # the ellipse looks the same after half a turn, or almost
+
+
+def test_polygons_are_filled_by_the_even_odd_rule() -> None:
+    """Against the rule as it is written: rays to the right that cross an odd number of edges."""
+    x, y = np.random.default_rng(1).uniform(1, 63, (2, 4, 9))
+    centre_y, centre_x = np.mgrid[:64, :64] + 0.5
+    for polygon, image in enumerate(fill(x, y)):
+        inside = np.zeros((64, 64), bool)
+        for a in range(9):
+            (x1, y1), (x2, y2) = ((x[polygon, k], y[polygon, k]) for k in (a, (a + 1) % 9))
+            at = x1 + (centre_y - y1) * (x2 - x1) / (y2 - y1)
+            inside ^= ((y1 > centre_y) != (y2 > centre_y)) & (at > centre_x)
+        np.testing.assert_array_equal(image[..., 0], inside * 255)
+
+
+def test_pixels_are_the_same_everywhere() -> None:
+    digest = hashlib.sha256(b"".join(sample.image.tobytes() for sample in Sprites(2000).read(0, 2000)))
+    assert digest.hexdigest() == "?"
+
+
+def test_last_bits_of_sines_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = [array.copy() for array in (sprites._outlines(), *sprites._turns())]
+    for name in ("cos", "sin"):
+        function = getattr(np, name)
+        monkeypatch.setattr(np, name, lambda x, function=function: np.nextafter(function(x), 9))
+    there = [sprites._outlines.__wrapped__(), *sprites._turns.__wrapped__()]
+    assert not np.array_equal(np.cos(1.0), math.cos(1.0))
+    for a, b in zip(here, there, strict=True):
+        np.testing.assert_array_equal(a, b)
