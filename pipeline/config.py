@@ -8,7 +8,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_va
 from pydantic.fields import FieldInfo
 
 from jobs.config import EvaluateConfig, RayConfig, TrackingConfig, TrainConfig
-from jobs.data.config import AbsolutePath, DataConfig, DigitsConfig
+from jobs.data.config import AbsolutePath
+from jobs.data.sources.config import DataConfig, DigitsConfig
 from vlae.config import ModelConfig, ObjectiveConfig, Section, VlaeConfig, split_commas
 
 Stage = Literal["shard", "train", "evaluate"]

@@ -32,15 +32,30 @@ def help_text() -> str:
         if name in GROUPS:
             default = field.get_default(call_default_factory=True).name
             lines += ["", _row(name, "|".join(GROUPS[name]), default, "chooses the section below")]
+            shared = _shared(name)
+            lines += _rows(name, shared)
             for member, choice in GROUPS[name].items():
                 lines.append(f"  {name}={member}: {(choice.__doc__ or '').splitlines()[0]}")
-                lines += _rows(name, choice.model_fields)
+                own = {key: field for key, field in choice.model_fields.items() if not _same(field, shared.get(key))}
+                lines += _rows(name, own)
         elif section := section_of(field):
             lines += ["", f"  {name}: {(section.__doc__ or '').splitlines()[0]}"]
             lines += _rows(name, section.model_fields)
         else:
             lines.append(_field_row(name, field))
     return "\n".join(lines)
+
+
+def _shared(group: str) -> dict[str, FieldInfo]:
+    """The settings that all members of a group have, as the first has them."""
+    members = list(GROUPS[group].values())
+    return {
+        key: field for key, field in members[0].model_fields.items() if all(key in one.model_fields for one in members)
+    }
+
+
+def _same(field: FieldInfo, other: FieldInfo | None) -> bool:
+    return other is not None and (field.default, field.description) == (other.default, other.description)
 
 
 def _rows(prefix: str, fields: dict[str, FieldInfo]) -> list[str]:

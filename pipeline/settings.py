@@ -144,7 +144,8 @@ def _check_key(key: str, chosen: Mapping[str, str]) -> None:
     members = keys[key]
     group = key.partition(".")[0]
     if members and f"{group}={chosen[group]}" not in members:
-        raise SettingsError(f"'{key}' belongs to {' or '.join(members)}, and this run has {group}={chosen[group]}")
+        owners = "|".join(member.partition("=")[2] for member in members)
+        raise SettingsError(f"'{key}' belongs to {group}={owners}, and this run has {group}={chosen[group]}")
 
 
 def _unknown_value(key: str, value: str, allowed: Sequence[str]) -> str:

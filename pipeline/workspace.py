@@ -158,7 +158,7 @@ class Workspace:
         """The source as it is now, or None if its files are not at hand."""
         try:
             source = open_source(self.config.data, self.path / "downloads", fetch=False)
-            source.fingerprint, source.num_samples  # noqa: B018  (a folder is listed here, once)
+            source.fingerprint  # noqa: B018  (files are looked for here)
         except UserError:
             return None
         return source

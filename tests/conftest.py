@@ -18,11 +18,12 @@ os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 
-from jobs.data.config import DataSection, DigitsConfig
+from jobs.data.config import DataSection
 from jobs.data.manifest import Manifest
 from jobs.data.shard_files import DataAccess
 from jobs.data.shards import write_parts
 from jobs.data.source import Source, Split
+from jobs.data.sources.config import DigitsConfig
 from jobs.data.sources.digits import DigitScenes
 from jobs.data.split import ShardedSplit
 from jobs.shard import plan_parts, publish

@@ -9,9 +9,9 @@ import signal
 import sys
 import time
 
-from jobs.data.config import DigitsConfig
 from jobs.data.manifest import MANIFEST, finished_tasks
 from jobs.data.shards import write_parts
+from jobs.data.sources.config import DigitsConfig
 from jobs.data.sources.digits import DigitScenes
 from jobs.shard import plan_parts, publish
 from jobs.store.open import open_store

@@ -19,8 +19,8 @@ from kill_sharding import CONFIG, SOURCE
 
 from jobs.cluster import Resources, cluster
 from jobs.config import RayConfig
-from jobs.data.config import DigitsConfig
 from jobs.data.source import Factor, Sample
+from jobs.data.sources.config import DigitsConfig
 from jobs.data.sources.digits import DigitScenes
 from jobs.errors import UserError
 from jobs.shard import consecutive_runs, plan_parts, run_sharding

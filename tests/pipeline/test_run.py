@@ -15,7 +15,7 @@ from conftest import descendants
 from mlflow import MlflowClient
 from PIL import Image
 
-from jobs.data.config import DEBIAN_FASHION_MNIST
+from jobs.data.sources.config import DEBIAN_FASHION_MNIST
 from jobs.errors import UserError
 from pipeline.settings import read_config
 from pipeline.workspace import Workspace

@@ -2,17 +2,44 @@
 
 from pathlib import Path
 
-from jobs.data.config import DigitsConfig, FashionMnistConfig, IdxSection, ImagesConfig, MnistConfig
 from jobs.data.source import Source
+from jobs.data.sources.cars3d import Cars3d
+from jobs.data.sources.celeba import CelebA
+from jobs.data.sources.config import (
+    Cars3dConfig,
+    CelebaConfig,
+    DataConfig,
+    DigitsConfig,
+    DspritesConfig,
+    FashionMnistConfig,
+    IdxSection,
+    ImagesConfig,
+    MnistConfig,
+    Mpi3dConfig,
+    RoomsConfig,
+    Shapes3dConfig,
+    SmallNorbConfig,
+    SpritesConfig,
+    SvhnConfig,
+    WebdatasetConfig,
+)
 from jobs.data.sources.digits import DigitScenes
+from jobs.data.sources.dsprites import DSprites
 from jobs.data.sources.gz_files import find_file
 from jobs.data.sources.idx import FASHION_MNIST, MNIST, IdxDataset, IdxImages, download
 from jobs.data.sources.image_folder import ImageFolder
+from jobs.data.sources.mpi3d import Mpi3d
+from jobs.data.sources.rooms import Rooms
+from jobs.data.sources.shapes3d import Shapes3D
+from jobs.data.sources.smallnorb import SmallNorb
+from jobs.data.sources.sprites import Sprites
+from jobs.data.sources.svhn import Svhn
+from jobs.data.sources.webdataset_tars import WebDatasetTars
 from jobs.errors import UserError
 
 
-def open_source(
-    config: DigitsConfig | FashionMnistConfig | MnistConfig | ImagesConfig, downloads: Path, *, fetch: bool
+def open_source(  # noqa: C901, PLR0911, PLR0912  (a case per dataset)
+    config: DataConfig, downloads: Path, *, fetch: bool
 ) -> Source:
     """The source that `config` names, its files found.
 
@@ -33,6 +60,26 @@ def open_source(
             return _open_idx(FASHION_MNIST, config, downloads, fetch=fetch)
         case MnistConfig():
             return _open_idx(MNIST, config, downloads, fetch=fetch)
+        case SvhnConfig():
+            return Svhn(config.folder, config.extra)
+        case CelebaConfig():
+            return CelebA(config.folder, config.crop, config.image_size)
+        case SmallNorbConfig():
+            return SmallNorb(config.folder, config.image_size)
+        case Cars3dConfig():
+            return Cars3d(config.folder, config.image_size)
+        case DspritesConfig():
+            return DSprites(config.folder)
+        case SpritesConfig():
+            return Sprites(config.num_images)
+        case Shapes3dConfig():
+            return Shapes3D(config.folder)
+        case RoomsConfig():
+            return Rooms(config.num_images, config.image_size)
+        case Mpi3dConfig():
+            return Mpi3d(config.folder, config.variant)
+        case WebdatasetConfig():
+            return WebDatasetTars(config.folder, config.image_size, config.channels)
 
 
 def _open_idx(dataset: IdxDataset, config: IdxSection, downloads: Path, *, fetch: bool) -> IdxImages:

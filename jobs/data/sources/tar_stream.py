@@ -1,10 +1,15 @@
-"""Members of other people's tars, in order, without extracting: tarfile takes many a damage for the end."""
+"""Members and samples of other people's tars, in order, without extracting.
+
+tarfile takes many a damage for the end of an archive; here all damage is an error.
+"""
 
 import gzip
+import re
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator
 from io import BufferedReader
+from itertools import groupby
 from pathlib import Path
 from typing import Self
 
@@ -19,6 +24,9 @@ _HEADERS = (
     tarfile.GNUTYPE_LONGNAME,
     tarfile.GNUTYPE_LONGLINK,
 )
+
+_NAME = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)")  # key and extension, as webdataset cuts them
+_META = re.compile(r"__[^/]*__($|/)")  # what webdataset leaves out
 
 
 class _StrictInfo(tarfile.TarInfo):
@@ -63,6 +71,35 @@ def tar_members(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str
             _check_end(file)
     except (tarfile.TarError, EOFError, zlib.error, OSError, ValueError) as error:
         raise UserError(f"{path} is no whole tar ({error}): fetch it again") from error
+
+
+def tar_samples(path: Path, wanted: tuple[str, ...]) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """Key and members of each sample, as webdataset groups them: consecutive files of one name up to its first dot.
+
+    Args:
+        path: of the tar.
+        wanted: extensions, in lower case, of the members whose content is to be read.
+
+    Yields:
+        The key, and the content by extension in lower case, empty where it is not wanted.
+
+    Raises:
+        UserError: the tar is damaged, or a sample has two members of one extension.
+    """
+    members = ((*_split(name), content) for name, content in tar_members(path, lambda name: _split(name)[1] in wanted))
+    for key, group in groupby((member for member in members if member[0]), lambda member: member[0]):
+        parts: dict[str, bytes] = {}
+        for _, extension, content in group:
+            if extension in parts:
+                raise UserError(f"{path} holds {key}.{extension} twice: write the tar again without")
+            parts[extension] = content or b""
+        yield key, parts
+
+
+def _split(name: str) -> tuple[str, str]:
+    """Key and extension of a member, empty if webdataset leaves it out."""
+    match = _NAME.fullmatch(name)
+    return (match[1], match[2].lower()) if match and not _META.match(name) else ("", "")
 
 
 def _opened(path: Path) -> gzip.GzipFile | BufferedReader:

@@ -4,16 +4,14 @@ import hashlib
 import io
 import json
 import math
-import re
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import groupby, islice
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from jobs.data.source import Factor, Sample
@@ -21,16 +19,14 @@ from jobs.data.sources.image_folder import FACTOR_NAME, natural
 from jobs.data.sources.npz import read_npy_header
 from jobs.data.sources.pictures import fit_square, read_picture
 from jobs.data.sources.published import content_fingerprint
-from jobs.data.sources.tar_stream import tar_members
-from jobs.errors import UserError
+from jobs.data.sources.tar_stream import tar_samples
+from jobs.errors import AGAIN, UserError
 
 ENDINGS = (".tar", ".tar.gz", ".tgz")
 PICTURES = ("png", "jpg", "jpeg", "webp", "npy")  # the first of them that a sample has is its image
 _LABELS = ("cls", "json")
 _MOST_VALUES = 1000  # of a factor; what has more is a number or a text
 _LONGEST_VALUE = 100  # characters
-_NAME = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)")  # key and extension, as webdataset cuts them
-_META = re.compile(r"__[^/]*__($|/)")  # what webdataset leaves out
 
 
 @dataclass
@@ -43,7 +39,9 @@ class _Labels:
     def add(self, labels: dict[str, str | None]) -> None:
         if self.values is None:
             self.values = {name: set() for name in labels}
-        for name in [name for name in (*self.values, *labels) if name not in self.dropped]:
+        for name in dict.fromkeys((*self.values, *labels)):
+            if name in self.dropped:
+                continue
             value = labels.get(name)
             if name in labels and not FACTOR_NAME.fullmatch(name):
                 self._drop(name, "its name has other than letters, digits, space, dot, _ and -")
@@ -125,7 +123,7 @@ class WebDatasetTars:
         counts = tuple(_catalogue_tar(self.folder / tar, labels) for tar in self.tars)
         if not sum(counts):
             raise UserError(f"data.folder={self.folder} holds tars without a sample: put others there")
-        remarks = (f"{self.folder}: {name!r} is no factor, {reason}" for name, reason in labels.dropped.items())
+        remarks = (f"{self.folder}: {name[:50]!r} is no factor, {reason}" for name, reason in labels.dropped.items())
         return _Catalogue(counts, labels.factors(), tuple(remarks))
 
     @property
@@ -138,8 +136,10 @@ class WebDatasetTars:
 
     @cached_property
     def fingerprint(self) -> str:
+        # The paths are part of the keys.
+        paths = hashlib.sha256("\0".join(self.tars).encode(errors="surrogateescape")).hexdigest()
         content = content_fingerprint([self.folder / tar for tar in self.tars])
-        return f"webdataset-{self.image_size}-{self.channels}-{content}"
+        return f"webdataset-{self.image_size}-{self.channels}-{paths}-{content}"
 
     @property
     def sequential(self) -> bool:
@@ -152,33 +152,37 @@ class WebDatasetTars:
         index = {factor.name: {value: i for i, value in enumerate(factor.values)} for factor in self.factors}
         first = 0
         for tar, count in zip(self.tars, self._catalogue.counts, strict=True):
-            path, begin, end = self.folder / tar, max(start - first, 0), min(stop - first, count)
+            begin, end = max(start - first, 0), min(stop - first, count)
             first += count
-            if begin >= end:
-                continue
-            for key, parts in islice(_samples(path, (*PICTURES, *_LABELS)), begin, end):
-                labels = _labels_of(path, key, parts)
-                places = {name: places[str(labels[name])] for name, places in index.items()}
-                digest = hashlib.sha256(f"{tar}\0{key}".encode(errors="surrogateescape")).hexdigest()
-                yield Sample(digest[:24], self._image(path, key, parts), places)
+            if begin < end:
+                samples = islice(_samples(self.folder / tar, (*PICTURES, *_LABELS)), begin, end)
+                for key, parts in samples:
+                    yield self._sample(tar, key, parts, index)
+                    begin += 1
+                if begin < end:
+                    raise UserError(f"{self.folder / tar} lost samples since the job began: run {AGAIN}")
 
-    def _image(self, path: Path, key: str, parts: dict[str, bytes]) -> NDArray[np.uint8]:
+    def _sample(self, tar: str, key: str, parts: dict[str, bytes], index: dict[str, dict[str | float, int]]) -> Sample:
+        path = self.folder / tar
+        labels = _labels_of(path, key, parts)
+        try:
+            places = {name: numbers[labels[name] or ""] for name, numbers in index.items()}
+        except KeyError as error:
+            raise UserError(f"{path} has other labels than when the job began: run {AGAIN}") from error
+        digest = hashlib.sha256(f"{tar}\0{key}".encode(errors="surrogateescape")).hexdigest()
         extension = next(extension for extension in PICTURES if extension in parts)
         name = f"{path}: {key}.{extension}"
-        if extension != "npy":
-            return read_picture(io.BytesIO(parts[extension]), name, self.image_size, self.channels)
-        return fit_square(_npy_image(parts[extension], name), self.image_size, self.channels)
+        if extension == "npy":
+            image = fit_square(_npy_image(parts[extension], name), self.image_size, self.channels)
+        else:
+            image = read_picture(io.BytesIO(parts[extension]), name, self.image_size, self.channels)
+        return Sample(digest[:24], image, places)
 
 
 def _catalogue_tar(path: Path, labels: _Labels) -> int:
     """Count the samples of a tar and note their labels."""
     digests = array("Q")  # eight bytes per sample, to see a key that comes twice
     for key, parts in _samples(path, _LABELS):
-        if not any(extension in parts for extension in PICTURES):
-            raise UserError(
-                f"{path} has sample {key!r} with {', '.join(parts)} and without {' or '.join(PICTURES)}: "
-                "write the members of a sample one after the other (tar --sort=name)"
-            )
         labels.add(_labels_of(path, key, parts))
         digest = hashlib.blake2b(key.encode(errors="surrogateescape"), digest_size=8).digest()
         digests.append(int.from_bytes(digest, "big"))
@@ -188,21 +192,13 @@ def _catalogue_tar(path: Path, labels: _Labels) -> int:
 
 
 def _samples(path: Path, wanted: tuple[str, ...]) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Key and members of each sample, by extension in lower case; empty those that are not wanted."""
-    members = ((*_split(name), content) for name, content in tar_members(path, lambda name: _split(name)[1] in wanted))
-    for key, group in groupby((member for member in members if member[0]), lambda member: member[0]):
-        parts: dict[str, bytes] = {}
-        for _, extension, content in group:
-            if extension in parts:
-                raise UserError(f"{path} holds {key}.{extension} twice: write the tar again without")
-            parts[extension] = content or b""
+    for key, parts in tar_samples(path, wanted):
+        if not any(extension in parts for extension in PICTURES):
+            raise UserError(
+                f"{path} has sample {key!r} with {', '.join(parts)} and without {' or '.join(PICTURES)}: "
+                "write the members of a sample one after the other (tar --sort=name)"
+            )
         yield key, parts
-
-
-def _split(name: str) -> tuple[str, str]:
-    """Key and extension of a member, empty if webdataset leaves it out."""
-    match = _NAME.fullmatch(name)
-    return (match[1], match[2].lower()) if match and not _META.match(name) else ("", "")
 
 
 def _labels_of(path: Path, key: str, parts: dict[str, bytes]) -> dict[str, str | None]:

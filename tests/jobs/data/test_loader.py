@@ -15,9 +15,9 @@ from conftest import copy, local, open_split, stock_samples, write_dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobs.data.config import DigitsConfig
 from jobs.data.loader import BatchLoader
 from jobs.data.order import Order
+from jobs.data.sources.config import DigitsConfig
 from jobs.data.sources.digits import DigitScenes
 from jobs.data.split import ShardedSplit
 from jobs.errors import UserError

@@ -11,10 +11,10 @@ import torch
 from conftest import open_split, write_dataset
 from servers.faults import Fault, FaultProxy
 
-from jobs.data.config import DigitsConfig
 from jobs.data.loader import BatchLoader
 from jobs.data.order import Order
 from jobs.data.shard_files import DataAccess
+from jobs.data.sources.config import DigitsConfig
 from jobs.data.sources.digits import DigitScenes
 from jobs.data.split import ShardedSplit
 from jobs.errors import UserError

@@ -14,10 +14,10 @@ from conftest import copy, stock_samples, write_dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.data.config import DigitsConfig
 from jobs.data.manifest import read_manifest
 from jobs.data.shards import split_of, write_parts
 from jobs.data.source import Sample
+from jobs.data.sources.config import DigitsConfig
 from jobs.data.sources.digits import DigitScenes
 from jobs.data.tar import member_header
 from jobs.errors import UserError

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jobs.data.config import DEBIAN_FASHION_MNIST, FashionMnistConfig, MnistConfig
 from jobs.data.sources.build import open_source
+from jobs.data.sources.config import DEBIAN_FASHION_MNIST, FashionMnistConfig, MnistConfig
 from jobs.data.sources.idx import FASHION_MNIST, MNIST, IdxDataset, IdxImages, download
 from jobs.errors import UserError
 

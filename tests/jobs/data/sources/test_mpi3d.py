@@ -10,7 +10,11 @@ from jobs.data.source import Factor
 from jobs.data.sources.mpi3d import FACTORS, Mpi3d
 from jobs.errors import UserError
 
-SMALL = (Factor("object_color", ("white", "green")), Factor("object_size", ("small", "large")), Factor("axis", (0, 1, 2)))
+SMALL = (
+    Factor("object_color", ("white", "green")),
+    Factor("object_size", ("small", "large")),
+    Factor("axis", (0, 1, 2)),
+)
 IMAGES = np.random.default_rng(0).integers(0, 256, (12, 64, 64, 3), dtype=np.uint8)
 
 

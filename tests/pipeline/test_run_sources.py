@@ -1,0 +1,99 @@
+"""Files as publishers give them, through the whole pipeline. The files are small, their formats the true ones."""
+
+import io
+import zipfile
+from collections.abc import Callable
+from itertools import product
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.io import savemat
+from test_run import result_of, run, small
+
+RNG = np.random.default_rng(0)
+
+
+def write_svhn(folder: Path) -> None:
+    for part, count in (("train", 300), ("test", 100)):
+        images = RNG.integers(0, 256, (32, 32, 3, count), dtype=np.uint8)
+        labels = RNG.integers(1, 11, (count, 1), dtype=np.uint8)
+        savemat(folder / f"{part}_32x32.mat", {"X": images, "y": labels}, do_compression=True)
+
+
+def write_celeba(folder: Path) -> None:
+    names = [f"{number:06d}.jpg" for number in range(1, 241)]
+    with zipfile.ZipFile(folder / "img_align_celeba.zip", "w") as archive:
+        for name in names:
+            picture = io.BytesIO()
+            pixels = np.repeat(RNG.integers(0, 256, (109, 1, 3), dtype=np.uint8), 2, axis=0)
+            Image.fromarray(np.repeat(pixels, 178, axis=1)).save(picture, "JPEG")
+            archive.writestr(f"img_align_celeba/{name}", picture.getvalue())
+    attributes = [f"Attribute_{number}" for number in range(40)]
+    rows = [f"{name} " + " ".join(f"{sign:2d}" for sign in RNG.choice([-1, 1], 40)) for name in names]
+    (folder / "list_attr_celeba.txt").write_text("\n".join([str(len(names)), " ".join(attributes) + " ", *rows]) + "\n")
+    parts = [f"{name} {0 if number < 180 else 1 if number < 200 else 2}" for number, name in enumerate(names)]
+    (folder / "list_eval_partition.txt").write_text("\n".join(parts) + "\n")
+
+
+def write_dsprites(folder: Path) -> None:
+    classes = np.array(list(product([0], range(3), range(3), range(4), range(4), range(4))), np.int64)
+    tables = [[1.0], [1.0, 2.0, 3.0], [0.5, 0.75, 1.0], np.arange(4) / 4, np.arange(4) / 3, np.arange(4) / 3]
+    values = np.stack([np.asarray(table)[column] for table, column in zip(tables, classes.T, strict=True)], 1)
+    np.savez_compressed(
+        folder / "dsprites_ndarray_co1sh3sc6or40x32y32_64x64.npz",
+        imgs=RNG.integers(0, 2, (len(classes), 64, 64), dtype=np.uint8),
+        latents_classes=classes,
+        latents_values=values,
+        metadata=np.array({"a pickle": "that nobody may load"}, dtype=object),
+    )
+
+
+def write_shapes3d(folder: Path) -> None:
+    tables = [np.arange(3) / 10, np.arange(3) / 10, np.arange(3) / 10, [0.75, 1.25], [0.0, 1.0], [-30.0, 0.0, 30.0]]
+    labels = np.array(list(product(*tables)), np.float64)
+    with h5py.File(folder / "3dshapes.h5", "w") as file:
+        images = RNG.integers(0, 256, (len(labels), 64, 64, 3), dtype=np.uint8)
+        file.create_dataset("images", data=images, chunks=(50, 64, 64, 3), compression="gzip")
+        file.create_dataset("labels", data=labels)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "write", "factor", "samples"),
+    [
+        ("svhn", write_svhn, "digit", 400),
+        ("celeba", write_celeba, "Attribute_39", 240),
+        ("dsprites", write_dsprites, "shape", 576),
+        ("shapes3d", write_shapes3d, "orientation", 324),
+    ],
+)
+def test_through_all_stages(
+    tmp_path: Path, name: str, write: Callable[[Path], None], factor: str, samples: int
+) -> None:
+    folder = tmp_path / "datasets" / name
+    folder.mkdir(parents=True)
+    write(folder)
+    drawn = ("data.num_images", "data.image_size")
+    words = [word for word in small(data__samples_per_task=100, train__steps=6) if not word.startswith(drawn)]
+    done = run([*words, f"data={name}"], tmp_path)
+    result = result_of(done)
+    assert set(result["stages"].values()) == {"done"}
+    assert f"information/rung_0/{factor}" in result["scores"]
+    counts = done.stderr.split("shard    done")[1].split(";")[0]
+    assert sum(int(word.replace(",", "")) for word in counts.split() if word.replace(",", "").isdecimal()) == samples
+    assert "note: " in done.stderr  # these are not the published files
+    # Without its files, but with its shards, everything is still done.
+    folder.rename(tmp_path / "away")
+    assert set(result_of(run([*words, f"data={name}"], tmp_path))["stages"].values()) == {"skipped"}
+
+
+@pytest.mark.parametrize("name", ["svhn", "celeba", "dsprites", "shapes3d", "mpi3d", "cars3d", "smallnorb"])
+def test_missing_files_are_asked_for_in_one_line(tmp_path: Path, name: str) -> None:
+    done = run([f"data={name}", "stage=shard"], tmp_path)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert f"data.folder={tmp_path / 'datasets' / name}" in line
+    assert "http" in line
