@@ -1,19 +1,19 @@
-"""The README has a line for every file, and what it links to is there."""
+"""docs/files.md has a line for every file, and what the pages link to is there."""
 
 import re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-README = (ROOT / "README.md").read_text()
+LIST = (ROOT / "docs" / "files.md").read_text()
 
 
 def test_every_file_has_its_line() -> None:
-    found = [path for folder in ("vlae", "jobs", "pipeline", "tests", "docs") for path in (ROOT / folder).rglob("*")]
+    found = [path for folder in ("vlae", "jobs", "pipeline", "tests", "docs", "benchmarks") for path in (ROOT / folder).rglob("*")]
     files = [path.relative_to(ROOT).as_posix() for path in found if path.is_file() and "__pycache__" not in path.parts]
-    listed = {line.split()[0] for line in README.splitlines() if line.startswith("    ") and line.split()}
+    listed = {line.split()[0] for line in LIST.splitlines() if line.startswith("    ") and line.split()}
     assert sorted(set(files) - listed) == []
     gone = [
-        name for name in listed if re.fullmatch(r"(vlae|jobs|pipeline|tests|docs)/\S+\.\w+", name) and name not in files
+        name for name in listed if re.fullmatch(r"(vlae|jobs|pipeline|tests|docs|benchmarks)/\S+\.\w+", name) and name not in files
     ]
     assert gone == []
 
