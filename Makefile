@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 WORKSPACE ?= workspace
 ARGS ?=
 
-.PHONY: run ui test slow check clean
+.PHONY: run ui test slow check bench-data clean
 
 run: $(VENV)/installed
 	$(BIN)/python -m pipeline.run stage=shard,train,evaluate workspace=$(WORKSPACE) $(ARGS)
@@ -27,6 +27,11 @@ check: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+bench-data: $(VENV)/installed-bench
+	$(BIN)/python -m benchmarks.data_write $(ARGS)
+	$(BIN)/python -m benchmarks.data_read $(ARGS)
+	$(BIN)/python -m benchmarks.data_resume $(ARGS)
+
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
 
@@ -40,3 +45,9 @@ $(VENV)/installed $(VENV)/installed-test $(VENV)/installed-dev: pyproject.toml
 $(VENV)/installed: EXTRA :=
 $(VENV)/installed-test: EXTRA := [test]
 $(VENV)/installed-dev: EXTRA := [dev]
+
+# litdata asks for torchvision, which has no CPU build here and which it can do without: hence --no-deps.
+$(VENV)/installed-bench: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $$($(BIN)/python -c \
+	  "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['bench'])")
+	touch $@

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from jobs.data.mixing import mix64
 
 _ROUNDS = 6
+_BLOCK = 8192  # places whose samples are computed together
 
 
 def permute(position: NDArray[np.int64], num_samples: int, key: int) -> NDArray[np.int64]:
@@ -83,14 +84,30 @@ class Order:
         self._window = window if window < len(shard_sizes) else 0
         self._sizes = np.asarray(shard_sizes, np.int64) if self._window else np.zeros(0, np.int64)
         self._plan: _EpochPlan | None = None  # of the epoch that was asked for last
+        self._block_size = min(_BLOCK, self.num_samples)
+        self._blocks = [(-1, np.zeros(0, np.int64))] * 2  # the last two that were asked for
 
     def batch(self, step: int) -> NDArray[np.int64]:
         """Samples of the global batch of `step`, (batch_size,) int64 in [0, num_samples)."""
-        place = step * self.batch_size + np.arange(self.batch_size, dtype=np.int64)
-        epochs, position = np.divmod(place, self.num_samples)
+        start = step * self.batch_size
+        first, last = start // self._block_size, (start + self.batch_size - 1) // self._block_size
+        parts = [self._block(number) for number in range(first, last + 1)]
+        start -= first * self._block_size
+        return (parts[0] if first == last else np.concatenate(parts))[start : start + self.batch_size]
+
+    def _block(self, number: int) -> NDArray[np.int64]:
+        """Samples of so many places at once, which costs far less per sample than a small batch does."""
+        if number != self._blocks[0][0]:
+            if number != self._blocks[1][0]:
+                self._blocks[1] = number, self._samples(number * self._block_size, self._block_size)
+            self._blocks.reverse()
+        return self._blocks[0][1]
+
+    def _samples(self, start: int, count: int) -> NDArray[np.int64]:
+        """Samples at these places of the endless sequence of epochs."""
+        epochs, position = np.divmod(start + np.arange(count, dtype=np.int64), self.num_samples)
         first, last = int(epochs[0]), int(epochs[-1])
-        parts = [self._visit(epoch, position[epochs == epoch]) for epoch in range(first, last + 1)]
-        return np.concatenate(parts)
+        return np.concatenate([self._visit(epoch, position[epochs == epoch]) for epoch in range(first, last + 1)])
 
     def windows(self, step: int) -> list[NDArray[np.int64]]:
         """Shards of the window that `step` ends in and of the one after it; empty where there are no windows."""

@@ -39,7 +39,7 @@ class OpenShard:
     """A shard in memory; the kernel reads and drops its pages as it likes."""
 
     pixels: memoryview
-    offsets: memoryview  # int64, of each image's first byte
+    offsets: NDArray[np.int64]  # (n,), of each image's first byte
     factors: NDArray[np.int64]  # (n, K)
 
 
@@ -82,7 +82,7 @@ class ShardFiles:
             offsets = np.arange(len(index), dtype=np.int64) * self._image_bytes
         with file:  # the map keeps the file, and the lock of a copy
             pixels = memoryview(mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ))
-        return OpenShard(pixels, memoryview(offsets), index[:, 2:])  # type: ignore[arg-type]
+        return OpenShard(pixels, offsets, index[:, 2:])
 
     def _index(self, shard: Shard) -> NDArray[np.int64]:
         name = index_file(shard.name)

@@ -4,6 +4,7 @@ import hashlib
 import io
 import math
 import tarfile
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 
 from jobs.data.loader import BatchLoader
 from jobs.data.order import Order
+from jobs.data.source import Factor, Sample
 from jobs.data.sources.config import DigitsConfig
 from jobs.data.sources.digits import DigitScenes
 from jobs.data.split import ShardedSplit
@@ -51,6 +53,32 @@ def test_images_and_factors_are_those_of_the_source(
         np.testing.assert_array_equal(png.factors(numbers), factors)
         seen += len(keys)
     assert seen == 300
+
+
+def test_samples_of_uneven_length(tmp_path: Path) -> None:
+    """Factors whose JSON takes one block of the tar in some samples and two in others."""
+    names = [f"a name that is not so short {number}" for number in range(13)]
+
+    class Uneven:
+        image_shape, num_samples, fingerprint, sequential = (16, 16, 3), 300, "uneven", False
+        factors = tuple(Factor(name, (0, 1)) for name in names)
+
+        def read(self, start: int, stop: int) -> Iterator[Sample]:
+            for number, sample in enumerate(DigitScenes(300, 16, 3, 0).read(start, stop), start):
+                yield replace(sample, factors=dict.fromkeys(names, number**3))
+
+    source = Uneven()
+    write_dataset(source, tmp_path / "data", DigitsConfig(samples_per_task=120))
+    (index,) = (np.load(path) for path in tmp_path.glob("data/train-00000.index.npy"))
+    assert len(np.unique(np.diff(index[:, 0]))) > 1
+    written = {sample.key: sample for sample in source.read(0, 300)}
+    data = open_split(tmp_path / "data", "train")
+    samples = stock_samples(tmp_path / "data", "train-*.tar")
+    numbers = np.random.default_rng(0).permutation(len(data))
+    for image, row, number in zip(data.images(numbers), data.factors(numbers), numbers, strict=True):
+        sample = written[samples[number]["__key__"]]
+        np.testing.assert_array_equal(image.permute(1, 2, 0), sample.image)
+        assert row.tolist() == list(sample.factors.values())
 
 
 def loader(data: ShardedSplit, seed: int = 0, window: int = 0, rank: int = 0, world_size: int = 1) -> BatchLoader:
