@@ -15,7 +15,7 @@ from PIL import Image
 from jobs.data.config import DataSection
 from jobs.data.manifest import Shard, index_file, shard_name, tar_file, write_task_file
 from jobs.data.source import SPLITS, Sample, Source, Split
-from jobs.data.tar import BLOCK, end_of_archive, member_header, padding
+from jobs.data.tar import BLOCK, PADDING, end_of_archive, member_header
 from jobs.store.base import Store
 from jobs.store.open import open_store
 
@@ -84,7 +84,7 @@ class ShardWriter:
         self._file = (folder / tar_file(name)).open("wb")
         self._digest, self._pixels = hashlib.sha256(), hashlib.sha256()
         self._parts: list[bytes | memoryview] = []
-        self._buffered = self._offset = 0
+        self._flushed = self._offset = 0
         self._rows: list[tuple[int, ...]] = []
 
     def write(self, sample: Sample) -> None:
@@ -97,27 +97,27 @@ class ShardWriter:
         if image.shape != self._image_shape or image.dtype != np.uint8:
             raise ValueError(f"sample {sample.key}: {image.dtype} {image.shape}, not uint8 {self._image_shape}")
         key = sample.key.encode()
-        factors = tuple(map(sample.factors.__getitem__, self._factors))
-        self._member(key + b".json", self._json % factors)
+        factors = [sample.factors[name] for name in self._factors]
+        text = self._json % tuple(factors)
+        self._member(key + b".json", len(text), text)
         if self._encoding == "png":
             content = png_bytes(image)
             self._pixels.update(image.data)
-            at, size = self._member(key + b".png", content), len(content)
+            size = len(content)
+            at = self._member(key + b".png", size, content)
         else:
-            at = self._member(key + b".npy", self._npy_header, image.data.cast("B")) + len(self._npy_header)
-            size = image.nbytes
+            header, size = self._npy_header, image.nbytes
+            at = self._member(key + b".npy", len(header) + size, header, image.data.cast("B")) + len(header)
         self._rows.append((at, size, *factors))
-        if self._buffered >= _BUFFER:
+        if self._offset - self._flushed >= _BUFFER:
             self._flush()
 
-    def _member(self, name: bytes, *parts: bytes | memoryview) -> int:
+    def _member(self, name: bytes, size: int, *content: bytes | memoryview) -> int:
         """Append a member; returns the offset of its content."""
-        size = sum(map(len, parts))
-        zeros = padding(size)
-        self._parts += [member_header(name, size), *parts, zeros]
+        zeros = PADDING[-size % BLOCK]
+        self._parts += (member_header(name, size), *content, zeros)
         start = self._offset + BLOCK
         self._offset = start + size + len(zeros)
-        self._buffered += BLOCK + size + len(zeros)
         return start
 
     def _flush(self) -> None:
@@ -125,7 +125,7 @@ class ShardWriter:
         self._digest.update(content)
         self._file.write(content)
         self._parts.clear()
-        self._buffered = 0
+        self._flushed = self._offset
 
     def abort(self) -> None:
         """Close the file; whoever made the folder removes it."""

@@ -8,6 +8,7 @@ import tarfile
 from functools import lru_cache
 
 BLOCK = 512  # every header is one, and every member is padded to whole ones
+PADDING = [bytes(size) for size in range(BLOCK)]  # zeros from the end of a content to the next block
 _NAME, _SIZE, _CHECKSUM = slice(0, 100), slice(124, 136), slice(148, 156)
 _LARGEST = 8**11  # what eleven octal digits cannot hold
 
@@ -49,11 +50,6 @@ def _after_name(size: int) -> tuple[bytes, int]:
     octal = b"%011o\0" % size
     middle = _BLANK[_NAME.stop : _SIZE.start] + octal + _BLANK[_SIZE.stop : _CHECKSUM.start]
     return middle, _BLANK_SUM + sum(octal)
-
-
-def padding(size: int) -> bytes:
-    """Zeros from the end of a member's content to the next block."""
-    return b"\0" * (-size % BLOCK)
 
 
 def end_of_archive(size: int) -> bytes:
