@@ -92,6 +92,8 @@ def run_pipeline(config: Config, report: Reporter) -> dict[str, Any]:
             if step.action == "skip":
                 outcome[stage] = "skipped"
                 continue
+            if stage == "shard":
+                workspace.require_source()
             if session is None:
                 # Loads Ray, torch and MLflow: seconds that a wrong word or a skip need not pay.
                 from pipeline.stages import Session  # noqa: PLC0415

@@ -104,6 +104,7 @@ class Session:
 
     def _shard(self) -> None:
         source = self._workspace.fetch_source()
+        self._report.progress("shard    checking the source ...")
         for remark in source.check():
             self._report.line(f"{'':<9}note: {remark}")
         total, url = source.num_samples, self._workspace.access.url

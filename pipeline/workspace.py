@@ -163,6 +163,15 @@ class Workspace:
             return None
         return source
 
+    def require_source(self) -> None:
+        """See that the source's files are here, or that they may be downloaded.
+
+        Raises:
+            UserError: they are not; the message says what goes where.
+        """
+        if self.source is None and not getattr(self.config.data, "download", False):
+            open_source(self.config.data, self.path / "downloads", fetch=False).fingerprint  # noqa: B018
+
     def fetch_source(self) -> Source:
         """The source, its files downloaded into the workspace if need be and if their publisher allows.
 
