@@ -16,6 +16,7 @@ from jobs.data.config import DataSection
 from jobs.data.manifest import Shard, index_file, shard_name, tar_file, write_task_file
 from jobs.data.source import SPLITS, Sample, Source, Split
 from jobs.data.tar import BLOCK, PADDING, end_of_archive, member_header
+from jobs.errors import UserError
 from jobs.store.base import Store
 from jobs.store.open import open_store
 
@@ -164,15 +165,20 @@ def write_parts(source: Source, url: str, parts: list[tuple[int, range]], config
 
     Yields:
         Samples of each range, when it is published.
+
+    Raises:
+        UserError: the source is damaged or ends early, or the place cannot be written.
     """
     store = open_store(url)
     samples = source.read(parts[0][1].start, parts[-1][1].stop)
     for number, part in parts:
-        _write_part(source, store, number, islice(samples, len(part)), config)
+        _write_part(source, store, number, islice(samples, len(part)), len(part), config)
         yield len(part)
 
 
-def _write_part(source: Source, store: Store, number: int, samples: Iterator[Sample], config: DataSection) -> None:
+def _write_part(
+    source: Source, store: Store, number: int, samples: Iterator[Sample], expected: int, config: DataSection
+) -> None:
     writers: dict[Split, ShardWriter] = {}
     names = [factor.name for factor in source.factors]
     with store.scratch() as folder:
@@ -184,6 +190,8 @@ def _write_part(source: Source, store: Store, number: int, samples: Iterator[Sam
                     writers[split] = ShardWriter(folder, name, split, source.image_shape, names, config.encoding)
                 writers[split].write(sample)
             shards = [writers[split].close() for split in SPLITS if split in writers]
+            if sum(shard.num_samples for shard in shards) != expected:
+                raise UserError(f"the source has ended early, in task {number}: have its files changed? run again")
         finally:
             for writer in writers.values():
                 writer.abort()

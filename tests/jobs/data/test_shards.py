@@ -127,6 +127,17 @@ class Failing(DigitScenes):
         raise UserError("picture 17 is damaged")
 
 
+class Short(DigitScenes):
+    def read(self, start: int, stop: int) -> Iterator[Sample]:
+        return super().read(start, min(stop, 90))
+
+
+def test_a_source_that_ends_early_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="ended early, in task 1"):
+        list(write_parts(Short(100, 16, 3, 0), str(tmp_path), [(0, range(50)), (1, range(50, 100))], DigitsConfig()))
+    assert [path.name for path in tmp_path.glob("task-*")] == ["task-00000.json"]
+
+
 def test_a_failing_source_leaves_nothing_half_written(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="picture 17"):
         list(write_parts(Failing(100, 16, 3, 0), str(tmp_path), [(0, range(100))], DigitsConfig()))
