@@ -90,9 +90,9 @@ def evaluate_model(model: HierarchicalModel, data: ShardedSplit, config: Evaluat
     generator = torch.Generator(device).manual_seed(config.seed)
     # A sample of the split: tars follow the order of the source, which may be sorted by class.
     numbers = permute(np.arange(min(len(data), config.num_images)), len(data), config.seed)
-    images = data.images(numbers)
+    images, factors = data.gather(numbers)
     codes = encode(model, images, generator)
-    factors, names = data.factors(numbers), [factor.name for factor in data.manifest.factors]
+    names = [factor.name for factor in data.manifest.factors]
     few = slice(_INFORMATION_IMAGES)
     information = np.stack(
         [

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import uuid
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -34,10 +35,11 @@ def open_sha256(file: BinaryIO) -> str:
 
 def remove_folder(folder: Path) -> None:
     """Remove a folder, if it is there: at once under its name, then its content."""
-    doomed = folder.with_name(f".removed-{folder.name}")
-    shutil.rmtree(doomed, ignore_errors=True)  # of a call that was killed
+    for left in folder.parent.glob(f".removed-{folder.name}-*"):  # by a call that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    doomed = folder.with_name(f".removed-{folder.name}-{uuid.uuid4().hex}")
     try:
         folder.rename(doomed)
     except FileNotFoundError:
         return
-    shutil.rmtree(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)

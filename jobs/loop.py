@@ -83,10 +83,10 @@ def train_model(job: TrainJob, worker: Worker, post: Callable[[Message], None]) 
     training = prepare(job, worker)
     curve = Curve(worker.rank, worker.world_size, worker.device, training.history, post)
     curve.started(training.step)
+    validation = _Validation(training) if worker.rank == 0 else None
     for opened, total in training.loader.open(training.step):
         if worker.rank == 0:
             post(Opened(opened, total))
-    validation = _Validation(training) if worker.rank == 0 else None
     config = job.train
     for images in training.loader.batches(training.step, config.steps):
         values = train_step(training, images)
@@ -111,7 +111,7 @@ def prepare(job: TrainJob, worker: Worker) -> Training:
     config, data = job.train, ShardedSplit(job.data, "train")
     resident = keeps_resident(config, data, worker.device)
     if resident is None:
-        data.check_room(config.shuffle_window)
+        data.check_room(config.shuffle_window, config.batch_size)
     order = Order(data.shard_sizes, batch_size=config.batch_size, seed=job.seed, window=config.shuffle_window)
     loader = BatchLoader(
         data,
@@ -227,7 +227,7 @@ class _Validation:
             return
         data = ShardedSplit(job.data, "validation")
         numbers = permute(np.arange(min(len(data), _VALIDATION_IMAGES)), len(data), job.seed)
-        self._images = to_device(data.images(numbers), training.worker.device)
+        self._images = to_device(data.gather(numbers)[0], training.worker.device)
         self._key = int(mix64(job.seed, _VALIDATION_STEP)) >> 1
 
     @torch.no_grad()

@@ -1,6 +1,7 @@
 """The shard job: Ray tasks write a source's tars in parallel; the manifest comes last."""
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any, cast
 
 import ray
@@ -62,8 +63,11 @@ def publish(source: Source, config: DataSection, url: str, parts: list[Part]) ->
     for split in ("train", "test"):
         if not manifest.num_samples(split):
             raise UserError(f"none of the {source.num_samples} samples fell into the {split} split: use more images")
+    if sum(shard.num_samples for shard in shards) != source.num_samples:
+        raise UserError(f"{url} holds other than the {source.num_samples:,} samples of the source: use force=shard")
     write_manifest(store, manifest)
-    store.sweep()
+    with suppress(UserError):  # the dataset is there, whether we may tidy up or not
+        store.sweep()
     return manifest
 
 

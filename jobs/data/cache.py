@@ -15,6 +15,11 @@ from typing import BinaryIO
 
 from jobs.errors import UserError
 
+
+class NoRoomError(UserError):
+    """The cache is full of files in use; some may be let go of soon."""
+
+
 Make = Callable[[BinaryIO], None]
 
 
@@ -39,7 +44,8 @@ class Cache:
             make: writes it from the start of a file and cuts off what is beyond; raises if it cannot be had.
 
         Raises:
-            UserError: there is no room, the disk fails, or what `make` raised.
+            NoRoomError: there is no room below the limit.
+            UserError: the disk fails, or what `make` raised.
         """
         path = self._folder / name
         try:
@@ -94,7 +100,7 @@ class Cache:
             if (left_over or used + num_bytes > self._limit) and path.suffix != ".lock" and _remove_unused(path):
                 used -= status.st_size
         if used + num_bytes > self._limit:
-            raise UserError(
+            raise NoRoomError(
                 f"data.cache_bytes={self._limit} is too small: {used:,} bytes in {self._folder} are in use and "
                 f"{num_bytes:,} more are needed; raise it, or set train.shuffle_window to fewer shards"
             )
@@ -122,10 +128,12 @@ def _open_shared(path: Path) -> BinaryIO | None:
 
 def _remove_unused(path: Path) -> bool:
     """Remove a file unless somebody holds it."""
-    with suppress(FileNotFoundError), path.open("rb") as file:
-        try:
+    try:
+        with path.open("r+b") as file:  # network file systems want that for an exclusive lock
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        path.unlink()
+            path.unlink()
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
     return True

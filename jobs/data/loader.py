@@ -14,7 +14,6 @@ from jobs.data.order import Order, worker_slices
 from jobs.data.split import ShardedSplit
 
 _AHEAD = 2  # batches that wait for the training
-_SHARDS_AHEAD = 8  # that are verified while others are copied
 
 
 class BatchLoader:
@@ -104,11 +103,6 @@ class BatchLoader:
         """All images of the split, (N, H * W * C), a few shards at a time."""
         data = self.data
         everything = torch.empty(len(data), data.num_bytes // len(data), dtype=torch.uint8, device=device)
-        start = 0
-        for shard, size in enumerate(data.shard_sizes.tolist()):
-            data.prepare(range(shard, min(shard + _SHARDS_AHEAD, len(data.shard_sizes))))
-            images = data.images(np.arange(start, start + size)).permute(0, 2, 3, 1).reshape(size, -1)
-            everything[start : start + size] = images.to(device)
-            start += size
-            data.retain(())
+        for rows, images, _ in data.by_shard(np.arange(len(data))):
+            everything[torch.from_numpy(rows).to(device)] = images.permute(0, 2, 3, 1).flatten(1).to(device)
         return everything

@@ -19,6 +19,7 @@ from jobs.store.base import Store
 FORMAT = 2
 MANIFEST = "manifest.json"
 _SHARD_NAME = re.compile(r"(train|validation|test)-\d{5,}")  # it becomes a path: no folder may hide in it
+_SHA256 = re.compile(r"[0-9a-f]{64}")  # names a copy in the cache
 _TASK_FILE = re.compile(r"task-\d{5,}\.json")
 
 
@@ -77,15 +78,26 @@ def index_file(shard: str) -> str:
 
 def write_task_file(store: Store, task: int, shards: list[Shard]) -> None:
     """Say what a finished task wrote: its tars and indexes are in place when this is called."""
-    store.write(_task_file(task), _json([asdict(shard) for shard in shards]))
+    store.write(_task_file(task), _sealed({"shards": [asdict(shard) for shard in shards]}))
 
 
 def read_task_file(store: Store, task: int) -> list[Shard]:
-    """What a finished task wrote."""
-    content = store.read(_task_file(task))
+    """What a finished task wrote.
+
+    Raises:
+        UserError: the file is gone, or damaged and therefore removed, so that the task is done again.
+    """
+    name = _task_file(task)
+    content = store.read(name)
     if content is None:
-        raise UserError(f"{store.url}/{_task_file(task)} is gone: something else changes that place; run again")
-    return [Shard(**shard) for shard in json.loads(content)]
+        raise UserError(
+            f"{store.url}/{name} is gone: something else changes that place, or not every node sees it; run again"
+        )
+    try:
+        return [_shard(shard) for shard in _opened(content)["shards"]]
+    except (ValueError, KeyError, TypeError) as error:
+        store.remove(name)
+        raise UserError(f"{store.url}/{name} was damaged ({error}): run again, to write that part anew") from error
 
 
 def finished_tasks(store: Store) -> set[int]:
@@ -99,7 +111,7 @@ def write_manifest(store: Store, manifest: Manifest) -> None:
     Raises:
         UserError: there is another manifest already, of other content.
     """
-    content = _json({"format": FORMAT, "fingerprint": manifest.fingerprint, **asdict(manifest)})
+    content = _sealed({"format": FORMAT, **asdict(manifest)})
     there = store.create(MANIFEST, content)
     if there != content and _parse(there).fingerprint != manifest.fingerprint:
         raise UserError(
@@ -123,29 +135,49 @@ def read_manifest(store: Store) -> Manifest | None:
 
 def _parse(text: bytes) -> Manifest:
     try:
-        content: dict[str, Any] = json.loads(text)
+        content = _opened(text)
         if content["format"] != FORMAT:
             raise UserError(f"has format {content['format']}, this version reads {FORMAT}: use force=shard")
         height, width, channels = content["image_shape"]
-        manifest = Manifest(
+        return Manifest(
             (height, width, channels),
             content["encoding"],
             tuple(Factor(factor["name"], tuple(factor["values"])) for factor in content["factors"]),
             content["source_fingerprint"],
-            tuple(Shard(**shard) for shard in content["shards"]),
+            tuple(_shard(shard) for shard in content["shards"]),
         )
-        if not all(_SHARD_NAME.fullmatch(shard.name) for shard in manifest.shards):
-            raise ValueError("a shard has a name that is none of ours")
-        if manifest.fingerprint != content["fingerprint"]:
-            raise ValueError("its fingerprint does not fit its shards")
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"is damaged ({error}): write the shards again with force=shard") from error
-    return manifest
+
+
+def _shard(content: dict[str, Any]) -> Shard:
+    """A shard whose names are names: no folder hides in them."""
+    shard = Shard(**content)
+    hashes = [shard.sha256, shard.index_sha256] + [shard.pixels_sha256] * (shard.pixels_sha256 is not None)
+    if not _SHARD_NAME.fullmatch(shard.name) or shard.name.partition("-")[0] != shard.split:
+        raise ValueError("a shard has a name that is none of ours")
+    if not all(isinstance(digest, str) and _SHA256.fullmatch(digest) for digest in hashes):
+        raise ValueError("a shard has a hash that is none")
+    return shard
 
 
 def _task_file(task: int) -> str:
     return f"task-{task:05d}.json"
 
 
-def _json(value: Any) -> bytes:
-    return json.dumps(value, indent=1).encode()
+def _sealed(content: dict[str, Any]) -> bytes:
+    """JSON with the hash of all the rest, so that no bit of it can change unseen."""
+    return json.dumps({"sha256": _digest(content), **content}, indent=1).encode()
+
+
+def _opened(text: bytes) -> dict[str, Any]:
+    content = json.loads(text)
+    if not isinstance(content, dict):
+        raise ValueError("no JSON object")
+    if content.pop("sha256", None) != _digest(content):
+        raise ValueError("its content does not fit its hash")
+    return content
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()

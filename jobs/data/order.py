@@ -6,13 +6,14 @@ fixed slices, and a worker takes whole slices.
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from jobs.data.mixing import mix64
 
-_ROUNDS = 6
+_ROUNDS, _FEW = 6, 16  # of the network; the second for less than 64 positions, whose halves are too small to mix
 _BLOCK = 8192  # places whose samples are computed together
 
 
@@ -20,8 +21,8 @@ def permute(position: NDArray[np.int64], num_samples: int, key: int) -> NDArray[
     """Image of `position` under a pseudo-random permutation of 0..num_samples-1.
 
     A Feistel network permutes the smallest square of a power of two that holds num_samples; values that
-    fall outside walk along their cycle until they are inside (Black, Rogaway 2002). At most 4 in 4 of
-    every 16 positions walk on, so a few rounds suffice.
+    fall outside walk along their cycle until they are inside (Black, Rogaway 2002); at most three in four do
+    at each turn.
 
     Args:
         position: int64 array, each in [0, num_samples).
@@ -43,7 +44,7 @@ def permute(position: NDArray[np.int64], num_samples: int, key: int) -> NDArray[
 def _feistel(value: NDArray[np.uint64], half: int, key: int) -> NDArray[np.uint64]:
     shift, mask = np.uint64(half), np.uint64((1 << half) - 1)
     left, right = value >> shift, value & mask
-    for turn in range(_ROUNDS):
+    for turn in range(_ROUNDS if half > 3 else _FEW):
         left, right = right, left ^ (mix64(key, turn, right) & mask)
     return (left << shift) | right
 
@@ -83,29 +84,24 @@ class Order:
         self.num_samples, self.batch_size, self.seed = int(np.sum(shard_sizes)), batch_size, seed
         self._window = window if window < len(shard_sizes) else 0
         self._sizes = np.asarray(shard_sizes, np.int64) if self._window else np.zeros(0, np.int64)
-        self._plan: _EpochPlan | None = None  # of the epoch that was asked for last
         self._block_size = min(_BLOCK, self.num_samples)
-        self._blocks = [(-1, np.zeros(0, np.int64))] * 2  # the last two that were asked for
+        # What was computed last is kept; both are functions of their argument alone.
+        self._block = lru_cache(2)(self._compute_block)
+        self._plan = lru_cache(2)(self._compute_plan)
 
     def batch(self, step: int) -> NDArray[np.int64]:
         """Samples of the global batch of `step`, (batch_size,) int64 in [0, num_samples)."""
         start = step * self.batch_size
         first, last = start // self._block_size, (start + self.batch_size - 1) // self._block_size
+        # In blocks, because small batches would cost far more per sample.
         parts = [self._block(number) for number in range(first, last + 1)]
         start -= first * self._block_size
         return (parts[0] if first == last else np.concatenate(parts))[start : start + self.batch_size]
 
-    def _block(self, number: int) -> NDArray[np.int64]:
-        """Samples of so many places at once, which costs far less per sample than a small batch does."""
-        if number != self._blocks[0][0]:
-            if number != self._blocks[1][0]:
-                self._blocks[1] = number, self._samples(number * self._block_size, self._block_size)
-            self._blocks.reverse()
-        return self._blocks[0][1]
-
-    def _samples(self, start: int, count: int) -> NDArray[np.int64]:
-        """Samples at these places of the endless sequence of epochs."""
-        epochs, position = np.divmod(start + np.arange(count, dtype=np.int64), self.num_samples)
+    def _compute_block(self, number: int) -> NDArray[np.int64]:
+        """Samples at the places of a block in the endless sequence of epochs."""
+        place = number * self._block_size + np.arange(self._block_size, dtype=np.int64)
+        epochs, position = np.divmod(place, self.num_samples)
         first, last = int(epochs[0]), int(epochs[-1])
         return np.concatenate([self._visit(epoch, position[epochs == epoch]) for epoch in range(first, last + 1)])
 
@@ -114,24 +110,18 @@ class Order:
         if not self._window:
             return []
         epoch, position = divmod((step + 1) * self.batch_size - 1, self.num_samples)
-        plan = self._epoch_plan(epoch)
+        plan = self._plan(epoch)
         now = int(np.searchsorted(plan.starts, position, side="right")) - 1
-        if now + 1 < len(plan.starts):
-            following = plan.shards(now + 1)
-        else:
-            following = _EpochPlan(self._sizes, self._window, self._key(epoch + 1)).shards(0)
-        return [plan.shards(now), following]
+        last = now + 1 == len(plan.starts)
+        return [plan.shards(now), self._plan(epoch + 1).shards(0) if last else plan.shards(now + 1)]
 
     def _visit(self, epoch: int, position: NDArray[np.int64]) -> NDArray[np.int64]:
         if not self._window:
             return permute(position, self.num_samples, self._key(epoch))
-        return self._epoch_plan(epoch).visit(position)
+        return self._plan(epoch).visit(position)
 
-    def _epoch_plan(self, epoch: int) -> "_EpochPlan":
-        key = self._key(epoch)
-        if self._plan is None or self._plan.key != key:
-            self._plan = _EpochPlan(self._sizes, self._window, key)
-        return self._plan
+    def _compute_plan(self, epoch: int) -> "_EpochPlan":
+        return _EpochPlan(self._sizes, self._window, self._key(epoch))
 
     def _key(self, epoch: int) -> int:
         return int(mix64(self.seed, epoch))

@@ -2,14 +2,17 @@
 
 import math
 import resource
+import time
 from collections.abc import Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from jobs.data.cache import NoRoomError
 from jobs.data.manifest import read_manifest
 from jobs.data.shard_files import DataAccess, OpenShard, ShardFiles
 from jobs.data.source import Split
@@ -17,6 +20,8 @@ from jobs.errors import UserError
 from jobs.store.open import open_store
 
 _THREADS = 8  # that fetch and verify shards
+_ROOM_SECONDS = 60.0  # to wait for other workers to let go of their shards
+_MAPS = Path("/proc/sys/vm/max_map_count")
 
 
 class ShardedSplit:
@@ -110,15 +115,61 @@ class ShardedSplit:
             offsets[here] = self._open[shard].offsets[inside[here]]
         return offsets
 
+    def by_shard(self, numbers: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], Tensor, NDArray[np.int64]]]:
+        """Any number of samples with a few shards open at a time: rows of `numbers`, their images and factors."""
+        which = np.searchsorted(self._starts, numbers, side="right") - 1
+        shards = np.unique(which).tolist()
+        largest = max(map(self._files.copied_bytes, self._shards))
+        ahead = _THREADS if self._files.in_place else min(_THREADS, max(1, self._files.access.cache_bytes // largest))
+        for place, shard in enumerate(shards):
+            self.prepare(shards[place : place + ahead])
+            rows = np.flatnonzero(which == shard)
+            yield rows, self.images(numbers[rows]), self.factors(numbers[rows])
+            self.retain(shards[place + 1 : place + ahead])
+
+    def gather(self, numbers: NDArray[np.int64]) -> tuple[Tensor, NDArray[np.int64]]:
+        """Images (n, C, H, W) and factors (n, K) of any number of samples, as by `images` and `factors`."""
+        channels, height, width = self.image_shape
+        images = torch.empty(len(numbers), height, width, channels, dtype=torch.uint8).permute(0, 3, 1, 2)
+        factors = np.empty((len(numbers), len(self.manifest.factors)), np.int64)
+        for rows, some, labels in self.by_shard(numbers):
+            images[torch.from_numpy(rows)] = some
+            factors[rows] = labels
+        return images, factors
+
     def open(self, shards: Collection[int]) -> Iterator[int]:
         """Fetch and verify shards, several at a time; yields how many are done, after each."""
+        early = set(self._opening)
         self.prepare(shards)
-        for count, shard in enumerate(shards, 1):
-            if shard not in self._open:
-                self._open[shard] = self._opening.pop(shard).result()
-                self._pixels[shard] = self._open[shard].pixels
-                self._draw_line(shard, self._open[shard].offsets)
-            yield count
+        try:
+            for count, shard in enumerate(shards, 1):
+                if shard not in self._open:
+                    self._open[shard] = self._result(shard, again=shard in early)
+                    self._pixels[shard] = self._open[shard].pixels
+                    self._draw_line(shard, self._open[shard].offsets)
+                yield count
+        except UserError:
+            for future in self._opening.values():
+                future.cancel()
+            self._opening.clear()
+            raise
+
+    def _result(self, shard: int, *, again: bool) -> OpenShard:
+        """Wait for a shard: for room, while other workers may let go of theirs; `again` after an early try failed."""
+        deadline = time.monotonic() + _ROOM_SECONDS
+        future = self._opening.pop(shard)
+        while True:
+            try:
+                return future.result()
+            except NoRoomError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.1)
+            except UserError:
+                if not again:
+                    raise
+                again = False
+            future = self._pool.submit(self._files.open, self._shards[shard])
 
     def _draw_line(self, shard: int, offsets: NDArray[np.int64]) -> None:
         """Note where samples lie at equal distances, as almost all do: a JSON of another length can move some."""
@@ -141,19 +192,22 @@ class ShardedSplit:
                 del held[shard]
                 self._pixels[shard] = memoryview(b"")
 
-    def check_room(self, window: int) -> None:
-        """See that there is room for what is read at a time: all, or two windows of so many shards.
+    def check_room(self, window: int, batch_size: int) -> None:
+        """See that there is room for what is read at a time: all, or the windows that a batch may touch.
 
         Raises:
             UserError: there is not, in the cache or among the open files; the message says what would help.
         """
-        _allow_open_files(min(2 * window or len(self._shards), len(self._shards)))
+        # A batch may touch, beside those it fills, the last window of an epoch, which may be short, and the next.
+        filled = -(-batch_size // (window * int(np.median(self.shard_sizes)))) if window else 0
+        count = min(window * (filled + 2) or len(self._shards), len(self._shards))
+        _allow_open_files(count)
         if self._files.in_place:
             return
         sizes = sorted((self._files.copied_bytes(shard) for shard in self._shards), reverse=True)
-        needed, limit = sum(sizes[: 2 * window or None]), self._files.access.cache_bytes
+        needed, limit = sum(sizes[:count]), self._files.access.cache_bytes
         if needed > limit:
-            fitting = limit // (2 * sizes[0])
+            fitting = limit // (3 * sizes[0])
             mend = f"set train.shuffle_window={fitting} or less" if fitting else "write smaller shards"
             raise UserError(
                 f"data.cache_bytes={limit} is too small for the {needed:,} bytes that are read at a time: "
@@ -162,14 +216,15 @@ class ShardedSplit:
 
 
 def _allow_open_files(count: int) -> None:
-    """Every mapped shard holds a file: let this process have as many as the system allows."""
+    """Every mapped shard holds a file and a map: let this process have as many as the system allows."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    maps = int(_MAPS.read_text()) if _MAPS.exists() else 2**31
+    most = min(maps, 2**31 if hard == resource.RLIM_INFINITY else hard)
     wanted = 2 * count + 512
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-        if most < wanted:
-            raise UserError(
-                f"{count} shards are more files than this process may open ({hard}): raise `ulimit -n`, "
-                "set train.shuffle_window, or write larger shards (data.samples_per_task)"
-            )
+    if wanted > most:
+        raise UserError(
+            f"{count} shards are more files than this process may open at once ({most}): set train.shuffle_window, "
+            "write larger shards (data.samples_per_task), or raise `ulimit -n` and vm.max_map_count"
+        )
+    if resource.RLIM_INFINITY != soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

@@ -56,6 +56,10 @@ class Store(Protocol):
         """Names of the folders below that begin so."""
         ...
 
+    def remove(self, name: str) -> None:
+        """Remove an object; it may be gone already."""
+        ...
+
     def clear(self, first: str) -> None:
         """Remove everything, the object `first` before all others."""
         ...

@@ -14,6 +14,7 @@ from jobs.files import open_sha256, remove_folder
 from jobs.store.base import damaged, missing
 
 _SCRATCH = ".partial-"
+_LOCK = "lock"
 
 
 class LocalStore:
@@ -51,18 +52,15 @@ class LocalStore:
     @contextmanager
     def scratch(self) -> Iterator[Path]:
         folder = self._folder / f"{_SCRATCH}{uuid.uuid4().hex}"
-        lock = -1
         try:
             folder.mkdir(parents=True)
-            lock = os.open(folder, os.O_RDONLY)
-            fcntl.flock(lock, fcntl.LOCK_EX)  # tells `sweep` that it is in use
-            yield folder
+            with (folder / _LOCK).open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)  # tells `sweep` that it is in use
+                yield folder
         except OSError as error:
             raise _explained(error, folder) from error
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-            if lock >= 0:
-                os.close(lock)
 
     def publish(self, path: Path, name: str) -> None:
         with path.open("rb") as file:
@@ -96,15 +94,15 @@ class LocalStore:
     def clear(self, first: str) -> None:  # noqa: ARG002  (the folder goes at once)
         remove_folder(self._folder)
 
+    def remove(self, name: str) -> None:
+        (self._folder / name).unlink(missing_ok=True)
+
     def sweep(self) -> None:
         for name in self.folders(_SCRATCH):
-            with suppress(OSError):
-                lock = os.open(self._folder / name, os.O_RDONLY)
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    shutil.rmtree(self._folder / name)
-                finally:
-                    os.close(lock)
+            # A folder without its lock is just being made, or being removed.
+            with suppress(OSError), (self._folder / name / _LOCK).open("r+") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(self._folder / name)
 
     def _entries(self) -> list[os.DirEntry[str]]:
         try:

@@ -94,10 +94,12 @@ class S3Store:
                 raise
             return content
 
-        there = None
-        while there is None:  # removed again between the two calls
+        for attempt in range(self._tries):
             there = self._retry(name, put)
-        return there
+            if there is not None:
+                return there
+            time.sleep(0.2 * 2**attempt)  # somebody else is at it, or it was removed between the two calls
+        raise UserError(f"{self._url}/{name}: S3 says that it is there, and then that it is not; run again later")
 
     def _put(self, name: str, content: bytes, **conditions: str) -> None:
         key = self._prefix + name
@@ -187,10 +189,13 @@ class S3Store:
             pages = self._client.get_paginator("list_objects_v2")
             yield from pages.paginate(Bucket=self._bucket, Prefix=self._prefix + prefix, Delimiter="/")
 
+    def remove(self, name: str) -> None:
+        with explained(f"{self._url}/{name}"):
+            self._client.delete_object(Bucket=self._bucket, Key=self._prefix + name)
+
     def clear(self, first: str) -> None:
-        with explained(self._url):
-            for name in (first, *self.names()):
-                self._client.delete_object(Bucket=self._bucket, Key=self._prefix + name)
+        for name in (first, *self.names()):
+            self.remove(name)
 
     def sweep(self) -> None:
         with explained(self._url):

@@ -9,7 +9,7 @@ import botocore.exceptions
 
 from jobs.errors import UserError
 
-_CREDENTIALS = re.compile(r"//\S*@")
+_CREDENTIALS = re.compile(r"//[^/]*@")
 ABSENT = {"404", "NoSuchKey", "NotFound"}
 LOST_RACE = {"412", "PreconditionFailed", "409", "ConditionalRequestConflict"}
 _REFUSED = {"401", "403", "AccessDenied", "Forbidden", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken"}

@@ -81,8 +81,10 @@ def test_samples_of_uneven_length(tmp_path: Path) -> None:
         assert row.tolist() == list(sample.factors.values())
 
 
-def loader(data: ShardedSplit, seed: int = 0, window: int = 0, rank: int = 0, world_size: int = 1) -> BatchLoader:
-    order = Order(data.shard_sizes, batch_size=48, seed=seed, window=window)
+def loader(
+    data: ShardedSplit, seed: int = 0, window: int = 0, rank: int = 0, world_size: int = 1, batch_size: int = 48
+) -> BatchLoader:
+    order = Order(data.shard_sizes, batch_size=batch_size, seed=seed, window=window)
     return BatchLoader(data, order, num_slices=SLICES, rank=rank, world_size=world_size)
 
 
@@ -208,24 +210,54 @@ def test_decoded_copies_are_made_once_and_mended(png_dataset: Path, tmp_path: Pa
     assert torch.equal(ShardedSplit(access, "train").images(numbers), expected)
 
 
-def test_a_cache_that_is_too_small_is_refused_early(png_dataset: Path) -> None:
-    data = ShardedSplit(replace(local(png_dataset), cache_bytes=150_000), "train")
-    data.check_room(1)
-    with pytest.raises(UserError, match=r"cache_bytes=150000.*15\d,\d+ bytes.*shuffle_window=1"):
-        data.check_room(0)
+@pytest.fixture(scope="module")
+def many_shards(
+    digit_scenes: DigitScenes, digits_config: DigitsConfig, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Fifteen PNG shards of about 14 images, 10 kB decoded, and a last one of few."""
+    folder = tmp_path_factory.mktemp("data") / "many"
+    write_dataset(digit_scenes, folder, digits_config.model_copy(update={"encoding": "png", "samples_per_task": 19}))
+    return folder
+
+
+def test_a_cache_that_is_too_small_is_refused_early(many_shards: Path) -> None:
+    data = ShardedSplit(replace(local(many_shards), cache_bytes=60_000), "train")
+    data.check_room(1, batch_size=8)
+    for window, batch_size in ((0, 8), (2, 8), (1, 100)):
+        with pytest.raises(UserError, match=r"cache_bytes=60000 is too small .*shuffle_window=1 or less"):
+            data.check_room(window, batch_size)
     with pytest.raises(UserError, match="write smaller shards"):
-        ShardedSplit(replace(local(png_dataset), cache_bytes=100_000), "train").check_room(1)
+        ShardedSplit(replace(local(many_shards), cache_bytes=30_000), "train").check_room(1, 8)
 
 
-def test_windows_keep_to_the_cache(png_dataset: Path) -> None:
-    """Two windows of one shard fit; the whole split does not; every sample is read all the same."""
-    access = replace(local(png_dataset), cache_folder=png_dataset.with_name("small"), cache_bytes=145_000)
-    data = ShardedSplit(access, "train")
-    whole = open_split(png_dataset, "train")
-    small, large = loader(data, window=1), loader(whole, window=1)
-    for step, images in zip(range(20), small.batches(0, 20), strict=True):
-        assert torch.equal(images, large.images(step))
-        assert size_of(access.cache_folder) <= 145_000
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_windows_keep_to_the_cache(many_shards: Path, tmp_path: Path, ranks: int) -> None:
+    """Room for four of the shards; every sample is read all the same, by ranks that share the copies, too."""
+    access = replace(local(many_shards), cache_folder=tmp_path / "small", cache_bytes=60_000)
+    whole = loader(open_split(many_shards, "train"), window=1, batch_size=24)
+    small = [
+        loader(ShardedSplit(access, "train"), window=1, batch_size=24, rank=rank, world_size=ranks)
+        for rank in range(ranks)
+    ]
+    for one in small:
+        one.data.check_room(1, 8)
+    for step, parts in enumerate(zip(*(one.batches(0, 40) for one in small), strict=True)):
+        assert torch.equal(torch.cat(parts), whole.images(step))
+    for one in small:
+        one.data._pool.shutdown()  # while files come and go, their sizes cannot be added up
+    assert size_of(access.cache_folder) <= 60_000
+
+
+def test_any_samples_with_few_shards_open(many_shards: Path, tmp_path: Path) -> None:
+    access = replace(local(many_shards), cache_folder=tmp_path / "small", cache_bytes=40_000)
+    small, whole = ShardedSplit(access, "train"), open_split(many_shards, "train")
+    numbers = np.random.default_rng(0).permutation(len(whole))
+    images, factors = small.gather(numbers)
+    assert torch.equal(images, whole.images(numbers))
+    np.testing.assert_array_equal(factors, whole.factors(numbers))
+    order = Order(whole.shard_sizes, batch_size=48, seed=0)
+    kept = BatchLoader(ShardedSplit(access, "train"), order, num_slices=SLICES, resident=torch.device("cpu"))
+    assert torch.equal(kept.images(3), loader(whole).images(3))
 
 
 def size_of(folder: Path) -> int:

@@ -2,25 +2,28 @@
 
 import hashlib
 import json
+import re
 import tarfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import webdataset as wds
 from conftest import copy, stock_samples, write_dataset
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from jobs.data.manifest import read_manifest
+from jobs.data.manifest import finished_tasks, read_manifest
 from jobs.data.shards import split_of, write_parts
 from jobs.data.source import Sample
 from jobs.data.sources.config import DigitsConfig
 from jobs.data.sources.digits import DigitScenes
 from jobs.data.tar import member_header
 from jobs.errors import UserError
+from jobs.shard import plan_parts, publish
 from jobs.store.local import LocalStore
 
 
@@ -142,6 +145,72 @@ def test_a_failing_source_leaves_nothing_half_written(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="picture 17"):
         list(write_parts(Failing(100, 16, 3, 0), str(tmp_path), [(0, range(100))], DigitsConfig()))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def whole_manifest(digit_dataset: Path) -> bytes:
+    return (digit_dataset / "manifest.json").read_bytes()
+
+
+@settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(place=st.integers(0, 2**31), bit=st.integers(0, 7))
+def test_no_bit_of_the_manifest_can_change(whole_manifest: bytes, tmp_path: Path, place: int, bit: int) -> None:
+    content = bytearray(whole_manifest)
+    content[place % len(content)] ^= 1 << bit
+    store = LocalStore(tmp_path)
+    store.write("manifest.json", bytes(content))
+    try:
+        found = read_manifest(store)
+    except UserError as error:
+        assert re.search(r"manifest\.json .*force=shard", str(error))  # noqa: PT017  (or it does not matter)
+    else:  # white space between the values
+        store.write("manifest.json", whole_manifest)
+        assert found == read_manifest(store)
+
+
+def sealed(content: dict[str, Any]) -> str:
+    """With a hash that fits: not by accident."""
+    content = {key: value for key, value in content.items() if key != "sha256"}
+    return json.dumps({"sha256": hashlib.sha256(json.dumps(content).encode()).hexdigest(), **content})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"name": "../train-00000"},
+        {"name": "train-00000/../../x"},
+        {"split": "dest"},
+        {"split": "test"},
+        {"sha256": "/etc/passwd"},
+        {"index_sha256": "../" * 10},
+        {"pixels_sha256": "/tmp/precious"},
+        {"more": 1},
+    ],
+)
+def test_a_manifest_cannot_lead_elsewhere(digit_dataset: Path, tmp_path: Path, change: dict[str, Any]) -> None:
+    content = json.loads((digit_dataset / "manifest.json").read_text())
+    (tmp_path / "manifest.json").write_text(sealed(content))
+    assert read_manifest(LocalStore(tmp_path)) == read_manifest(LocalStore(digit_dataset))
+    content["shards"][0] |= change
+    (tmp_path / "manifest.json").write_text(sealed(content))
+    with pytest.raises(UserError, match=r"manifest\.json is damaged"):
+        read_manifest(LocalStore(tmp_path))
+
+
+@pytest.mark.parametrize("damage", ["", "[]", "{", "flip"])
+def test_a_damaged_task_file_is_done_again(
+    digit_scenes: DigitScenes, digits_config: DigitsConfig, tmp_path: Path, damage: str
+) -> None:
+    expected = write_dataset(digit_scenes, tmp_path / "data", digits_config)
+    (tmp_path / "data" / "manifest.json").unlink()
+    path = tmp_path / "data" / "task-00001.json"
+    path.write_text(path.read_text().replace('"num_samples": ', '"num_samples": 1') if damage == "flip" else damage)
+    parts = plan_parts(digit_scenes, digits_config)
+    with pytest.raises(UserError, match=r"task-00001\.json was damaged .*run again"):
+        publish(digit_scenes, digits_config, str(tmp_path / "data"), parts)
+    assert finished_tasks(LocalStore(tmp_path / "data")) == {0, 2}
+    list(write_parts(digit_scenes, str(tmp_path / "data"), [parts[1]], digits_config))
+    assert publish(digit_scenes, digits_config, str(tmp_path / "data"), parts) == expected
 
 
 def test_a_damaged_manifest_is_named(digit_dataset: Path, tmp_path: Path) -> None:

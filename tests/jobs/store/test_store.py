@@ -94,6 +94,7 @@ def test_a_scratch_folder_goes_with_its_writer(store: Store) -> None:
 def test_sweep_removes_what_killed_writers_left(tmp_path: Path) -> None:
     store = LocalStore(tmp_path)
     (tmp_path / ".partial-123").mkdir()
+    (tmp_path / ".partial-123" / "lock").touch()
     (tmp_path / ".partial-123" / "half.tar").write_bytes(b"half")
     store.write("a.json", b"")
     store.sweep()
