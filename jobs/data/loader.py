@@ -3,7 +3,6 @@
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 
 import numpy as np
 import torch
@@ -64,7 +63,9 @@ class BatchLoader:
         numbers = self.order.batch(step).reshape(self._num_slices, -1)
         mine = numbers[self.slices.start : self.slices.stop].reshape(-1)
         images = self._read(step, mine) if self._resident is None else self._gather(self._resident, mine)
-        with torch.cuda.stream(self._copies) if self._copies else nullcontext():
+        if self._copies is None:
+            return images
+        with torch.cuda.stream(self._copies):
             return images.to(self._device, non_blocking=True)
 
     def _read(self, step: int, numbers: NDArray[np.int64]) -> Tensor:

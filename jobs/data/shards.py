@@ -84,7 +84,7 @@ class ShardWriter:
         self._npy_header = npy_header(image_shape)
         self._file = (folder / tar_file(name)).open("wb")
         self._digest, self._pixels = hashlib.sha256(), hashlib.sha256()
-        self._parts: list[bytes | memoryview] = []
+        self._parts: list[bytes | NDArray[np.uint8]] = []
         self._flushed = self._offset = 0
         self._rows: list[tuple[int, ...]] = []
 
@@ -108,12 +108,12 @@ class ShardWriter:
             at = self._member(key + b".png", size, content)
         else:
             header, size = self._npy_header, image.nbytes
-            at = self._member(key + b".npy", len(header) + size, header, image.data.cast("B")) + len(header)
+            at = self._member(key + b".npy", len(header) + size, header, image) + len(header)
         self._rows.append((at, size, *factors))
         if self._offset - self._flushed >= _BUFFER:
             self._flush()
 
-    def _member(self, name: bytes, size: int, *content: bytes | memoryview) -> int:
+    def _member(self, name: bytes, size: int, *content: bytes | NDArray[np.uint8]) -> int:
         """Append a member; returns the offset of its content."""
         zeros = PADDING[-size % BLOCK]
         self._parts += (member_header(name, size), *content, zeros)
@@ -122,7 +122,7 @@ class ShardWriter:
         return start
 
     def _flush(self) -> None:
-        content = b"".join(self._parts)
+        content = b"".join(self._parts)  # type: ignore[arg-type]  # arrays give their bytes, too
         self._digest.update(content)
         self._file.write(content)
         self._parts.clear()

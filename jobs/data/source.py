@@ -19,12 +19,12 @@ class Factor:
     values: tuple[str | float, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)  # not frozen: there are millions, and that would triple what each costs to make
 class Sample:
     """One image with what is known of it."""
 
     key: str  # unique in the dataset; no dot, no slash: it becomes a member name
-    image: NDArray[np.uint8]  # (height, width, channels)
+    image: NDArray[np.uint8]  # (height, width, channels); not to be changed once it was given away
     factors: dict[str, int]  # index into the values of each factor
     split: Split | None = None  # the publisher's own split, or None: the hash of the key decides
 

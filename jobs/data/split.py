@@ -85,7 +85,7 @@ class ShardedSplit:
         starts, pixels = self._offsets(which, inside), self._pixels
         # Slices of memoryviews copy at the speed of memory; whatever else a row needs costs more than the copy.
         target, at = memoryview(out.numpy()), 0  # type: ignore[arg-type]
-        for shard, start in zip(which.tolist(), starts.tolist(), strict=True):
+        for shard, start in zip(which.tolist(), starts.tolist()):  # noqa: B905  (strict takes time in every row)
             target[at : at + size] = pixels[shard][start : start + size]
             at += size
         return out.view(-1, height, width, channels).permute(0, 3, 1, 2)
@@ -102,8 +102,10 @@ class ShardedSplit:
     def _places(self, numbers: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The shard of each sample, open, and its number there."""
         which = np.searchsorted(self._starts, numbers, side="right") - 1
-        for _ in self.open(set(which.tolist()) - self._open.keys()):
-            pass
+        closed = set(which.tolist()) - self._open.keys()
+        if closed:
+            for _ in self.open(closed):
+                pass
         return which, numbers - self._starts[which]
 
     def _offsets(self, which: NDArray[np.int64], inside: NDArray[np.int64]) -> NDArray[np.int64]:
