@@ -75,6 +75,7 @@ def test_fifty_kills_change_no_byte(tmp_path: Path, undisturbed: dict[str, str])
     assert {path.name for path in (tmp_path / "data").iterdir()} == set(undisturbed)  # and nothing is left lying about
 
 
+@pytest.mark.slow
 def test_kills_change_no_byte_on_s3(s3: str, undisturbed: dict[str, str]) -> None:
     url = f"s3://{s3}/data"
     assert kill(url, 10).startswith("10 kills")

@@ -25,6 +25,8 @@ from numpy.random import default_rng
 from servers.faults import Fault, FaultProxy
 from servers.s3 import S3Server
 
+pytestmark = pytest.mark.slow  # the tools of other tests
+
 BODY = default_rng(0).bytes(300_001)  # more than a block and than what a socket holds; odd
 LARGE = default_rng(1).bytes(12 << 20)
 PARTS = TransferConfig(multipart_threshold=5 << 20, multipart_chunksize=5 << 20, max_concurrency=3)
