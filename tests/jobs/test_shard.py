@@ -82,6 +82,7 @@ def test_kills_change_no_byte_on_s3(s3: str, undisturbed: dict[str, str]) -> Non
     assert contents(open_store(url)) == undisturbed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["folder", "s3"])
 def test_two_at_once_write_the_same(
     place: str, request: pytest.FixtureRequest, tmp_path: Path, undisturbed: dict[str, str]

@@ -48,6 +48,7 @@ def test_a_read_survives(store: S3Store, proxy: FaultProxy, kind: str) -> None:
     assert any(hit.fault == kind for hit in proxy.hits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["503", "reset", "hang", "lose", "flip_upload"])
 @pytest.mark.parametrize("large", [False, True])
 def test_a_write_survives(store: S3Store, proxy: FaultProxy, kind: str, large: bool) -> None:
@@ -87,6 +88,7 @@ def test_bytes_that_are_wrong_for_good_are_named(store: S3Store, proxy: FaultPro
         fetch(store)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["503", "reset", "hang"])
 def test_a_server_that_stays_ill_is_named(store: S3Store, proxy: FaultProxy, kind: str) -> None:
     proxy.inject(Fault(kind, "*", "place", count=999))
@@ -131,6 +133,7 @@ def test_a_missing_bucket_is_named(s3: str) -> None:
         list(S3Store("s3://nowhere-at-all/p").names())
 
 
+@pytest.mark.slow
 def test_many_names_come_in_pages(s3: str) -> None:
     client = boto3.client("s3")
     for number in range(1005):
