@@ -1,7 +1,8 @@
 """Checkpoints: weights and optimiser state as safetensors, everything else as JSON, no pickle.
 
 A checkpoint is a folder `step-00001500` that appears whole or not at all, carries the sha256 of its
-files and rebuilds its model without any other file.
+files and rebuilds its model without any other file. Its `model.safetensors` are the weights to use: the moving
+average where there is one, and then the trained weights lie beside it for a resume.
 """
 
 import hashlib
@@ -16,7 +17,9 @@ import torch
 from pydantic import BaseModel, TypeAdapter
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
+from jobs.ema import averaged_model
 from jobs.errors import UserError
 from jobs.files import file_sha256, remove_folder, write_json
 from jobs.messages import Point
@@ -24,8 +27,9 @@ from vlae.build import build_model
 from vlae.config import ModelConfig
 from vlae.models.base import HierarchicalModel
 
-FORMAT = 1
-_META, _WEIGHTS, _OPTIMIZER, _HISTORY = "checkpoint.json", "model.safetensors", "optimizer.safetensors", "history.json"
+FORMAT = 2
+_META, _WEIGHTS, _HISTORY = "checkpoint.json", "model.safetensors", "history.json"
+_OPTIMIZER, _TRAINED = "optimizer.safetensors", "trained.safetensors"
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,7 @@ def save_checkpoint(
     model: HierarchicalModel,
     model_config: BaseModel,
     optimizer: torch.optim.Optimizer,
+    ema: AveragedModel | None,
     history: list[Point],
     data_fingerprint: str,
     keep: int,
@@ -60,8 +65,11 @@ def save_checkpoint(
     partial = folder / f".partial-{step:08d}"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    save_file(_plain(model.state_dict()), partial / _WEIGHTS)
+    used = averaged_model(ema, model)
+    save_file(_plain(used.state_dict()), partial / _WEIGHTS)
     save_file(_optimizer_tensors(model, optimizer), partial / _OPTIMIZER)
+    if ema is not None:
+        save_file(_plain(model.state_dict()), partial / _TRAINED)
     write_json(partial / _HISTORY, [asdict(point) for point in history])
     meta = {
         "format": FORMAT,
@@ -69,9 +77,10 @@ def save_checkpoint(
         "model": model_config.model_dump(mode="json"),
         "image_shape": model.image_shape,
         "data_fingerprint": data_fingerprint,
-        "weights_sha256": weights_sha256(model),
+        "weights_sha256": weights_sha256(used),
+        "ema_updates": 0 if ema is None else int(ema.n_averaged),
         "versions": {name: version(name) for name in ("vlae-pipeline", "torch", "ray")},
-        "files": {name: file_sha256(partial / name) for name in (_WEIGHTS, _OPTIMIZER, _HISTORY)},
+        "files": {path.name: file_sha256(path) for path in sorted(partial.iterdir())},
     }
     write_json(partial / _META, meta)
     remove_folder(final)
@@ -89,9 +98,15 @@ def latest_checkpoint(folder: Path) -> Path | None:
     return next((path for path in reversed(_published(folder)) if _is_whole(path)), None)
 
 
-def restore(path: Path, model: HierarchicalModel, optimizer: torch.optim.Optimizer) -> Restored:
-    """Load weights and optimiser state in place."""
-    model.load_state_dict(load_file(path / _WEIGHTS))
+def restore(
+    path: Path, model: HierarchicalModel, optimizer: torch.optim.Optimizer, ema: AveragedModel | None
+) -> Restored:
+    """Load weights, their average and optimiser state in place."""
+    meta = read_meta(path)
+    model.load_state_dict(load_file(path / (_WEIGHTS if ema is None else _TRAINED)))
+    if ema is not None:
+        ema.module.load_state_dict(load_file(path / _WEIGHTS))
+        ema.n_averaged.fill_(meta["ema_updates"])
     saved = load_file(path / _OPTIMIZER)
     trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     state: dict[int, dict[str, Tensor]] = {index: {} for index in range(len(trained))}
@@ -103,7 +118,7 @@ def restore(path: Path, model: HierarchicalModel, optimizer: torch.optim.Optimiz
         laid_out = torch.empty_like(parameter).copy_(tensor) if tensor.shape == parameter.shape else tensor
         state[numbers[name]][entry] = laid_out
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    return Restored(read_meta(path)["step"], read_history(path))
+    return Restored(meta["step"], read_history(path))
 
 
 def read_history(path: Path) -> list[Point]:

@@ -25,9 +25,14 @@ class TrainConfig(Section):
         json_schema_extra=EXECUTION,
     )
     learning_rate: float = Field(4e-3, gt=0, le=1, description="peak learning rate of AdamW")
-    lr_warmup_steps: int = Field(100, ge=0, description="steps of linear rise to the peak; then a cosine falls to zero")
+    lr_warmup_steps: int = Field(100, ge=0, description="steps of linear rise to the peak")
+    lr_schedule: Literal["cosine", "constant"] = Field("cosine", description="after the peak: down to zero, or level")
+    beta2: float = Field(0.99, ge=0, lt=1, description="AdamW's decay of the second moment")
     weight_decay: float = Field(1e-4, ge=0, le=1, description="decoupled weight decay of AdamW")
     grad_clip: float = Field(1000.0, gt=0, description="largest gradient norm, nats per unit of weight")
+    ema_decay: float = Field(
+        0.999, ge=0, lt=1, description="moving average of the weights, which is what is scored and registered; 0: none"
+    )
     precision: Literal["auto", "bf16", "fp32"] = Field(
         "auto", description="autocast of the networks; auto is bf16 where the device computes it natively"
     )

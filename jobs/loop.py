@@ -1,40 +1,43 @@
 """The training loop: plain torch, the same on one CPU and on many GPUs. It knows nothing of Ray."""
 
 import math
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from jobs.checkpoint import Restored, latest_checkpoint, restore, save_checkpoint
 from jobs.config import TrainConfig
 from jobs.curve import Curve
 from jobs.data.loader import BatchLoader
 from jobs.data.mixing import mix64
-from jobs.data.order import Order, permute
+from jobs.data.order import Order
 from jobs.data.shard_files import DataAccess
 from jobs.data.split import ShardedSplit
+from jobs.device import autocast, to_device
+from jobs.ema import average_weights, averaged_model
 from jobs.messages import Committed, Message, Opened, Point
+from jobs.validation import Validation
 from vlae.build import build_model
-from vlae.config import HvaeConfig, ObjectiveConfig, VlaeConfig
+from vlae.config import AnyModelConfig, ObjectiveConfig, ProgressiveConfig
 from vlae.models.base import HierarchicalModel, Latents, Terms
-from vlae.objective import kl_weight, objective_loss
+from vlae.models.vlae import Vlae
+from vlae.objective import objective_loss
+from vlae.schedule import rung_state
 
-_VALIDATION_IMAGES = 512
-_VALIDATION_STEP = 2**62  # keys the noise of validation: a step that training never reaches
+_PRIOR = 2**61  # added to the step, it keys the samples of the prior that the MMD looks at
 
 
 @dataclass(frozen=True)
 class TrainJob:
     """All that a worker needs to know. Folders are absolute and seen by every worker."""
 
-    model: VlaeConfig | HvaeConfig
+    model: AnyModelConfig
     objective: ObjectiveConfig
+    progressive: ProgressiveConfig
     train: TrainConfig
     seed: int
     data: DataAccess
@@ -61,6 +64,7 @@ class Training:
     model: HierarchicalModel
     module: nn.Module  # the model as it is called: compiled and distributed where asked for
     optimizer: torch.optim.Optimizer
+    ema: AveragedModel | None  # of the weights, if asked for
     step: int  # updates made
     history: list[Point]  # the curve so far
     checkpoint: Path | None  # the newest
@@ -83,7 +87,8 @@ def train_model(job: TrainJob, worker: Worker, post: Callable[[Message], None]) 
     training = prepare(job, worker)
     curve = Curve(worker.rank, worker.world_size, worker.device, training.history, post)
     curve.started(training.step)
-    validation = _Validation(training) if worker.rank == 0 else None
+    manifest = training.loader.data.manifest
+    validation = Validation(job.data, manifest, worker.device, job.seed) if worker.rank == 0 else None
     for opened, total in training.loader.open(training.step):
         if worker.rank == 0:
             post(Opened(opened, total))
@@ -95,7 +100,7 @@ def train_model(job: TrainJob, worker: Worker, post: Callable[[Message], None]) 
         curve.add(values, training.step, config.batch_size, log=last or training.step % config.log_every == 0)
         if last or training.step % config.checkpoint_every == 0:
             if validation is not None:
-                curve.point(training.step, validation.score(training.model))
+                curve.point(training.step, validation.score(averaged_model(training.ema, training.model)))
                 training.checkpoint = _save(training)
                 post(Committed(training.step))
             curve.restart_clock()
@@ -125,11 +130,12 @@ def prepare(job: TrainJob, worker: Worker) -> Training:
     model = build_model(job.model, data.image_shape, job.seed)
     model = model.to(worker.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, betas=(0.9, 0.99), weight_decay=config.weight_decay, fused=True)
+    optimizer = torch.optim.AdamW(trained, betas=(0.9, config.beta2), weight_decay=config.weight_decay, fused=True)
+    ema = average_weights(model, config.ema_decay)
     newest = latest_checkpoint(job.checkpoint_folder)
-    restored = restore(newest, model, optimizer) if newest else Restored(0, [])
+    restored = restore(newest, model, optimizer, ema) if newest else Restored(0, [])
     module = worker.wrap(torch.compile(model) if config.compile else model)  # type: ignore[arg-type]
-    return Training(job, worker, loader, model, module, optimizer, restored.step, restored.history, newest)
+    return Training(job, worker, loader, model, module, optimizer, ema, restored.step, restored.history, newest)
 
 
 def keeps_resident(config: TrainConfig, data: ShardedSplit, device: torch.device) -> torch.device | None:
@@ -147,6 +153,7 @@ def _save(training: Training) -> Path:
         model=training.model,
         model_config=training.job.model,
         optimizer=training.optimizer,
+        ema=training.ema,
         history=training.history,
         data_fingerprint=training.loader.data.manifest.fingerprint,
         keep=training.job.train.keep_checkpoints,
@@ -165,30 +172,34 @@ def train_step(training: Training, images: Tensor) -> Tensor:
         group["lr"] = learning_rate(job.train, step)
     pixels = to_device(images, device)
     noise = slice_noise(training.model, training.loader, job.seed, step, device)
+    state = rung_state(job.objective, job.progressive, step, len(training.model.latent_dims))
+    if job.progressive.stage_steps and isinstance(training.model, Vlae):
+        training.model.set_fade(state.reads, state.writes)
     with autocast(job.train, device):
         terms: Terms = training.module(pixels, noise)
-    loss = objective_loss(terms, kl_weight(job.objective, step))
+    wanted = job.objective.mmd > 0
+    prior = slice_noise(training.model, training.loader, job.seed, _PRIOR + step, device) if wanted else None
+    loss = objective_loss(terms, state.kl_weights, job.objective, prior)
     training.optimizer.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
     norm = nn.utils.clip_grad_norm_(training.model.parameters(), job.train.grad_clip)
     skipped = not math.isfinite(norm.item())
     if not skipped:
         training.optimizer.step()
+        if training.ema is not None:
+            training.ema.update_parameters(training.model)
     head = [loss.detach(), terms.reconstruction.detach().mean(), norm, torch.tensor(float(skipped), device=device)]
     return torch.cat([torch.stack(head), terms.kl.detach().mean(0)]).double().cpu()
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
-    """Linear rise over the warm-up, then half a cosine down to zero at the last step."""
+    """Linear rise over the warm-up, then half a cosine down to zero at the last step, or no change."""
     if step < config.lr_warmup_steps:
         return config.learning_rate * (step + 1) / config.lr_warmup_steps
+    if config.lr_schedule == "constant":
+        return config.learning_rate
     progress = (step - config.lr_warmup_steps) / max(1, config.steps - config.lr_warmup_steps)
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
-
-
-def to_device(images: Tensor, device: torch.device) -> Tensor:
-    """uint8 images to float32 in [0, 1] on the device; the bytes travel, the floats do not."""
-    return images.to(device, non_blocking=True).float().div_(255)
 
 
 def slice_noise(model: HierarchicalModel, loader: BatchLoader, seed: int, step: int, device: torch.device) -> Latents:
@@ -198,43 +209,3 @@ def slice_noise(model: HierarchicalModel, loader: BatchLoader, seed: int, step: 
         key = int(mix64(seed, step, number)) >> 1
         parts.append(model.noise(loader.slice_size, torch.Generator(device).manual_seed(key)))
     return [torch.cat(rung) for rung in zip(*parts, strict=True)]
-
-
-def autocast(config: TrainConfig, device: torch.device) -> AbstractContextManager[Any]:
-    """The precision of the networks; likelihood and KL are computed in float32 whatever it is."""
-    if config.precision == "bf16" or (config.precision == "auto" and _native_bf16(device)):
-        return torch.autocast(device.type, torch.bfloat16)
-    return nullcontext()
-
-
-def _native_bf16(device: torch.device) -> bool:
-    """Whether the device computes in bf16 itself; emulated, it is slower than float32."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    if not hasattr(torch.cpu, "get_capabilities"):  # before torch 2.11
-        return False
-    found: Mapping[str, Any] = torch.cpu.get_capabilities()
-    return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
-
-
-class _Validation:
-    """The ELBO of the same few validation images with the same noise, every time."""
-
-    def __init__(self, training: Training) -> None:
-        job = training.job
-        self._images: Tensor | None = None
-        if not training.loader.data.manifest.num_samples("validation"):
-            return
-        data = ShardedSplit(job.data, "validation")
-        numbers = permute(np.arange(min(len(data), _VALIDATION_IMAGES)), len(data), job.seed)
-        self._images = to_device(data.gather(numbers)[0], training.worker.device)
-        self._key = int(mix64(job.seed, _VALIDATION_STEP)) >> 1
-
-    @torch.no_grad()
-    def score(self, model: HierarchicalModel) -> dict[str, float]:
-        """Negative reconstruction minus KL, nats per image; nothing if there is no validation split."""
-        if self._images is None:
-            return {}
-        generator = torch.Generator(self._images.device).manual_seed(self._key)
-        terms = model(self._images, model.noise(len(self._images), generator))
-        return {"validation/elbo": -float((terms.reconstruction + terms.kl.sum(1)).mean())}

@@ -10,7 +10,7 @@ from pydantic.fields import FieldInfo
 from jobs.config import EvaluateConfig, RayConfig, TrackingConfig, TrainConfig
 from jobs.data.config import AbsolutePath
 from jobs.data.sources.config import DataConfig, DigitsConfig
-from vlae.config import ModelConfig, ObjectiveConfig, Section, VlaeConfig, split_commas
+from vlae.config import ModelConfig, ObjectiveConfig, ProgressiveConfig, Section, VlaeConfig, split_commas
 
 Stage = Literal["shard", "train", "evaluate"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
@@ -61,6 +61,7 @@ class Config(Section):
     data: DataConfig = Field(default_factory=DigitsConfig)
     model: ModelConfig = Field(default_factory=VlaeConfig)
     objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig)
+    progressive: ProgressiveConfig = Field(default_factory=ProgressiveConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
     tracking: TrackingConfig = Field(default_factory=TrackingConfig)
@@ -72,6 +73,36 @@ class Config(Section):
         if idle:
             raise ValueError(f"force={idle[0]} has no effect without that stage: add it, stage={idle[0]},...")
         return self
+
+    @model_validator(mode="after")
+    def _objective_fits_the_model(self) -> "Config":
+        rungs = len(self.model.latent_dims)
+        for name in ("beta", "free_bits"):
+            values = getattr(self.objective, name)
+            if len(values) not in (1, rungs):
+                raise ValueError(
+                    f"objective.{name} has {len(values)} numbers: give one, or one for each of the {rungs} rungs"
+                )
+        independent = self.model.name in ("vlae", "vae")
+        for name in ("total_correlation", "mmd"):
+            if getattr(self.objective, name) and not independent:
+                raise ValueError(
+                    f"objective.{name} needs rungs that are independent given the image: model=vlae or vae, "
+                    f"not {self.model.name}"
+                )
+        self._progress_fits()
+        return self
+
+    def _progress_fits(self) -> None:
+        stage, rungs = self.progressive.stage_steps, len(self.model.latent_dims)
+        if stage and self.model.name != "vlae":
+            raise ValueError(
+                f"progressive.stage_steps adds the rungs of a ladder: it needs model=vlae, not {self.model.name}"
+            )
+        if stage * (rungs - 1) >= self.train.steps:
+            raise ValueError(
+                f"progressive.stage_steps={stage}: train.steps={self.train.steps} ends before all {rungs} rungs are there"
+            )
 
 
 # Sections that are chosen by name, as in `model=hvae`.
@@ -108,7 +139,7 @@ def identity(section: Section) -> dict[str, str]:
 def run_settings(config: Config) -> dict[str, str]:
     """The settings that define a training run; as `key=value` words they are a command that repeats it."""
     settings = {"seed": spell(config.seed)}
-    for name in ("data", "model", "objective", "train"):
+    for name in ("data", "model", "objective", "progressive", "train"):
         section = getattr(config, name)
         if name in GROUPS:
             settings[name] = section.name

@@ -70,7 +70,9 @@ def read_preset(name: str) -> dict[str, Any]:
             raise FileNotFoundError
         content = yaml.safe_load(path.read_text())
     except FileNotFoundError:
-        raise SettingsError(f"preset={name} does not exist; presets: {', '.join(known)}, or a .yaml file") from None
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+        hint = f"did you mean {', '.join(near)}?" if near else "--help lists them;"
+        raise SettingsError(f"preset={name} does not exist; {hint} a .yaml file is one too") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise SettingsError(f"preset={name} cannot be read: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):

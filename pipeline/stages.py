@@ -127,6 +127,7 @@ class Session:
         job = TrainJob(
             model=config.model,
             objective=config.objective,
+            progressive=config.progressive,
             train=config.train,
             seed=config.seed,
             data=self._workspace.access,

@@ -4,9 +4,9 @@ A section is a frozen pydantic model: unknown names and values out of range are 
 Every field carries a description, which is what `--help` prints.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 
 class Section(BaseModel):
@@ -22,51 +22,130 @@ def split_commas(value: Any) -> Any:
     return [value] if isinstance(value, int | float) else value
 
 
-def none_word(value: Any) -> Any:
-    """Turn the command line's `none` into None."""
-    return None if value == "none" else value
-
-
 LatentDims = Annotated[
     tuple[Annotated[int, Field(ge=1, le=4096)], ...],
     BeforeValidator(split_commas),
     Field(min_length=1, max_length=16),
 ]
+PerRung = Annotated[
+    tuple[Annotated[float, Field(ge=0, le=1e4)], ...],
+    BeforeValidator(split_commas),
+    Field(min_length=1, max_length=16),
+]
 
 
-class _ModelSection(Section):
+def _scale(value: Any) -> Any:
+    """A number, or a word that says where it comes from."""
+    if value in ("learned", "optimal"):
+        return value
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = 0.0
+    if not 0 < number <= 1:
+        raise ValueError("must be a number above 0 and up to 1, or learned, or optimal")
+    return number
+
+
+class ModelSection(Section):
     """What every model shares, so that a comparison changes the latent structure only."""
 
-    width: int = Field(24, ge=1, le=4096, description="channels at half resolution; doubled at each halving")
-    hidden: int = Field(256, ge=1, le=65536, description="units of each fully connected layer")
-    norm: Literal["group", "none"] = Field("group", description="normalisation after each hidden layer")
-    likelihood: Literal["logistic", "gaussian", "bernoulli"] = Field(
-        "logistic", description="p(x|z): discretised logistic, Gaussian or Bernoulli"
+    network: Literal["pyramid", "mlp", "small", "medium", "large", "provlae"] = Field(
+        "pyramid",
+        description="trunk and decoder; small, medium, large: those of the VLAE's code, at width 64 and hidden 1024",
     )
-    scale: Annotated[float | None, BeforeValidator(none_word)] = Field(
-        None, gt=0, le=1, description="fixed scale of p(x|z), pixel range [0, 1]; none: one per channel is learned"
+    latent_dims: LatentDims = Field((4, 4, 10), description="latent dimensions per rung, bottom first")
+    width: int = Field(24, ge=1, le=4096, description="channels at half resolution; deeper levels are multiples of it")
+    hidden: Annotated[
+        tuple[Annotated[int, Field(ge=1, le=65536)], ...], BeforeValidator(split_commas), Field(min_length=1)
+    ] = Field((256,), description="units of the fully connected layers: one number, or one per rung")
+    norm: Literal["group", "batch", "none"] = Field("group", description="normalisation of the hidden layers")
+    sigma: Literal["exp", "sigmoid", "softplus"] = Field(
+        "exp", description="from a head to sigma: exp of it, sigmoid (as in the VLAE's code), softplus for its square"
+    )
+    likelihood: Literal["logistic", "gaussian", "laplace", "bernoulli"] = Field(
+        "logistic", description="p(x|z): discretised logistic, Gaussian, Laplace or Bernoulli"
+    )
+    scale: Annotated[float | Literal["learned", "optimal"], BeforeValidator(_scale)] = Field(
+        "learned", description="of p(x|z), per channel: a number (pixel range [0, 1]), learned, or each batch's optimum"
     )
 
+    @property
+    def units(self) -> tuple[int, ...]:
+        """`hidden` for each rung, bottom first."""
+        return self.hidden if len(self.hidden) > 1 else self.hidden * len(self.latent_dims)
 
-class VlaeConfig(_ModelSection):
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if len(self.hidden) not in (1, len(self.latent_dims)):
+            raise ValueError(
+                f"model.hidden has {len(self.hidden)} numbers: give one, or one for each of the "
+                f"{len(self.latent_dims)} rungs of model.latent_dims"
+            )
+        if self.scale == "optimal" and self.likelihood not in ("gaussian", "laplace"):
+            raise ValueError(f"model.scale=optimal needs model.likelihood=gaussian or laplace, not {self.likelihood}")
+        return self
+
+
+class VlaeConfig(ModelSection):
     """Variational ladder autoencoder: each rung has its own noise and its own depth."""
 
     name: Literal["vlae"] = "vlae"
-    latent_dims: LatentDims = Field((4, 4, 10), description="latent dimensions per rung, bottom first")
 
 
-class HvaeConfig(_ModelSection):
+class StackSection(ModelSection):
+    """What the models share whose latents are a chain above the image."""
+
+    norm_heads: bool = Field(False, description="batch norm of the heads themselves (the LVAE's recipe)")
+    match_params: bool = Field(
+        False, description="size width and hidden to as many parameters as the vlae of match_dims has, within 5 %"
+    )
+    match_dims: LatentDims = Field((4, 4, 10), description="the ladder that match_params looks at, bottom first")
+
+
+class HvaeConfig(StackSection):
     """Stacked hierarchical VAE with a bottom-up posterior q(z1|x) q(z2|z1)..."""
 
     name: Literal["hvae"] = "hvae"
     latent_dims: LatentDims = Field((10, 5, 3), description="latent dimensions per rung, bottom first")
 
 
-ModelConfig = Annotated[VlaeConfig | HvaeConfig, Field(discriminator="name")]
+class LvaeConfig(StackSection):
+    """Ladder VAE: the same stack, with a top-down posterior that merges evidence and prior."""
+
+    name: Literal["lvae"] = "lvae"
+    latent_dims: LatentDims = Field((10, 5, 3), description="latent dimensions per rung, bottom first")
+
+
+class VaeConfig(StackSection):
+    """Flat VAE: one layer of latents."""
+
+    name: Literal["vae"] = "vae"
+    latent_dims: Annotated[LatentDims, Field(max_length=1)] = Field((18,), description="latent dimensions: one number")
+
+
+ModelConfig = Annotated[VlaeConfig | HvaeConfig | LvaeConfig | VaeConfig, Field(discriminator="name")]
+AnyModelConfig = VlaeConfig | HvaeConfig | LvaeConfig | VaeConfig
 
 
 class ObjectiveConfig(Section):
-    """What is minimised: reconstruction + beta * warm-up * KL, in nats per image."""
+    """What is minimised: reconstruction + beta * warm-up * KL and the regularisers, in nats per image."""
 
-    beta: float = Field(1.0, ge=0, le=1e4, description="weight of the KL term")
-    warmup_steps: int = Field(500, ge=0, description="steps over which the KL weight rises linearly from 0 to beta")
+    beta: PerRung = Field((1.0,), description="weight of the KL: one number, or one per rung")
+    warmup: Literal["linear", "exponential"] = Field(
+        "linear", description="how the KL's weight rises: step / warmup_steps, or 1 - exp(-step / warmup_steps)"
+    )
+    warmup_steps: int = Field(500, ge=0, description="steps of the KL's warm-up; 0: none")
+    free_bits: PerRung = Field((0.0,), description="nats of a rung's mean KL that cost nothing; one, or one per rung")
+    total_correlation: float = Field(
+        0.0, ge=0, le=1e4, description="extra weight of the total correlation of all latents (beta-TCVAE: beta - 1)"
+    )
+    mmd: float = Field(0.0, ge=0, le=1e6, description="weight of the MMD between posterior samples and prior, per rung")
+
+
+class ProgressiveConfig(Section):
+    """Progressive training of a ladder (proVLAE): the top rung first, the others one by one."""
+
+    stage_steps: int = Field(0, ge=0, description="steps before the next rung is added; 0: all rungs from the start")
+    fade_steps: int = Field(5000, ge=0, description="steps over which a new rung is faded in; 0: at once")
+    waiting_kl: float = Field(0.5, ge=0, le=1e4, description="weight of the KL of rungs that are not added yet")

@@ -1,11 +1,12 @@
 """Observation models p(x|z): log-likelihoods of 8-bit images in nats.
 
 Images are float32 in [0, 1] (k / 255 for grey level k). `logistic` gives the probability of
-each grey level itself and `gaussian` the density per grey level, so both are measured in nats
+each grey level itself, `gaussian` and `laplace` the density per grey level, so all are measured in nats
 of the 8-bit data, and -log p / (dimensions ln 2) is bits/dim.
 """
 
 import math
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -13,34 +14,58 @@ from torch import Tensor, nn
 
 LEVELS = 255.0
 _LOG_FLOOR = -7.0  # a quarter of a grey level
+_MEMORY = 0.99  # of the running optimal scale, per step
+
+Kind = Literal["logistic", "gaussian", "laplace", "bernoulli"]
+Scale = float | Literal["learned", "optimal"]
 
 
 class Likelihood(nn.Module):
-    """p(x|location) with one scale per channel, learned unless it is fixed.
+    """p(x|location) with one scale per channel.
 
     Args:
-        kind: "logistic" (discretised, as in PixelCNN++, Salimans et al. 2017, eq. 2), "gaussian"
-            (with a learned scale this is sigma-VAE, Rybkin et al. 2021) or "bernoulli"
-            (grey levels taken as probabilities; it has no scale).
+        kind: "logistic" (discretised, as in PixelCNN++, Salimans et al. 2017, eq. 2), "gaussian", "laplace"
+            (the L1 loss of the VLAE's reference code) or "bernoulli" (grey levels taken as probabilities;
+            it has no scale).
         channels: image channels C.
-        scale: fixed scale in units of the pixel range [0, 1], or None to learn it.
+        scale: in units of the pixel range [0, 1]. A number: fixed. "learned": a parameter. "optimal": that
+            which makes the batch most likely (sigma-VAE, Rybkin et al. 2021, section 3.2); evaluation takes
+            the running geometric mean of training. Of a Gaussian or a Laplace only.
+
+    Raises:
+        ValueError: an optimal scale of another kind.
     """
 
-    def __init__(self, kind: str, channels: int, scale: float | None) -> None:
-        super().__init__()
-        self.kind = kind
-        start = torch.full((channels, 1, 1), math.log(0.1 if scale is None else scale))
-        self.log_scale = nn.Parameter(start, requires_grad=scale is None and kind != "bernoulli")
+    log_scale: Tensor
 
-    def _floored_log_scale(self) -> Tensor:
-        """A learned scale cannot fall far below a grey level: a perfect fit must not send the density to infinity."""
-        if not self.log_scale.requires_grad:
+    def __init__(self, kind: Kind, channels: int, scale: Scale) -> None:
+        super().__init__()
+        if scale == "optimal" and kind not in ("gaussian", "laplace"):
+            raise ValueError(f"scale=optimal needs a gaussian or laplace likelihood, not {kind}")
+        self.kind, self.optimal = kind, scale == "optimal"
+        fixed = isinstance(scale, float | int)
+        start = torch.full((channels, 1, 1), math.log(scale if isinstance(scale, float | int) else 0.1))
+        self.log_scale = nn.Parameter(start, requires_grad=not fixed and not self.optimal and kind != "bernoulli")
+
+    def _log_scale(self, error: Tensor) -> Tensor:
+        """The scale's logarithm (C, 1, 1), given absolute errors (B, C, H, W).
+
+        It cannot fall far below a grey level: a perfect fit must not send the density to infinity. At the optimum the likelihood is flat in the scale, so its gradient needs not be followed.
+        """
+        if self.log_scale.requires_grad:
+            return F.softplus(self.log_scale - _LOG_FLOOR) + _LOG_FLOOR
+        if not (self.optimal and self.training):
             return self.log_scale
-        return F.softplus(self.log_scale - _LOG_FLOOR) + _LOG_FLOOR
+        with torch.no_grad():
+            power = error.square() if self.kind == "gaussian" else error
+            mean = torch.log(power.mean((0, 2, 3)).clamp_min(1e-12)).view_as(self.log_scale)
+            found = (mean / 2 if self.kind == "gaussian" else mean).clamp_min(_LOG_FLOOR)
+            self.log_scale.lerp_(found, 1 - _MEMORY)
+        return found
 
     def mean(self, output: Tensor) -> Tensor:
-        """Mean image in [0, 1] from the decoder's output (B, C, H, W)."""
-        return torch.sigmoid(output.float())
+        """Location in [0, 1] from the decoder's output (B, C, H, W): the mean, or a Laplace's median."""
+        return torch.sigmoid(output if output.dtype == torch.float64 else output.float())
 
     def nll(self, output: Tensor, images: Tensor) -> Tensor:
         """Negative log-likelihood per image, (B,), in nats.
@@ -50,14 +75,19 @@ class Likelihood(nn.Module):
             images: (B, C, H, W) float32 in [0, 1].
         """
         if self.kind == "bernoulli":
-            losses = F.binary_cross_entropy_with_logits(output.float(), images, reduction="none")
-        elif self.kind == "gaussian":
-            log_sigma = self._floored_log_scale()
-            standardised = (images - self.mean(output)) * torch.exp(-log_sigma)
-            losses = 0.5 * standardised.square() + log_sigma + 0.5 * math.log(2 * math.pi) + math.log(LEVELS)
+            losses = F.binary_cross_entropy_with_logits(output.to(images.dtype), images, reduction="none")
+            return losses.flatten(1).sum(1)
+        location = self.mean(output)
+        if self.kind == "logistic":
+            return _discretised_logistic_nll(images, location, self._log_scale(location)).flatten(1).sum(1)
+        error = (images - location).abs()
+        log_scale = self._log_scale(error)
+        scaled = error * torch.exp(-log_scale)
+        if self.kind == "gaussian":
+            losses = 0.5 * scaled.square() + log_scale + 0.5 * math.log(2 * math.pi)
         else:
-            losses = _discretised_logistic_nll(images, self.mean(output), self._floored_log_scale())
-        return losses.flatten(1).sum(1)
+            losses = scaled + log_scale + math.log(2)
+        return (losses + math.log(LEVELS)).flatten(1).sum(1)
 
 
 def _discretised_logistic_nll(images: Tensor, location: Tensor, log_scale: Tensor) -> Tensor:

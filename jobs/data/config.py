@@ -1,12 +1,12 @@
 """Settings that every dataset shares; those of each are in jobs/data/sources/config.py."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic.config import JsonDict
 
-from vlae.config import Section, none_word
+from vlae.config import Section
 
 # Marks a setting of how and where a job runs, which does not change what it makes: two commands that
 # differ in such settings only are the same dataset or the same run.
@@ -14,6 +14,11 @@ EXECUTION: JsonDict = {"execution": True}
 
 # Ray workers run in folders of their own: a relative path would mean another place there.
 AbsolutePath = Annotated[Path, AfterValidator(lambda path: Path(path).expanduser().absolute())]
+
+
+def none_word(value: Any) -> Any:
+    """Turn the command line's `none` into None."""
+    return None if value == "none" else value
 
 
 class DataSection(Section):

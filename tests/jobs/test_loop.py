@@ -15,7 +15,7 @@ from jobs.data.loader import BatchLoader
 from jobs.errors import UserError
 from jobs.loop import Training, TrainJob, Worker, learning_rate, prepare, slice_noise, train_model, train_step
 from jobs.messages import Committed, Message, Point, Started
-from vlae.config import HvaeConfig, ObjectiveConfig, VlaeConfig
+from vlae.config import AnyModelConfig, HvaeConfig, LvaeConfig, ObjectiveConfig, ProgressiveConfig, VlaeConfig
 
 CONFIG = TrainConfig(
     steps=12,
@@ -34,6 +34,7 @@ def job(digit_dataset: Path, tmp_path: Path) -> TrainJob:
     return TrainJob(
         model=VlaeConfig(latent_dims=(2, 3), width=4, hidden=16),
         objective=ObjectiveConfig(warmup_steps=5),
+        progressive=ProgressiveConfig(),
         train=CONFIG,
         seed=0,
         data=local(digit_dataset),
@@ -73,11 +74,28 @@ def test_it_learns(job: TrainJob) -> None:
     assert losses[-1] < losses[0] - 100
 
 
+SIZE = {"latent_dims": (2, 3), "width": 4, "hidden": 16}
+
+
 @pytest.mark.parametrize(
-    "model", [VlaeConfig(latent_dims=(2, 3), width=4, hidden=16), HvaeConfig(latent_dims=(2, 3), width=4, hidden=16)]
+    ("model", "more"),
+    [
+        (VlaeConfig(**SIZE), {}),
+        (HvaeConfig(**SIZE), {"train": CONFIG.model_copy(update={"ema_decay": 0})}),
+        (LvaeConfig(norm="batch", norm_heads=True, **SIZE), {}),
+        (
+            VlaeConfig(likelihood="gaussian", scale="optimal", **SIZE),
+            {
+                "objective": ObjectiveConfig(beta=(2, 1), total_correlation=1, mmd=10, free_bits=0.1),
+                "progressive": ProgressiveConfig(stage_steps=4, fade_steps=3),
+            },
+        ),
+    ],
 )
-def test_a_resumed_run_has_the_same_weights(job: TrainJob, tmp_path: Path, model: VlaeConfig | HvaeConfig) -> None:
-    job = replace(job, model=model)
+def test_a_resumed_run_has_the_same_weights(
+    job: TrainJob, tmp_path: Path, model: AnyModelConfig, more: dict[str, object]
+) -> None:
+    job = replace(job, model=model, **more)
     whole, messages = run(job)
     part = replace(job, checkpoint_folder=tmp_path / "part")
 
@@ -92,6 +110,7 @@ def test_a_resumed_run_has_the_same_weights(job: TrainJob, tmp_path: Path, model
         train_model(part, Worker(), die_after_seven)
     resumed, later = run(part)
     assert read_meta(resumed)["weights_sha256"] == read_meta(whole)["weights_sha256"]
+    assert read_meta(resumed)["files"]["optimizer.safetensors"] == read_meta(whole)["files"]["optimizer.safetensors"]
     started = later[0]
     assert isinstance(started, Started)
     assert started.step == 5
@@ -183,3 +202,50 @@ def test_low_precision_stays_close(job: TrainJob, precision: str) -> None:
         prepare(replace(job, train=CONFIG.model_copy(update={"precision": p})), Worker()) for p in ("fp32", precision)
     )
     torch.testing.assert_close(step(rough)[:2], step(exact)[:2], rtol=0.01, atol=0)
+
+
+def test_the_checkpoints_model_is_the_moving_average(job: TrainJob) -> None:
+    """By numpy, from the weights after every update; the decay of update n is min(decay, (1 + n) / (10 + n))."""
+    job = replace(job, train=CONFIG.model_copy(update={"ema_decay": 0.3, "steps": 6, "checkpoint_every": 1}))
+    job = replace(job, train=job.train.model_copy(update={"keep_checkpoints": 10}))
+    checkpoint, _ = run(job)
+    folders = sorted(job.checkpoint_folder.iterdir())
+    trained = [load_file(folder / "trained.safetensors") for folder in folders]
+    name = next(key for key in trained[0] if key.endswith("weight"))
+    average = trained[0][name].double()
+    for updates, weights in enumerate(trained[1:], start=1):
+        kept = min(0.3, (1 + updates) / (10 + updates))
+        average = kept * average + (1 - kept) * weights[name].double()
+    used = dict(load_model(checkpoint).state_dict())[name]
+    torch.testing.assert_close(used.double(), average, rtol=1e-5, atol=1e-7)
+    assert not torch.equal(used, trained[-1][name])
+
+
+def test_a_skipped_step_leaves_the_average(job: TrainJob) -> None:
+    training = prepare(job, Worker())
+    images = training.loader.images(0)
+    train_step(training, images)
+    before, updates = weights_sha256(training.ema.module), int(training.ema.n_averaged)
+    handle = next(training.model.parameters()).register_hook(lambda gradient: gradient * float("nan"))
+    assert train_step(training, images)[3] == 1
+    handle.remove()
+    assert (weights_sha256(training.ema.module), int(training.ema.n_averaged)) == (before, updates)
+
+
+def test_rungs_that_wait_do_not_touch_the_image(job: TrainJob) -> None:
+    """Until its stage the bottom rung gets gradients from its KL alone: with no weight on it, none."""
+    waiting = ProgressiveConfig(stage_steps=10, waiting_kl=0)
+    training = prepare(replace(job, progressive=waiting), Worker())
+    step(training)
+    head = training.model.heads[0].linear.weight
+    assert not head.grad.any()
+    training.step = 10
+    step(training)
+    training.step = 5010  # half of it is faded in
+    step(training)
+    assert head.grad.any()
+
+
+def test_constant_learning_rate() -> None:
+    config = TrainConfig(steps=100, lr_warmup_steps=10, learning_rate=1.0, lr_schedule="constant")
+    assert [learning_rate(config, step) for step in (4, 10, 50, 99)] == pytest.approx([0.5, 1, 1, 1])

@@ -16,7 +16,7 @@ from jobs.errors import UserError
 from jobs.loop import TrainJob, Worker, train_model
 from jobs.messages import Message, Point, Started
 from jobs.train import place, run_training
-from vlae.config import ObjectiveConfig, VlaeConfig
+from vlae.config import ObjectiveConfig, ProgressiveConfig, VlaeConfig
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,9 @@ def job(digit_dataset: Path, folder: Path, **settings: int) -> TrainJob:
         **{"steps": 20, "batch_size": 16, "checkpoint_every": 10, "log_every": 5, "precision": "fp32", **settings}
     )
     model = VlaeConfig(latent_dims=(2, 3), width=4, hidden=16)
-    return TrainJob(model, ObjectiveConfig(), config, 0, local(digit_dataset), folder / "checkpoints")
+    return TrainJob(
+        model, ObjectiveConfig(), ProgressiveConfig(), config, 0, local(digit_dataset), folder / "checkpoints"
+    )
 
 
 @pytest.mark.slow

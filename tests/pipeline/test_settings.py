@@ -33,7 +33,8 @@ def test_words() -> None:
     assert config.model.latent_dims == (3, 3, 4)
     assert (config.train.steps, config.model.scale, config.seed) == (20000, 0.1, 7)
     assert read_config(["model.latent_dims=8"]).model.latent_dims == (8,)
-    assert read_config(["model.scale=none"]).model.scale is None
+    assert read_config(["model.scale=optimal", "model.likelihood=laplace"]).model.scale == "optimal"
+    assert read_config(["objective.beta=4,1,1"]).objective.beta == (4, 1, 1)
     assert read_config(["data.cache_folder=none"]).data.cache_folder is None
     assert read_config(["store=s3://bucket/a/b/"]).store == "s3://bucket/a/b"
     assert read_config(["store=here"]).store == str(Path.cwd() / "here")
@@ -52,7 +53,7 @@ def test_words() -> None:
         (["objective.beta=nan"], "objective.beta=nan: input should be a finite number"),
         (["stage=shrad"], "stage=shrad is not one of shard, train, evaluate; did you mean 'shard'?"),
         (["stage="], "stage= is not one of"),
-        (["model=vae2"], "model=vae2 is not one of vlae, hvae"),
+        (["model=vae2"], "model=vae2 is not one of vlae, hvae, lvae, vae"),
         (["data=images"], "data.folder is missing: set it to a folder of pictures"),
         (
             ["data.folder=/x"],
@@ -64,7 +65,20 @@ def test_words() -> None:
         (["=3"], "'=3' is not key=value"),
         (["train.batch_size=10"], "train.batch_size=10 is no multiple of train.num_slices=8"),
         (["train.num_workers=3"], "train.num_slices=8 is no multiple of train.num_workers=3"),
-        (["preset=nope"], "preset=nope does not exist; presets: "),
+        (["preset=nope"], "preset=nope does not exist; --help lists them; a .yaml file is one too"),
+        (["preset=release-mnits"], "preset=release-mnits does not exist; did you mean release-mnist, "),
+        (["model.scale=abc"], "model.scale=abc: must be a number above 0 and up to 1, or learned, or optimal"),
+        (["model.scale=2"], "model.scale=2: must be a number above 0"),
+        (["model.scale=optimal"], "model.scale=optimal needs model.likelihood=gaussian or laplace, not logistic"),
+        (["model.hidden=3,4"], "model.hidden has 2 numbers: give one, or one for each of the 3 rungs"),
+        (["model=vae", "model.latent_dims=3,4"], "model.latent_dims=3,4: value should have at most 1 item"),
+        (["model.match_params=true"], "'model.match_params' belongs to model=hvae|lvae|vae"),
+        (["objective.beta=1,2"], "objective.beta has 2 numbers: give one, or one for each of the 3 rungs"),
+        (["objective.free_bits=1,2"], "objective.free_bits has 2 numbers"),
+        (["objective.mmd=3", "model=hvae"], "objective.mmd needs rungs that are independent given the image"),
+        (["objective.total_correlation=3", "model=lvae"], "objective.total_correlation needs rungs that are"),
+        (["progressive.stage_steps=9", "model=lvae"], "progressive.stage_steps adds the rungs of a ladder"),
+        (["progressive.stage_steps=900"], "train.steps=1500 ends before all 3 rungs are there"),
         (["preset=/nowhere/x.yaml"], "preset=/nowhere/x.yaml does not exist"),
         (["tracking.uri=http://me:secret@host"], "must hold no credentials"),
         (["tracking.uri=ftp://host"], "must begin with http:// or https://"),

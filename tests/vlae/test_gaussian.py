@@ -1,6 +1,8 @@
 """Diagonal Gaussians against torch.distributions."""
 
+import pytest
 import torch
+import torch.nn.functional as F
 from torch.distributions import Independent, Normal, kl_divergence
 
 from vlae.gaussian import DiagonalGaussian
@@ -31,3 +33,43 @@ def test_runaway_head_stays_finite_and_keeps_a_gradient() -> None:
     kl.sum().backward()
     assert torch.isfinite(raw.grad).all()
     assert raw.grad[1, 1] > 0
+
+
+def pair() -> tuple[DiagonalGaussian, DiagonalGaussian, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    draws = [torch.randn(7, 5, generator=generator, dtype=torch.float64) for _ in range(5)]
+    return DiagonalGaussian(*draws[:2]), DiagonalGaussian(*draws[2:4]), draws[4]
+
+
+def test_kl_between_two_agrees_with_torch_distributions() -> None:
+    ours, other, _ = pair()
+    expected = kl_divergence(Normal(ours.mean, ours.log_sigma.exp()), Normal(other.mean, other.log_sigma.exp()))
+    torch.testing.assert_close(ours.kl_to(other), expected)
+    torch.testing.assert_close(ours.kl_to(ours.standard()), ours.kl_to_standard())
+
+
+def test_product_is_proportional_to_the_two_densities() -> None:
+    first, second, value = pair()
+    product = first.times(second)
+    constant = first.log_prob(value) + second.log_prob(value) - product.log_prob(value)
+    elsewhere = first.log_prob(value + 1) + second.log_prob(value + 1) - product.log_prob(value + 1)
+    torch.testing.assert_close(constant, elsewhere)
+    # With a factor that knows nothing, the other stays.
+    vague = DiagonalGaussian(second.mean, torch.full_like(second.mean, 30.0))
+    torch.testing.assert_close(first.times(vague).mean, first.mean)
+    torch.testing.assert_close(first.times(vague).log_sigma, first.log_sigma)
+
+
+@pytest.mark.parametrize("link", ["exp", "sigmoid", "softplus"])
+def test_links_give_the_sigma_they_are_named_for(link: str) -> None:
+    raw = torch.linspace(-3, 3, 9, dtype=torch.float64)
+    found = DiagonalGaussian.from_parameters(torch.cat([raw, raw]), link)
+    expected = {
+        "exp": torch.exp(5 * torch.tanh(raw / 5)),
+        "sigmoid": torch.sigmoid(raw) + 0.001,
+        "softplus": torch.sqrt(F.softplus(raw)),
+    }[link]
+    torch.testing.assert_close(found.mean, raw)
+    torch.testing.assert_close(found.log_sigma.exp(), expected, rtol=1e-4, atol=0)
+    extreme = DiagonalGaussian.from_parameters(torch.tensor([0.0, 0.0, -1e4, 1e4]), link).log_sigma
+    assert torch.isfinite(extreme).all()

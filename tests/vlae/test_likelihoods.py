@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from torch.distributions import Bernoulli, Normal
+from torch.distributions import Bernoulli, Laplace, Normal
 
 from vlae.likelihoods import Likelihood
 
@@ -52,19 +52,81 @@ def test_bernoulli_agrees_with_torch() -> None:
     generator = torch.Generator().manual_seed(0)
     output, images = torch.randn(4, 3, 5, 5, generator=generator), torch.rand(4, 3, 5, 5, generator=generator).round()
     expected = -Bernoulli(logits=output).log_prob(images).sum((1, 2, 3))
-    torch.testing.assert_close(Likelihood("bernoulli", 3, None).nll(output, images), expected)
+    torch.testing.assert_close(Likelihood("bernoulli", 3, "learned").nll(output, images), expected)
 
 
-@pytest.mark.parametrize("kind", ["logistic", "gaussian"])
-def test_learned_scale_finds_the_noise(kind: str) -> None:
+def test_laplace_is_the_density_per_grey_level() -> None:
+    expected = -Laplace(torch.sigmoid(torch.tensor(0.4)), 0.125).log_prob(LEVELS) + math.log(255)
+    torch.testing.assert_close(nll_by_level("laplace", 0.4, 0.125), expected)
+
+
+def noisy_grey(deviation: float) -> torch.Tensor:
+    """One image of noise around 0.5, in grey levels."""
     generator = torch.Generator().manual_seed(0)
-    images = (0.5 + 0.08 * torch.randn(1, 1, 64, 64, generator=generator)).clamp(0, 1).mul(255).round() / 255
-    likelihood = Likelihood(kind, 1, None)
+    return (0.5 + deviation * torch.randn(1, 1, 64, 64, generator=generator)).clamp(0, 1).mul(255).round() / 255
+
+
+# What a unit of scale is in standard deviations of the noise, where the fit is to Gaussian noise.
+@pytest.mark.parametrize(
+    ("kind", "unit"), [("logistic", math.pi / math.sqrt(3)), ("gaussian", 1), ("laplace", math.sqrt(math.pi / 2))]
+)
+def test_learned_scale_finds_the_noise(kind: str, unit: float) -> None:
+    images, likelihood = noisy_grey(0.08), Likelihood(kind, 1, "learned")
     optimizer = torch.optim.Adam(likelihood.parameters(), lr=0.05)
     for _ in range(200):
         optimizer.zero_grad()
         likelihood.nll(torch.zeros(1, 1, 64, 64), images).mean().backward()
         optimizer.step()
-    # A logistic of scale s has the standard deviation s pi / sqrt(3).
-    deviation = likelihood.log_scale.exp().item() * (math.pi / math.sqrt(3) if kind == "logistic" else 1)
-    assert deviation == pytest.approx(0.08, rel=0.08)
+    assert likelihood.log_scale.exp().item() * unit == pytest.approx(0.08, rel=0.08)
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "laplace"])
+def test_optimal_scale_is_the_maximum_of_the_likelihood(kind: str) -> None:
+    images, output = noisy_grey(0.08), torch.full((1, 1, 64, 64), 0.1)
+    likelihood = Likelihood(kind, 1, "optimal")
+    found = likelihood.nll(output, images)
+    fixed = {
+        scale: Likelihood(kind, 1, scale).nll(output, images).item()
+        for scale in torch.linspace(0.02, 0.2, 400).tolist()
+    }
+    assert found.item() == pytest.approx(min(fixed.values()), rel=1e-4)
+    assert min(fixed.values()) > found.item() - 0.05
+
+
+def test_optimal_scale_is_remembered_for_evaluation_and_does_not_look_at_what_it_scores() -> None:
+    images, output = noisy_grey(0.08), torch.zeros(1, 1, 64, 64)
+    likelihood = Likelihood("gaussian", 1, "optimal")
+    for _ in range(1000):
+        likelihood.nll(output, images)
+    likelihood.eval()
+    assert likelihood.log_scale.exp().item() == pytest.approx((images - 0.5).square().mean().sqrt().item(), rel=0.01)
+    before = likelihood.log_scale.clone()
+    far = likelihood.nll(output + 3, images)
+    assert torch.equal(likelihood.log_scale, before)
+    expected = Likelihood("gaussian", 1, before.exp().item()).nll(output + 3, images)
+    torch.testing.assert_close(far, expected, rtol=1e-4, atol=0)
+
+
+def test_optimal_scale_has_the_gradient_of_the_profile_likelihood() -> None:
+    """d/dx of D/2 log MSE: following the scale's own gradient would add nothing at its optimum."""
+    output = torch.linspace(-1, 1, 64, dtype=torch.float64).view(1, 1, 8, 8).requires_grad_()
+    images = torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    Likelihood("gaussian", 1, "optimal").double().nll(output, images).sum().backward()
+    ours, output.grad = output.grad.clone(), None
+    (32 * torch.log((images - torch.sigmoid(output)).square().mean())).backward()
+    torch.testing.assert_close(ours, output.grad, rtol=2e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["bernoulli", "logistic"])
+def test_optimal_scale_of_others_is_refused(kind: str) -> None:
+    with pytest.raises(ValueError, match=f"not {kind}"):
+        Likelihood(kind, 1, "optimal")
+
+
+@pytest.mark.parametrize("kind", ["logistic", "gaussian", "laplace", "bernoulli"])
+def test_gradients(kind: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    output = torch.randn(2, 1, 3, 3, generator=generator, dtype=torch.float64).requires_grad_()
+    images = torch.randint(0, 256, (2, 1, 3, 3), generator=generator).double() / 255
+    likelihood = Likelihood(kind, 1, "learned").double()
+    assert torch.autograd.gradcheck(lambda x: likelihood.nll(x, images), output)

@@ -1,21 +1,34 @@
 """Properties that hold for every model, whatever its depth, size and channels."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.distributions import Normal
+from torch.distributions import Normal, kl_divergence
+from torch.func import functional_call
 
 from vlae.build import build_model
-from vlae.config import HvaeConfig, ObjectiveConfig, VlaeConfig
+from vlae.config import HvaeConfig, LvaeConfig, ObjectiveConfig, VaeConfig, VlaeConfig
 from vlae.models.base import HierarchicalModel
-from vlae.objective import kl_weight, objective_loss
+from vlae.objective import objective_loss
 
-CONFIGS = {"vlae": VlaeConfig, "hvae": HvaeConfig}
+CONFIGS: dict[str, Callable[..., VlaeConfig | HvaeConfig | LvaeConfig | VaeConfig]] = {
+    "vlae": VlaeConfig,
+    "hvae": HvaeConfig,
+    "lvae": LvaeConfig,
+    "vae": VaeConfig,
+}
+STACKS = ["hvae", "lvae", "vae"]
+PLAIN = ObjectiveConfig()
 
 
-def small(name: str, dims: tuple[int, ...] = (2, 3, 4), shape: tuple[int, int, int] = (3, 32, 32)) -> HierarchicalModel:
-    return build_model(CONFIGS[name](latent_dims=dims, width=4, hidden=16), shape, seed=1)
+def small(
+    name: str, dims: tuple[int, ...] = (2, 3, 4), shape: tuple[int, int, int] = (3, 32, 32), **settings: object
+) -> HierarchicalModel:
+    dims = dims[:1] if name == "vae" else dims
+    return build_model(CONFIGS[name](**{"latent_dims": dims, "width": 4, "hidden": 16} | settings), shape, seed=1)
 
 
 def batch(model: HierarchicalModel, count: int = 3) -> tuple[torch.Tensor, list[torch.Tensor]]:
@@ -23,24 +36,30 @@ def batch(model: HierarchicalModel, count: int = 3) -> tuple[torch.Tensor, list[
     return torch.rand(count, *model.image_shape, generator=generator), model.noise(count, generator)
 
 
-@settings(max_examples=25, deadline=None)
+def loss_of(model: HierarchicalModel) -> torch.Tensor:
+    return objective_loss(model(*batch(model)), [1.0] * len(model.latent_dims), PLAIN)
+
+
+@settings(max_examples=60, deadline=None)
 @given(
     name=st.sampled_from(sorted(CONFIGS)),
+    network=st.sampled_from(["pyramid", "mlp"]),
     dims=st.lists(st.integers(1, 5), min_size=1, max_size=6).map(tuple),
     size=st.sampled_from([28, 32, 64]),
     channels=st.sampled_from([1, 3]),
+    norm=st.sampled_from(["group", "batch", "none"]),
 )
-def test_shapes(name: str, dims: tuple[int, ...], size: int, channels: int) -> None:
-    model = small(name, dims, (channels, size, size))
+def test_shapes(name: str, network: str, dims: tuple[int, ...], size: int, channels: int, norm: str) -> None:
+    model = small(name, dims, (channels, size, size), network=network, norm=norm)
     images, noise = batch(model)
     with torch.no_grad():
         drawn = model.infer(images, noise)
         terms = model(images, noise)
         made = model.mean_image(model.prior(noise))
     for parts in (drawn.latents, drawn.kl_dims, [q.mean for q in drawn.posteriors], model.means(images)):
-        assert [tuple(part.shape) for part in parts] == [(3, dim) for dim in dims]
+        assert [tuple(part.shape) for part in parts] == [(3, dim) for dim in model.latent_dims]
     assert terms.reconstruction.shape == (3,)
-    assert terms.kl.shape == (3, len(dims))
+    assert terms.kl.shape == (3, len(model.latent_dims))
     assert made.shape == images.shape
     assert made.min() >= 0
     assert made.max() <= 1
@@ -48,8 +67,25 @@ def test_shapes(name: str, dims: tuple[int, ...], size: int, channels: int) -> N
 
 
 @pytest.mark.parametrize("name", sorted(CONFIGS))
+@pytest.mark.parametrize(
+    ("network", "rungs", "shape"),
+    [
+        ("small", 3, (1, 28, 28)),
+        ("medium", 4, (3, 32, 32)),
+        ("large", 4, (3, 64, 64)),
+        ("provlae", 3, (1, 64, 64)),
+        ("provlae", 4, (3, 64, 64)),
+    ],
+)
+def test_shapes_of_published_networks(name: str, network: str, rungs: int, shape: tuple[int, int, int]) -> None:
+    model = small(name, (2, 3, 4, 5)[:rungs], shape, network=network, norm="batch")
+    images, noise = batch(model)
+    assert model.mean_image(model.infer(images, noise).latents).shape == images.shape
+
+
+@pytest.mark.parametrize("name", sorted(CONFIGS))
 def test_weights_depend_on_the_seed_alone(name: str) -> None:
-    config = CONFIGS[name](latent_dims=(2, 2), width=4, hidden=8)
+    config = CONFIGS[name](latent_dims=(2,), width=4, hidden=8)
     before = torch.get_rng_state()
     first = build_model(config, (1, 28, 28), seed=5).state_dict()
     torch.randn(10)
@@ -60,22 +96,89 @@ def test_weights_depend_on_the_seed_alone(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(CONFIGS))
-def test_every_parameter_gets_a_gradient(name: str) -> None:
-    model = small(name)
+@pytest.mark.parametrize("more", [{}, {"norm": "batch"}, {"network": "medium", "latent_dims": (2, 3, 4, 5)}])
+def test_every_parameter_gets_a_gradient(name: str, more: dict[str, object]) -> None:
+    dims = more.get("latent_dims", (2, 3, 4))
+    heads = {"norm_heads": True} if name in STACKS and "norm" in more else {}
+    model = small(name, **{**more, **heads, "latent_dims": dims[:1] if name == "vae" else dims})
+    generator = torch.Generator().manual_seed(4)
     with torch.no_grad():  # a learned prior that starts at zero passes no gradient to the layers before it
         for parameter in model.parameters():
-            parameter += 0.01 * torch.randn_like(parameter)
-    objective_loss(model(*batch(model)), 1.0).backward()
-    assert [key for key, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
+            parameter += 0.01 * torch.randn(parameter.shape, generator=generator)
+    loss_of(model).backward()
+    untouched = [key for key, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert untouched == []
 
 
-def test_vlae_kl_is_exact() -> None:
-    model = small("vlae")
-    images, noise = batch(model)
-    drawn = model.infer(images, noise)
-    for rung, q in enumerate(drawn.posteriors):
-        expected = torch.distributions.kl_divergence(Normal(q.mean, q.log_sigma.exp()), Normal(0.0, 1.0)).sum(1)
+@pytest.mark.parametrize("name", sorted(CONFIGS))
+@pytest.mark.parametrize("sigma", ["exp", "sigmoid", "softplus"])
+def test_gradients(name: str, sigma: str) -> None:
+    """Autograd against finite differences, through encoder, samples, KL, decoder and likelihood."""
+    settings = {"network": "mlp", "hidden": 3, "likelihood": "gaussian", "sigma": sigma}
+    model = small(name, (2, 1), (1, 3, 3), **settings).double()
+    images, noise = (
+        value.double() if torch.is_tensor(value) else [v.double() for v in value] for value in batch(model)
+    )
+    names = [key for key, _ in model.named_parameters()]
+    values = tuple(p.detach().clone().requires_grad_() for p in model.parameters())
+
+    def loss(*parameters: torch.Tensor) -> torch.Tensor:
+        terms = functional_call(model, dict(zip(names, parameters, strict=True)), (images, noise))
+        return objective_loss(terms, [0.7] * len(model.latent_dims), PLAIN)
+
+    assert torch.autograd.gradcheck(loss, values, fast_mode=True)
+
+
+@pytest.mark.parametrize("name", ["vlae", "lvae", "vae"])
+def test_kl_is_exact_where_it_can_be(name: str) -> None:
+    model = small(name)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3))
+    drawn = model.infer(*batch(model))
+    for rung, (q, p) in enumerate(zip(drawn.posteriors, drawn.priors, strict=True)):
+        expected = kl_divergence(Normal(q.mean, q.log_sigma.exp()), Normal(p.mean, p.log_sigma.exp())).sum(1)
         torch.testing.assert_close(drawn.kl[:, rung], expected)
+    top = drawn.priors[-1]
+    assert not top.mean.any()
+    assert not top.log_sigma.any()
+
+
+@pytest.mark.parametrize("name", ["hvae", "lvae"])
+def test_the_prior_of_a_stack_is_that_of_the_sample_above(name: str) -> None:
+    """Also: the log ratio at the sample, summed over the rungs, is what the KLs average to."""
+    model = small(name)
+    images, noise = batch(model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3))
+        drawn = model.infer(images, noise)
+        for rung in range(2):
+            p = model.descend[rung](drawn.latents[rung + 1])
+            torch.testing.assert_close(p.mean, drawn.priors[rung].mean)
+        zeros = [torch.zeros_like(part) for part in noise]
+        drawn_from_prior = model.prior(zeros, [None, None, drawn.latents[2]])
+        torch.testing.assert_close(drawn_from_prior[1], drawn.priors[1].mean)
+        many = images[:1].expand(4000, -1, -1, -1)
+        sampled = model.infer(many, model.noise(4000, torch.Generator().manual_seed(1)))
+    spread = sampled.log_ratio.std().item() / 4000**0.5
+    assert abs((sampled.log_ratio - sampled.kl.sum(1)).mean().item()) < 4 * spread
+
+
+@pytest.mark.parametrize("name", sorted(CONFIGS))
+def test_given_rungs_stay_and_those_below_follow(name: str) -> None:
+    model = small(name)
+    _, noise = batch(model)
+    rungs = len(noise)
+    fixed = [part + 5 for part in noise]
+    assert all(map(torch.equal, model.prior(noise, fixed), fixed))
+    assert all(map(torch.equal, model.prior(noise, [None] * rungs), model.prior(noise)))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3))
+        top = model.prior(noise, [*[None] * (rungs - 1), fixed[-1]])
+        changed = [not torch.equal(a, b) for a, b in zip(top, model.prior(noise), strict=True)]
+    assert changed == ([False, False, True] if name == "vlae" else [True] * rungs)
 
 
 def test_vlae_rungs_are_inferred_independently_and_used_by_the_decoder() -> None:
@@ -91,48 +194,50 @@ def test_vlae_rungs_are_inferred_independently_and_used_by_the_decoder() -> None
             assert (model.mean_image(moved) - base).abs().max() > 1e-6
 
 
-def test_hvae_image_depends_on_the_bottom_rung_alone() -> None:
-    model = small("hvae")
+def test_a_faded_rung_reads_and_writes_nothing() -> None:
+    model = small("vlae")
+    images, noise = batch(model)
+    with torch.no_grad():
+        whole = model.decode(noise)
+        model.set_fade([1, 0, 1], [1, 0, 1])
+        without = model.decode(noise)
+        assert torch.equal(without, model.decode([noise[0], noise[1] + 3, noise[2]]))
+        assert not torch.equal(without, whole)
+        mean = model.infer(images, noise).posteriors[1].mean
+        torch.testing.assert_close(mean, mean[:1].expand_as(mean))  # the image does not reach it
+        assert "fade" not in model.state_dict()
+        model.set_fade([1, 1, 1], [1, 1, 1])
+        assert torch.equal(model.decode(noise), whole)
+
+
+@pytest.mark.parametrize("name", STACKS)
+def test_a_stacks_image_depends_on_the_bottom_rung_alone(name: str) -> None:
+    model = small(name)
     _, noise = batch(model)
-    other = [noise[0], noise[1] + 1, noise[2] - 1]
+    other = [noise[0], *(part + 1 for part in noise[1:])]
     assert torch.equal(model.decode(noise), model.decode(other))
     assert not torch.equal(model.decode(noise), model.decode([noise[0] + 1, *noise[1:]]))
 
 
-def test_hvae_kl_is_the_log_ratio_of_posterior_and_prior() -> None:
-    """Mean over samples of the summed terms = E_q[log q(z|x) - log p(z)], by torch.distributions."""
-    model = small("hvae", (2, 2))
+@pytest.mark.parametrize("norm", ["group", "batch"])
+def test_learned_priors_start_as_standard_normal(norm: str) -> None:
+    for sigma, tolerance in (("exp", 1e-6), ("softplus", 1e-5), ("sigmoid", 2e-3)):
+        model = small("hvae", sigma=sigma, norm=norm, norm_heads=norm == "batch")
+        drawn = model.infer(*batch(model))
+        for prior in drawn.priors:
+            assert prior.mean.abs().max() < 1e-6
+            assert prior.log_sigma.abs().max() < tolerance
+
+
+def test_a_mean_of_the_lvae_is_a_mean_of_evidence_and_prior() -> None:
+    model = small("lvae")
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3))
-        image = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)).expand(20_000, -1, -1, -1)
-        q0 = model.infer(image[:1], [torch.zeros(1, 2)] * 2).posteriors[0]
-        noise = model.noise(20_000, torch.Generator().manual_seed(1))
-        z0 = q0.mean + q0.log_sigma.exp() * noise[0]
-        raw1 = model.ascend[0](z0)
-        q1 = Normal(raw1[:, :2], (5 * torch.tanh(raw1[:, 2:] / 5)).exp())
-        z1 = q1.mean + q1.stddev * noise[1]
-        rawp = model.descend[0](z1)
-        p0 = Normal(rawp[:, :2], (5 * torch.tanh(rawp[:, 2:] / 5)).exp())
-        log_q = Normal(q0.mean, q0.log_sigma.exp()).log_prob(z0).sum(1) + q1.log_prob(z1).sum(1)
-        log_p = p0.log_prob(z0).sum(1) + Normal(0.0, 1.0).log_prob(z1).sum(1)
-        kl = torch.cat(
-            [model.infer(image[s : s + 500], [n[s : s + 500] for n in noise]).kl for s in range(0, 20_000, 500)]
-        )
-    expected = (log_q - log_p).mean()
-    assert kl.sum(1).mean().item() == pytest.approx(expected.item(), rel=0.02)
-
-
-def test_objective() -> None:
-    model = small("vlae")
-    terms = model(*batch(model))
-    by_hand = (terms.reconstruction + 0.5 * (terms.kl[:, 0] + terms.kl[:, 1] + terms.kl[:, 2])).mean()
-    torch.testing.assert_close(objective_loss(terms, 0.5), by_hand)
-    config = ObjectiveConfig(beta=4, warmup_steps=10)
-    assert [kl_weight(config, step) for step in (0, 5, 10, 99)] == [0, 2, 4, 4]
-    assert kl_weight(ObjectiveConfig(beta=2, warmup_steps=0), 0) == 2
-
-
-def test_an_image_that_cannot_be_halved_is_refused() -> None:
-    with pytest.raises(ValueError, match="31x31"):
-        small("vlae", (2,), (3, 31, 31))
+        images, noise = batch(model)
+        drawn = model.infer(images, noise)
+        evidence = model.heads[0](model.encoder(images))
+    low, high = torch.minimum(evidence.mean, drawn.priors[0].mean), torch.maximum(evidence.mean, drawn.priors[0].mean)
+    assert ((drawn.posteriors[0].mean >= low - 1e-6) & (drawn.posteriors[0].mean <= high + 1e-6)).all()
+    narrower = torch.minimum(evidence.log_sigma, drawn.priors[0].log_sigma)
+    assert (drawn.posteriors[0].log_sigma < narrower).all()

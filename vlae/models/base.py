@@ -1,24 +1,28 @@
 """What every model offers, whatever its latent structure."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from vlae.config import HvaeConfig, VlaeConfig
+from vlae.config import ModelSection
 from vlae.gaussian import DiagonalGaussian
 from vlae.likelihoods import Likelihood
 
 Latents = list[Tensor]
+Given = Sequence[Tensor | None]  # per rung, bottom first
 
 
 class Terms(NamedTuple):
-    """The named terms of the negative ELBO of each image, in nats."""
+    """What the objective is made of. Nats; lists run over the rungs, bottom first."""
 
     reconstruction: Tensor  # (B,), -log p(x|z)
-    kl: Tensor  # (B, L), one column per rung, bottom first
+    kl: Tensor  # (B, L), one column per rung
+    posteriors: list[DiagonalGaussian]  # (B, D_l) each
+    latents: Latents  # samples of them
 
 
 @dataclass(frozen=True)
@@ -26,13 +30,20 @@ class Inference:
     """One pass of the inference network. Lists run over the rungs, bottom first."""
 
     posteriors: list[DiagonalGaussian]  # q(z_l | x, the rungs that l depends on)
-    latents: Latents  # samples, (B, D_l) each
-    kl_dims: Latents  # nats per dimension, (B, D_l) each
+    priors: list[DiagonalGaussian]  # p(z_l | the rungs above it), at the samples
+    latents: Latents  # samples of the posteriors, (B, D_l) each
+    kl_dims: Latents  # nats per dimension, (B, D_l) each; exact where they can be
 
     @property
     def kl(self) -> Tensor:
         """Nats per rung, (B, L)."""
         return torch.stack([dims.sum(1) for dims in self.kl_dims], dim=1)
+
+    @property
+    def log_ratio(self) -> Tensor:
+        """log q(z|x) - log p(z) at the samples, nats, (B,): what importance weights are made of."""
+        parts = zip(self.posteriors, self.priors, self.latents, strict=True)
+        return torch.stack([(q.log_prob(z) - p.log_prob(z)).sum(1) for q, p, z in parts]).sum(0)
 
 
 class HierarchicalModel(nn.Module, ABC):
@@ -42,7 +53,7 @@ class HierarchicalModel(nn.Module, ABC):
     the caller decides what is resampled and what stays fixed.
     """
 
-    def __init__(self, config: VlaeConfig | HvaeConfig, image_shape: tuple[int, int, int]) -> None:
+    def __init__(self, config: ModelSection, image_shape: tuple[int, int, int]) -> None:
         super().__init__()
         self.image_shape = image_shape
         self.latent_dims = config.latent_dims
@@ -53,8 +64,13 @@ class HierarchicalModel(nn.Module, ABC):
         """Posterior of each rung, a sample of it, and its KL. images: (B, C, H, W) in [0, 1]."""
 
     @abstractmethod
-    def prior(self, noise: Latents) -> Latents:
-        """Ancestral sample of all rungs from independent noise."""
+    def prior(self, noise: Latents, given: Given | None = None) -> Latents:
+        """Ancestral sample of all rungs from independent noise.
+
+        Args:
+            noise: (B, D_l) per rung.
+            given: rungs that are not drawn but taken as they are; those that depend on them are drawn given them.
+        """
 
     @abstractmethod
     def decode(self, latents: Latents) -> Tensor:
@@ -62,11 +78,12 @@ class HierarchicalModel(nn.Module, ABC):
 
     def forward(self, images: Tensor, noise: Latents) -> Terms:
         """The terms of one image batch, each with one sample of the posterior."""
-        inference = self.infer(images, noise)
-        return Terms(self.likelihood.nll(self.decode(inference.latents), images), inference.kl)
+        drawn = self.infer(images, noise)
+        reconstruction = self.likelihood.nll(self.decode(drawn.latents), images)
+        return Terms(reconstruction, drawn.kl, drawn.posteriors, drawn.latents)
 
     def mean_image(self, latents: Latents) -> Tensor:
-        """Mean of p(x|z), (B, C, H, W) in [0, 1]."""
+        """Mean of p(x|z), (B, C, H, W) in [0, 1]; the median of a Laplace."""
         return self.likelihood.mean(self.decode(latents))
 
     def noise(self, count: int, generator: torch.Generator) -> Latents:

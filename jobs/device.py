@@ -1,0 +1,32 @@
+"""Where and in which precision a model computes."""
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jobs.config import TrainConfig
+
+
+def to_device(images: Tensor, device: torch.device) -> Tensor:
+    """uint8 images to float32 in [0, 1] on the device; the bytes travel, the floats do not."""
+    return images.to(device, non_blocking=True).float().div_(255)
+
+
+def autocast(config: TrainConfig, device: torch.device) -> AbstractContextManager[Any]:
+    """The precision of the networks; likelihood and KL are computed in float32 whatever it is."""
+    if config.precision == "bf16" or (config.precision == "auto" and native_bf16(device)):
+        return torch.autocast(device.type, torch.bfloat16)
+    return nullcontext()
+
+
+def native_bf16(device: torch.device) -> bool:
+    """Whether the device computes in bf16 itself; emulated, it is slower than float32."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if not hasattr(torch.cpu, "get_capabilities"):  # before torch 2.11
+        return False
+    found: Mapping[str, Any] = torch.cpu.get_capabilities()
+    return bool(found.get("avx512_bf16") or found.get("amx_bf16"))

@@ -1,0 +1,63 @@
+"""Warm-up, weights per rung, and the stages of progressive training, as tables."""
+
+import math
+
+import pytest
+
+from vlae.config import ObjectiveConfig, ProgressiveConfig
+from vlae.schedule import per_rung, rung_state, warmup
+
+NONE = ProgressiveConfig()
+
+
+def test_warmup() -> None:
+    linear = ObjectiveConfig(warmup_steps=10)
+    assert [warmup(linear, step) for step in (0, 5, 10, 99)] == [0, 0.5, 1, 1]
+    reference = ObjectiveConfig(warmup="exponential", warmup_steps=2000)
+    assert [warmup(reference, step) for step in (0, 2000, 10_000)] == pytest.approx(
+        [0, 1 - math.exp(-1), 1 - math.exp(-5)]
+    )
+    for kind in ("linear", "exponential"):
+        assert warmup(ObjectiveConfig(warmup=kind, warmup_steps=0), 0) == 1
+
+
+def test_one_number_is_for_all_rungs() -> None:
+    assert per_rung([2.0], 3) == [2, 2, 2]
+    assert per_rung([1.0, 2.0, 3.0], 3) == [1, 2, 3]
+    with pytest.raises(ValueError, match="2 values for 3 rungs"):
+        per_rung([1.0, 2.0], 3)
+
+
+def test_beta_per_rung_rises_with_the_warmup() -> None:
+    config = ObjectiveConfig(beta=(4, 1, 0.5), warmup_steps=10)
+    assert rung_state(config, NONE, 5, 3).kl_weights == [2, 0.5, 0.25]
+    assert rung_state(config, NONE, 50, 3).kl_weights == [4, 1, 0.5]
+    assert rung_state(config, NONE, 50, 3).writes == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("step", "kl_weights", "reads", "writes"),
+    [
+        # Stage 1: the top rung alone; it is there from the start and needs no fading.
+        (0, [0.5, 0.5, 8], [1, 1, 1], [0, 0, 1]),
+        (99, [0.5, 0.5, 8], [1, 1, 1], [0, 0, 1]),
+        # Stage 2: the middle rung fades in over 40 steps.
+        (100, [0.5, 8, 8], [1, 0, 1], [0, 0, 1]),
+        (110, [0.5, 8, 8], [1, 0.25, 1], [0, 0.25, 1]),
+        (150, [0.5, 8, 8], [1, 1, 1], [0, 1, 1]),
+        # Stage 3, the last: all are there, to the end.
+        (210, [8, 8, 8], [0.25, 1, 1], [0.25, 1, 1]),
+        (5000, [8, 8, 8], [1, 1, 1], [1, 1, 1]),
+    ],
+)
+def test_rungs_are_added_from_the_top(
+    step: int, kl_weights: list[float], reads: list[float], writes: list[float]
+) -> None:
+    objective = ObjectiveConfig(beta=8, warmup_steps=0)
+    state = rung_state(objective, ProgressiveConfig(stage_steps=100, fade_steps=40, waiting_kl=0.5), step, 3)
+    assert (state.kl_weights, state.reads, state.writes) == (kl_weights, reads, writes)
+
+
+def test_without_fading_a_rung_is_there_at_once() -> None:
+    state = rung_state(ObjectiveConfig(), ProgressiveConfig(stage_steps=100, fade_steps=0), 100, 2)
+    assert (state.reads, state.writes) == ([1, 1], [1, 1])

@@ -1,0 +1,65 @@
+"""What changes while a model is trained: the KL's weight, and which rungs of a ladder take part."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from vlae.config import ObjectiveConfig, ProgressiveConfig
+
+
+def warmup(config: ObjectiveConfig, step: int) -> float:
+    """The share of its final weight that the KL has at `step`, in [0, 1].
+
+    `linear` reaches 1 after `warmup_steps`; `exponential` is 1 - exp(-step / warmup_steps), as in the
+    reference code of the VLAE.
+    """
+    if config.warmup_steps == 0:
+        return 1.0
+    if config.warmup == "exponential":
+        return -math.expm1(-step / config.warmup_steps)
+    return min(1.0, step / config.warmup_steps)
+
+
+def per_rung(values: Sequence[float], rungs: int) -> list[float]:
+    """One value for each rung, from that many or from a single one.
+
+    Raises:
+        ValueError: neither.
+    """
+    if len(values) not in (1, rungs):
+        raise ValueError(f"{len(values)} values for {rungs} rungs")
+    return list(values) * (rungs // len(values))
+
+
+@dataclass(frozen=True)
+class RungState:
+    """How far each rung takes part, bottom first."""
+
+    kl_weights: list[float]
+    reads: list[float]  # factors of what the rungs read
+    writes: list[float]  # factors of what they lay into the decoder
+
+
+def rung_state(objective: ObjectiveConfig, progressive: ProgressiveConfig, step: int, rungs: int) -> RungState:
+    """The state at `step` of a model with so many rungs.
+
+    Progressive training (Li et al. 2020, section 3.2): stage s has the top s rungs. A rung that is not added
+    yet writes nothing, and its KL has the weight `waiting_kl`; what a new one reads and writes is
+    scaled by min(1, steps in the stage / fade_steps).
+
+    Raises:
+        ValueError: weights for another number of rungs.
+    """
+    rise = warmup(objective, step)
+    weights = [beta * rise for beta in per_rung(objective.beta, rungs)]
+    reads, writes = [1.0] * rungs, [1.0] * rungs
+    if progressive.stage_steps == 0:
+        return RungState(weights, reads, writes)
+    stage = min(step // progressive.stage_steps, rungs - 1)
+    newest = rungs - 1 - stage
+    for rung in range(newest):
+        weights[rung], writes[rung] = progressive.waiting_kl * rise, 0.0
+    if stage and progressive.fade_steps:
+        fade = min(1.0, (step - stage * progressive.stage_steps) / progressive.fade_steps)
+        reads[newest] = writes[newest] = fade
+    return RungState(weights, reads, writes)
