@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 WORKSPACE ?= workspace
 ARGS ?=
 
-.PHONY: run ui test slow check bench-data clean
+.PHONY: run ui test slow check bench-data bench-step clean
 
 run: $(VENV)/installed
 	$(BIN)/python -m pipeline.run stage=shard,train,evaluate workspace=$(WORKSPACE) $(ARGS)
@@ -31,6 +31,9 @@ bench-data: $(VENV)/installed-bench
 	$(BIN)/python -m benchmarks.data_write $(ARGS)
 	$(BIN)/python -m benchmarks.data_read $(ARGS)
 	$(BIN)/python -m benchmarks.data_resume $(ARGS)
+
+bench-step: $(VENV)/installed
+	$(BIN)/python -m benchmarks.train_step $(ARGS)
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

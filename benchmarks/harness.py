@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
+from typing import Literal, TypeVar
 
 import torch
 from pydantic import Field
@@ -25,31 +26,39 @@ _PACKAGES = ("torch", "numpy", "pillow", "webdataset", "litdata")
 _CLOCK_OF_PROCESS = 2  # Linux: the clock id (~pid << 3) | 2 counts the CPU time of another process
 
 
-class Settings(Section):
-    """Words of the command line, as key=value."""
+class CommonSettings(Section):
+    """Words of the command line, as key=value, that every benchmark knows."""
 
-    images: int = Field(50_000, ge=300, description="images that everyone writes and reads")
     rounds: int = Field(5, ge=1, description="rounds over all contestants; medians are printed")
-    seconds: float = Field(1.0, gt=0, description="least length of one contestant's round of reading")
     threads: int = Field(1, ge=1, description="torch threads, for every contestant")
     seed: int = Field(0, ge=0, description="of the images and of their order")
     folder: Path | None = Field(None, description="where the temporary folder is made; the system's place if not set")
     keep: bool = Field(False, description="leave the temporary folder there")
 
 
-def read_settings(words: Sequence[str]) -> Settings:
+class Settings(CommonSettings):
+    """Those of the data benchmarks."""
+
+    images: int = Field(50_000, ge=300, description="images that everyone writes and reads")
+    seconds: float = Field(1.0, gt=0, description="least length of one contestant's round of reading")
+
+
+AnySettings = TypeVar("AnySettings", bound=CommonSettings)
+
+
+def read_settings(words: Sequence[str], kind: type[AnySettings] = Settings) -> AnySettings:
     """The settings in these words; a wrong one ends the program and says what there is."""
     try:
-        settings = Settings.model_validate(dict(word.split("=", 1) for word in words))
+        settings = kind.model_validate(dict(word.split("=", 1) for word in words))
     except ValueError as error:
-        keys = [f"  {key}={field.default}  {field.description}" for key, field in Settings.model_fields.items()]
+        keys = [f"  {key}={field.default}  {field.description}" for key, field in kind.model_fields.items()]
         raise SystemExit("\n".join([str(error), "Words are key=value:", *keys])) from None
     torch.set_num_threads(settings.threads)
     return settings
 
 
 @contextmanager
-def workplace(settings: Settings) -> Iterator[Path]:
+def workplace(settings: CommonSettings) -> Iterator[Path]:
     """A temporary folder, gone afterwards."""
     folder = Path(tempfile.mkdtemp(prefix="vlae-benchmark-", dir=settings.folder)).absolute()
     try:
@@ -61,14 +70,14 @@ def workplace(settings: Settings) -> Iterator[Path]:
             shutil.rmtree(folder)
 
 
-def machine(folder: Path) -> str:
+def machine(folder: Path, packages: Sequence[str] = _PACKAGES) -> str:
     """What the numbers depend on."""
     info = Path("/proc/cpuinfo").read_text().splitlines()
     model = next((line.partition(":")[2].strip() for line in info if line.startswith("model name")), platform.machine())
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     mounts = [line.split()[1:3] for line in Path("/proc/mounts").read_text().splitlines()]
     disk = max((mount for mount in mounts if folder.resolve().is_relative_to(mount[0])), key=lambda m: len(m[0]))[1]
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in _PACKAGES)
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
     return (
         f"{model}, {len(os.sched_getaffinity(0))} cores, {memory:.0f} GiB, files on {disk}, "
         f"load before {os.getloadavg()[0]:.1f}\n{platform.system()} {platform.release()}, "
@@ -116,12 +125,18 @@ class Times:
     wall: list[float] = field(default_factory=list)
 
 
-def measure(contestants: Sequence[Contestant], rounds: int) -> dict[str, Times]:
-    """Rounds over all contestants, one after the other: whatever else the machine does meets them all."""
+def measure(contestants: Sequence[Contestant], rounds: int, *, alternate: bool = False) -> dict[str, Times]:
+    """Rounds over all contestants, one after the other: whatever else the machine does meets them all.
+
+    Args:
+        contestants: in the order of the first round.
+        rounds: how many.
+        alternate: every other round runs backward, so that a machine that slows down favours nobody.
+    """
     times = {contestant.name: Times() for contestant in contestants}
     for number in range(rounds):
         print(f"round {number + 1} of {rounds}", flush=True)
-        for contestant in contestants:
+        for contestant in contestants[:: -1 if alternate and number % 2 else 1]:
             contestant.prepare()
             gc.collect()
             settle()
@@ -161,9 +176,9 @@ def endless(
     return Contestant(name, run)
 
 
-def ratios(of: Times, to: Times) -> list[float]:
-    """CPU time of one by that of another, round by round: both met the same machine."""
-    return [mine / other for mine, other in zip(of.cpu, to.cpu, strict=True)]
+def ratios(of: Times, to: Times, clock: Literal["cpu", "wall"] = "cpu") -> list[float]:
+    """Time of one by that of another, round by round: both met the same machine."""
+    return [mine / other for mine, other in zip(getattr(of, clock), getattr(to, clock), strict=True)]
 
 
 def spread(values: Sequence[float]) -> str:
@@ -186,7 +201,8 @@ def table(times: dict[str, Times], ours: str, floor: str) -> str:
     return "\n".join(lines)
 
 
-def verdict(claim: str, measured: Sequence[float], least: float) -> str:
+def verdict(claim: str, measured: Sequence[float], target: float, *, at_most: bool = False) -> str:
     """A target of the project beside what was measured; nothing depends on it."""
-    holds = "holds" if median(measured) >= least else "does not hold"
-    return f"{claim}: {spread(measured)}, target {least:g} or more: {holds}"
+    reached = median(measured) <= target if at_most else median(measured) >= target
+    side, holds = "less" if at_most else "more", "holds" if reached else "does not hold"
+    return f"{claim}: {spread(measured)}, target {target:g} or {side}: {holds}"

@@ -2,10 +2,10 @@
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from jobs.data.config import EXECUTION
-from vlae.config import Section
+from vlae.config import Section, split_commas
 
 
 class TrainConfig(Section):
@@ -64,6 +64,15 @@ class EvaluateConfig(Section):
     """Scores and pictures of a trained model on the test split."""
 
     num_images: int = Field(10_000, ge=10, description="test images to score, at most")
+    iw_samples: int = Field(64, ge=0, description="samples of the importance-weighted bound; 0: leave it out")
+    iw_images: int = Field(128, ge=1, description="test images of the importance-weighted bound, at most")
+    label: str = Field(
+        "", description="factor of the class-flip rates; empty: digit, class, shape, ... if there is one"
+    )
+    classifier_steps: int = Field(600, ge=1, description="updates of the classifier behind the class-flip rates")
+    gibbs_steps: Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(split_commas)] = Field(
+        (1, 5, 20), description="steps after which the Gibbs chains are compared with the data, rising"
+    )
     seed: int = Field(0, ge=0, lt=2**63, description="seed of the samples behind scores and pictures")
     select_by: Literal["elbo", "mig", "mig_sup"] = Field(
         "elbo", description="score by which the registered model with alias champion is chosen; higher wins"

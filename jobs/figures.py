@@ -2,6 +2,7 @@
 
 import io
 import math
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -52,6 +53,60 @@ def heat_map(values: NDArray[np.float64], rows: list[str], columns: list[str], t
     for (row, column), value in np.ndenumerate(values):
         text = "-" if np.isnan(value) else f"{value:.2f}"
         axis.text(column, row, text, ha="center", va="center", color="black" if value > 0.6 else "white", fontsize=9)
+    return _png(figure)
+
+
+def bars(values: Sequence[float], labels: Sequence[str], notes: Sequence[str], title: str, unit: str) -> bytes:
+    """One lying bar per rung, the last at the top as in the other figures, each with its value and a note.
+
+    Args:
+        values: 0 or more, such as the rate of each rung in nats; bottom first.
+        labels: name of each.
+        notes: what else to say of each, such as its active units; may be empty strings.
+        title: of the figure.
+        unit: of the values, along the axis.
+    """
+    figure = Figure(figsize=(6.4, 1.2 + 0.45 * len(values)), layout="constrained", dpi=100)
+    axis = figure.subplots()
+    axis.barh(range(len(values)), values, color="C0")
+    axis.set_yticks(range(len(values)), labels)
+    widest = max([value for value in values if math.isfinite(value)], default=0)
+    axis.set_xlim(0, 1.45 * widest or 1)  # room for the notes
+    for place, (value, note) in enumerate(zip(values, notes, strict=True)):
+        text = f" {value:.3g}" + (f"  ({note})" if note else "")
+        axis.text(value if math.isfinite(value) else 0, place, text, va="center", fontsize=9)
+    axis.set_xlabel(unit)
+    axis.set_title(title, fontsize=11)
+    axis.spines[["top", "right"]].set_visible(False)
+    return _png(figure)
+
+
+def curve(
+    x: Sequence[float], y: Sequence[float], levels: Mapping[str, float], title: str, *, x_label: str, y_label: str
+) -> bytes:
+    """A curve of few points, and horizontal lines to judge it by, each named in the legend.
+
+    Args:
+        x: where it was looked, rising.
+        y: what was found there, 0 or more.
+        levels: name -> height of each line, such as the distance of ancestral samples.
+        title: of the figure.
+        x_label: of the points; they are spaced evenly, for steps such as 1, 5, 20.
+        y_label: of the heights.
+    """
+    figure = Figure(figsize=(6, 3.6), layout="constrained", dpi=100)
+    axis = figure.subplots()
+    axis.plot(range(len(x)), y, marker="o", color="C0")
+    axis.set_xticks(range(len(x)), [f"{place:g}" for place in x])
+    for number, (name, height) in enumerate(levels.items(), start=1):
+        axis.axhline(height, color=f"C{number}", linestyle="--", label=f"{name}: {height:.3g}")
+    axis.set_ylim(bottom=0)
+    axis.set_xlabel(x_label)
+    axis.set_ylabel(y_label)
+    axis.set_title(title, fontsize=11)
+    if levels:
+        axis.legend(frameon=False, fontsize=9)
+    axis.spines[["top", "right"]].set_visible(False)
     return _png(figure)
 
 

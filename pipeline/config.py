@@ -101,7 +101,7 @@ class Config(Section):
             )
         if stage * (rungs - 1) >= self.train.steps:
             raise ValueError(
-                f"progressive.stage_steps={stage}: train.steps={self.train.steps} ends before all {rungs} rungs are there"
+                f"progressive.stage_steps={stage}: train.steps={self.train.steps} ends before all {rungs} rungs are in"
             )
 
 

@@ -50,7 +50,8 @@ class Likelihood(nn.Module):
     def _log_scale(self, error: Tensor) -> Tensor:
         """The scale's logarithm (C, 1, 1), given absolute errors (B, C, H, W).
 
-        It cannot fall far below a grey level: a perfect fit must not send the density to infinity. At the optimum the likelihood is flat in the scale, so its gradient needs not be followed.
+        It cannot fall far below a grey level: a perfect fit must not send the density to infinity. At the optimum
+        the likelihood is flat in the scale, so the gradient of a scale that is found there needs not be followed.
         """
         if self.log_scale.requires_grad:
             return F.softplus(self.log_scale - _LOG_FLOOR) + _LOG_FLOOR

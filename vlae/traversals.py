@@ -1,14 +1,25 @@
-"""Pictures and effects of one rung at a time: resample its noise, keep that of the others."""
-
-from dataclasses import dataclass
+"""Pictures of one rung at a time: vary its noise, keep that of the others."""
 
 import torch
 from torch import Tensor
 
 from vlae.models.base import HierarchicalModel, Latents
 
+_BATCH = 256  # images at a time
+
 
 @torch.no_grad()
+def sample_images(model: HierarchicalModel, noise: Latents) -> Tensor:
+    """Mean images of ancestral samples, (B, C, H, W) in [0, 1], few at a time so that memory stays small.
+
+    Args:
+        model: any hierarchical model.
+        noise: standard normal, (B, D_l) per rung.
+    """
+    rows = [[part[start : start + _BATCH] for part in noise] for start in range(0, len(noise[0]), _BATCH)]
+    return torch.cat([model.mean_image(model.prior(chunk)) for chunk in rows])
+
+
 def resample_rung(model: HierarchicalModel, base: Latents, rung: int, count: int, generator: torch.Generator) -> Tensor:
     """The blog figure's block: images that differ in the noise of one rung only.
 
@@ -25,49 +36,56 @@ def resample_rung(model: HierarchicalModel, base: Latents, rung: int, count: int
     rows = len(base[0])
     noise = [part.repeat_interleave(count, dim=0) for part in base]
     noise[rung] = model.noise(count, generator)[rung].repeat(rows, 1)
-    images = model.mean_image(model.prior(noise))
+    images = sample_images(model, noise)
     return images.view(rows, count, *images.shape[1:])
 
 
-@dataclass(frozen=True)
-class Effects:
-    """Total effect of each rung (Sobol): the share of the variance that resampling it alone brings."""
+def manifold(
+    model: HierarchicalModel,
+    base: Latents,
+    rung: int,
+    *,
+    count: int = 20,
+    dims: tuple[int, int] = (0, 1),
+    span: float = 2.0,
+) -> Tensor:
+    """The square [-span, span]^2 of two dims of one rung's noise, as a sheet of images.
 
-    pixels: list[float]  # of the variance of the image
-    colour: list[float]  # of the variance of the mean colour
-    colour_share: list[float]  # of the rung's effect on the image, the part that is a shift of mean colour
+    The MNIST picture of Zhao, Song, Ermon 2017, in which the other rungs are drawn anew for each tile.
 
+    Args:
+        model: any hierarchical model.
+        base: noise of all rungs, (R, D_l) each: one row for the same other rungs on every tile, or one row
+            per tile. The rung's own other dims are those of the first row either way.
+        rung: which rung is laid out.
+        count: tiles along a side.
+        dims: the dim that grows along a row, and the one that grows from row to row, if the rung has two.
+        span: in standard deviations of the noise.
 
-@torch.no_grad()
-def total_effects(model: HierarchicalModel, count: int, generator: torch.Generator) -> Effects:
-    """S_l = E[(f(e) - f(e with rung l redrawn))^2] / (2 Var f), in pixel and in mean-colour space.
+    Returns:
+        Mean images (count, count, C, H, W) in [0, 1], or (1, count, C, H, W) for a rung of one dim.
 
-    Jansen's estimator (1999) on `count` pairs of prior samples. Values lie in [0, 1] up to sampling error,
-    and add up to 1 or more; a model whose images do not vary has NaN.
+    Raises:
+        ValueError: `base` has neither one row nor one per tile, or there are no such dims.
     """
-    base, other = model.noise(count, generator), model.noise(count, generator)
-    images = _images(model, base)
-    colour = images.mean((2, 3))
-    pixel_effect, colour_effect = [], []
-    for rung in range(len(base)):
-        changed = [*base[:rung], other[rung], *base[rung + 1 :]]
-        delta = images - _images(model, changed)
-        pixel_effect.append(delta.square().mean().item() / 2)
-        colour_effect.append(delta.mean((2, 3)).square().mean().item() / 2)
-    pixel_variance = images.var(0).mean().item()
-    colour_variance = colour.var(0).mean().item()
-    return Effects(
-        [_ratio(effect, pixel_variance) for effect in pixel_effect],
-        [_ratio(effect, colour_variance) for effect in colour_effect],
-        [_ratio(part, whole) for part, whole in zip(colour_effect, pixel_effect, strict=True)],
-    )
+    width = base[rung].shape[1]
+    chosen = dims if width > 1 else (0,)
+    if len(set(chosen)) < len(chosen) or not all(0 <= dim < width for dim in chosen):
+        raise ValueError(f"rung {rung} has {width} dims, so it has no pair {dims}")
+    tiles = count ** len(chosen)
+    if len(base[0]) not in (1, tiles):
+        raise ValueError(f"base has {len(base[0])} rows, not 1 and not one for each of {tiles} tiles")
+    noise = [part.expand(tiles, -1) for part in base]
+    noise[rung] = _lay_out(base[rung][0], chosen, torch.linspace(-span, span, count, device=base[rung].device))
+    images = sample_images(model, noise)
+    return images.view(-1, count, *images.shape[1:])
 
 
-def _images(model: HierarchicalModel, noise: Latents) -> Tensor:
-    latents = model.prior(noise)
-    starts = range(0, len(latents[0]), 256)
-    return torch.cat([model.mean_image([part[start : start + 256] for part in latents]) for start in starts])
-
-
-def _ratio(part: float, whole: float) -> float:
-    return part / whole if whole > 0 else float("nan")
+def _lay_out(values: Tensor, dims: tuple[int, ...], axis: Tensor) -> Tensor:
+    """Rows of values (D,), in which the first of one or two dims runs along `axis` fast, and the second slowly."""
+    count = len(axis)
+    laid = values.repeat(count ** len(dims), 1)
+    laid[:, dims[0]] = axis.repeat(len(laid) // count)
+    if len(dims) == 2:
+        laid[:, dims[1]] = axis.repeat_interleave(count)
+    return laid

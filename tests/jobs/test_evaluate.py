@@ -11,12 +11,14 @@ from conftest import open_split
 from PIL import Image
 from torch.distributions import Normal, kl_divergence
 
+from jobs.codes import encode
 from jobs.config import EvaluateConfig
 from jobs.data.split import ShardedSplit
-from jobs.evaluate import encode, evaluate_model
+from jobs.errors import UserError
+from jobs.evaluate import Evaluation, evaluate_model
 from jobs.figures import heat_map, tile
 from vlae.build import build_model
-from vlae.config import HvaeConfig, VlaeConfig
+from vlae.config import HvaeConfig, LvaeConfig, VlaeConfig
 from vlae.models.base import HierarchicalModel
 
 
@@ -26,14 +28,21 @@ def data(digit_dataset: Path) -> ShardedSplit:
 
 
 def untrained(likelihood: str = "logistic", name: str = "vlae") -> HierarchicalModel:
-    config = {"vlae": VlaeConfig, "hvae": HvaeConfig}[name]
+    config = {"vlae": VlaeConfig, "hvae": HvaeConfig, "lvae": LvaeConfig}[name]
     return build_model(config(latent_dims=(2, 3), width=4, hidden=8, likelihood=likelihood), (3, 16, 16)).eval()
+
+
+QUICK = {"classifier_steps": 20, "iw_samples": 2, "gibbs_steps": (1, 2)}
+
+
+def evaluate(model: HierarchicalModel, data: ShardedSplit, **settings: object) -> Evaluation:
+    return evaluate_model(model, data, data, EvaluateConfig(**(QUICK | settings)))
 
 
 def test_elbo_and_its_terms(data: ShardedSplit) -> None:
     """The ELBO again, by torch.distributions and float64 from the model's own encoder and decoder."""
     model = untrained("gaussian")
-    scores = evaluate_model(model, data, EvaluateConfig(num_images=1000)).scores
+    scores = evaluate(model, data, num_images=1000).scores
     images = data.images(np.arange(len(data))).float() / 255
     with torch.no_grad():
         posteriors = model.infer(images, model.noise(len(images), torch.Generator().manual_seed(5))).posteriors
@@ -51,12 +60,12 @@ def test_elbo_and_its_terms(data: ShardedSplit) -> None:
 
 
 def test_bernoulli_has_no_bits_of_8_bit_data(data: ShardedSplit) -> None:
-    assert "bits_per_dim" not in evaluate_model(untrained("bernoulli"), data, EvaluateConfig(num_images=50)).scores
+    assert "bits_per_dim" not in evaluate(untrained("bernoulli"), data, num_images=50).scores
 
 
-@pytest.mark.parametrize("name", ["vlae", "hvae"])
+@pytest.mark.parametrize("name", ["vlae", "hvae", "lvae"])
 def test_codes_do_not_depend_on_the_batch(data: ShardedSplit, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jobs.evaluate._BATCH", 64)
+    monkeypatch.setattr("jobs.codes._BATCH", 64)
     model, images = untrained(name=name), data.images(np.arange(150))
     few, many = (encode(model, images[:count], torch.Generator().manual_seed(0)) for count in (40, 150))
     for part, whole in zip(few.means, many.means, strict=True):
@@ -65,13 +74,12 @@ def test_codes_do_not_depend_on_the_batch(data: ShardedSplit, name: str, monkeyp
 
 
 def test_the_same_seed_gives_the_same_evaluation(data: ShardedSplit) -> None:
-    first, again, other = (
-        evaluate_model(untrained(), data, EvaluateConfig(num_images=60, seed=seed)) for seed in (0, 0, 1)
-    )
+    first, again, other = (evaluate(untrained(), data, num_images=60, seed=seed) for seed in (0, 0, 1))
     assert first.scores == again.scores
     assert first.figures == again.figures
     assert first.scores != other.scores
-    assert set(first.figures) == {"blocks", "reconstructions", "samples", "information"}
+    pictures = {"blocks", "manifolds", "reconstructions", "samples", "gibbs"}
+    assert set(first.figures) == pictures | {"rates", "information", "gibbs_curve"}
     for png in first.figures.values():
         with Image.open(io.BytesIO(png)) as picture:
             assert picture.width > 200
@@ -80,12 +88,41 @@ def test_the_same_seed_gives_the_same_evaluation(data: ShardedSplit) -> None:
 def test_a_collapsed_rung_is_seen(data: ShardedSplit) -> None:
     model = untrained()
     with torch.no_grad():
-        model.rungs[1][-1].weight.zero_()
-        model.rungs[1][-1].bias.zero_()  # its posterior is the prior
-    scores = evaluate_model(model, data, EvaluateConfig(num_images=200)).scores
+        model.heads[1].linear.weight.zero_()
+        model.heads[1].linear.bias.zero_()  # its posterior is the prior
+    scores = evaluate(model, data, num_images=200).scores
     assert scores["kl/rung_1"] == pytest.approx(0, abs=1e-6)
     assert scores["active_units/rung_1"] == 0
     assert scores["active_units/rung_0"] == 2
+
+
+def test_every_measure_has_its_scores(data: ShardedSplit) -> None:
+    model = untrained(name="lvae")
+    scores = evaluate(model, data, num_images=150).scores
+    for rung in (0, 1):
+        assert 0 <= scores[f"information/rung_{rung}/digit"] <= 1
+        assert -1 <= scores[f"unique/rung_{rung}/hue"] <= 1
+        assert 0 <= scores[f"class_flip_rate/rung_{rung}"] <= 1
+    assert scores["complexity/hue"] < scores["complexity/digit"]
+    assert scores["gibbs_distance/step_2"] > scores["gibbs_distance/step_0"]
+    assert scores["top_k_mse/2"] > 0
+    assert 0 <= scores["classifier_accuracy"] <= 1
+    assert scores["num_parameters"] == sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def test_the_bound_of_many_samples_is_above_that_of_one(data: ShardedSplit) -> None:
+    scores = evaluate(untrained(), data, num_images=60, iw_samples=50).scores
+    assert scores["iw_bound"] > scores["iw_bound_of_one"]
+    assert scores["iw_bound_of_one"] == pytest.approx(scores["elbo"], rel=0.02)
+    assert "iw_bound" not in evaluate(untrained(), data, num_images=60, iw_samples=0).scores
+
+
+def test_the_label_can_be_chosen_and_must_exist(data: ShardedSplit) -> None:
+    with pytest.raises(UserError, match=r"evaluate.label=colour is no factor of this dataset; its factors: hue, "):
+        evaluate(untrained(), data, num_images=60, label="colour")
+    by_font = evaluate(untrained(), data, num_images=60, label="font").scores
+    by_digit = evaluate(untrained(), data, num_images=60).scores
+    assert by_font["classifier_accuracy"] != by_digit["classifier_accuracy"]
 
 
 def test_tiles_lie_where_they_should() -> None:

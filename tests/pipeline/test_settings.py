@@ -78,7 +78,7 @@ def test_words() -> None:
         (["objective.mmd=3", "model=hvae"], "objective.mmd needs rungs that are independent given the image"),
         (["objective.total_correlation=3", "model=lvae"], "objective.total_correlation needs rungs that are"),
         (["progressive.stage_steps=9", "model=lvae"], "progressive.stage_steps adds the rungs of a ladder"),
-        (["progressive.stage_steps=900"], "train.steps=1500 ends before all 3 rungs are there"),
+        (["progressive.stage_steps=900"], "train.steps=1500 ends before all 3 rungs are in"),
         (["preset=/nowhere/x.yaml"], "preset=/nowhere/x.yaml does not exist"),
         (["tracking.uri=http://me:secret@host"], "must hold no credentials"),
         (["tracking.uri=ftp://host"], "must begin with http:// or https://"),

@@ -1,58 +1,76 @@
-"""Total effects against the Sobol indices of functions that have known ones."""
+"""Pictures of one rung, tile by tile."""
 
 import pytest
 import torch
 
-from vlae.build import build_model
-from vlae.config import HvaeConfig, VlaeConfig
-from vlae.traversals import resample_rung, total_effects
+from vlae.traversals import manifold, resample_rung, sample_images
 
 
-class Additive:
-    """image = 0.5 + sum of a_l e_l pattern_l: the Sobol total effects are known."""
+class Plain:
+    """Each latent dim is one pixel of a row of its rung: an image shows the latents themselves."""
 
-    latent_dims = (1, 1, 1)
-
-    def __init__(self, patterns: torch.Tensor, product: float = 0.0) -> None:
-        self.patterns, self.product = patterns, product
+    latent_dims = (3, 1)
 
     def noise(self, count: int, generator: torch.Generator) -> list[torch.Tensor]:
-        return [torch.randn(count, 1, generator=generator) for _ in range(3)]
+        return [torch.randn(count, dim, generator=generator) for dim in self.latent_dims]
 
     def prior(self, noise: list[torch.Tensor]) -> list[torch.Tensor]:
-        return list(noise)
+        return [noise[0] + 10 * noise[1], noise[1]]  # a stack: rung 0 hangs on rung 1
 
     def mean_image(self, latents: list[torch.Tensor]) -> torch.Tensor:
-        image = sum(z[:, :, None, None] * pattern for z, pattern in zip(latents, self.patterns, strict=True))
-        return 0.5 + image + self.product * (latents[0] * latents[1])[:, :, None, None]
+        return torch.cat(latents, 1)[:, None, None]
 
 
-def test_total_effects_of_an_additive_model() -> None:
-    flat, stripes = torch.ones(1, 4, 4), torch.tensor([1.0, -1.0]).repeat(1, 4, 2)
-    model = Additive(torch.stack([2 * flat, stripes, 0 * flat]))
-    effects = total_effects(model, 40_000, torch.Generator().manual_seed(0))
-    assert effects.pixels == pytest.approx([0.8, 0.2, 0], abs=0.02)
-    assert effects.colour == pytest.approx([1, 0, 0], abs=0.02)
-    assert effects.colour_share[:2] == pytest.approx([1, 0], abs=1e-5)
+def drawn(count: int, seed: int = 0) -> list[torch.Tensor]:
+    return Plain().noise(count, torch.Generator().manual_seed(seed))
 
 
-def test_total_effects_count_an_interaction_for_both() -> None:
-    """Var = a^2 + b^2 + c^2 with c e0 e1: total effects (a^2 + c^2) / Var and (b^2 + c^2) / Var."""
-    flat = torch.ones(1, 2, 2)
-    effects = total_effects(
-        Additive(torch.stack([flat, flat, 0 * flat]), product=1.0), 60_000, torch.Generator().manual_seed(0)
-    )
-    assert effects.pixels == pytest.approx([2 / 3, 2 / 3, 0], abs=0.02)
+def test_many_samples_are_those_of_one_pass() -> None:
+    noise = drawn(600)
+    torch.testing.assert_close(sample_images(Plain(), noise), Plain().mean_image(Plain().prior(noise)))
 
 
-@pytest.mark.parametrize(
-    "config", [VlaeConfig(latent_dims=(2, 3), width=4, hidden=8), HvaeConfig(latent_dims=(2, 3), width=4, hidden=8)]
-)
-def test_a_block_changes_one_rung_and_starts_from_its_row(config: VlaeConfig | HvaeConfig) -> None:
-    model = build_model(config, (1, 28, 28))
-    base = model.noise(4, torch.Generator().manual_seed(0))
-    block = resample_rung(model, base, 0, 5, torch.Generator().manual_seed(1))
-    assert block.shape == (4, 5, 1, 28, 28)
-    redrawn = model.noise(5, torch.Generator().manual_seed(1))[0]
-    expected = model.mean_image(model.prior([redrawn, base[1][2:3].expand(5, -1)]))
-    torch.testing.assert_close(block[2], expected)
+@pytest.mark.parametrize("rung", [0, 1])
+def test_a_block_changes_one_rung_and_starts_from_its_row(rung: int) -> None:
+    base = drawn(4)
+    block = resample_rung(Plain(), base, rung, 5, torch.Generator().manual_seed(1))
+    assert block.shape == (4, 5, 1, 1, 4)
+    for row in range(4):
+        noise = [part[row : row + 1].expand(5, -1) for part in base]
+        noise[rung] = drawn(5, seed=1)[rung]
+        torch.testing.assert_close(block[row], Plain().mean_image(Plain().prior(noise)))
+
+
+def test_a_manifold_is_a_grid_of_two_dims() -> None:
+    base = drawn(1)
+    sheet = manifold(Plain(), base, 0, count=5, dims=(2, 0))[:, :, 0, 0]
+    latents = sheet[..., :3] - 10 * base[1]
+    assert sheet.shape == (5, 5, 4)
+    for row in range(5):
+        for column in range(5):
+            expected = torch.tensor([row - 2, base[0][0, 1], column - 2])
+            torch.testing.assert_close(latents[row, column], expected, atol=1e-5, rtol=0)
+    assert (sheet[..., 3] == base[1]).all()
+
+
+def test_other_rungs_differ_from_tile_to_tile_where_wanted() -> None:
+    base = drawn(9)
+    sheet = manifold(Plain(), base, 0, count=3, span=1.5)[:, :, 0, 0].view(9, 4)
+    torch.testing.assert_close(sheet[:, 3:], base[1])
+    latents = sheet[:, :3] - 10 * base[1]
+    torch.testing.assert_close(latents[:, 2], base[0][0, 2].expand(9), atol=1e-5, rtol=0)
+    torch.testing.assert_close(latents[:3, 0], torch.tensor([-1.5, 0, 1.5]), atol=1e-5, rtol=0)
+
+
+def test_a_rung_of_one_dim_is_a_strip() -> None:
+    base = drawn(1)
+    strip = manifold(Plain(), base, 1, count=5)[:, :, 0, 0]
+    assert strip.shape == (1, 5, 4)
+    torch.testing.assert_close(strip[0, :, 3], torch.linspace(-2, 2, 5))
+    torch.testing.assert_close(strip[0, :, :3], base[0] + 10 * torch.linspace(-2, 2, 5)[:, None])
+
+
+@pytest.mark.parametrize(("rows", "dims"), [(2, (0, 1)), (1, (0, 3)), (1, (1, 1)), (1, (-1, 0))])
+def test_a_manifold_refuses_what_it_cannot_lay_out(rows: int, dims: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match="rows" if rows == 2 else "no pair"):
+        manifold(Plain(), drawn(rows), 0, count=3, dims=dims)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import mutual_info_score
 
-from vlae.metrics import mig_score, mig_sup_score, mutual_information, rung_information
+from vlae.metrics import mig_score, mig_sup_score, mutual_information
 from vlae.metrics.information import discretise, entropy
 
 RNG = np.random.default_rng(0)
@@ -69,54 +69,3 @@ def test_bad_input_is_named(codes: np.ndarray, factors: np.ndarray, message: str
     for score in (mig_score, mig_sup_score, mutual_information):
         with pytest.raises(ValueError, match=message):
             score(codes, factors)
-
-
-def gaussian_classes(separation: float, dims: int, count: int, sigma: float) -> tuple[np.ndarray, ...]:
-    """Posteriors N(mean, sigma^2) whose means are N(+-separation, 1 - sigma^2) by class: z|v is N(+-s, 1)."""
-    rng = np.random.default_rng(1)
-    labels = rng.integers(0, 2, count)
-    means = rng.normal(size=(count, dims)) * np.sqrt(1 - sigma**2)
-    means[:, 0] += np.where(labels, separation, -separation)
-    samples = means + sigma * rng.normal(size=(count, dims))
-    return samples, means, np.full((count, dims), np.log(sigma)), labels[:, None]
-
-
-@pytest.mark.parametrize("separation", [0.3, 1.0, 2.0])
-@pytest.mark.parametrize("dims", [1, 3])
-def test_rung_information_against_the_integral(separation: float, dims: int) -> None:
-    """I(z; v) of two unit Gaussians at +-s, by numerical integration."""
-    grid = np.linspace(-12, 12, 20_001)
-    up, down = (np.exp(-0.5 * (grid - s) ** 2) / np.sqrt(2 * np.pi) for s in (separation, -separation))
-    mixture = (up + down) / 2
-    exact = np.trapezoid((up * np.log(up / mixture) + down * np.log(down / mixture)) / 2, grid)
-    found = rung_information(
-        *gaussian_classes(separation, dims, 4000, 0.5)[:3], gaussian_classes(separation, dims, 4000, 0.5)[3]
-    )
-    assert found[0] == pytest.approx(exact / np.log(2), abs=0.03)
-
-
-def test_rung_information_of_a_circle_needs_the_block() -> None:
-    """An angle held by two latents together: each alone tells much less of it."""
-    rng = np.random.default_rng(0)
-    angle = rng.integers(0, 16, 3000)
-    means = np.stack([np.cos(angle * np.pi / 8), np.sin(angle * np.pi / 8)], axis=1)
-    sigmas = np.full_like(means, np.log(0.03))
-    samples = means + 0.03 * rng.normal(size=means.shape)
-    together = rung_information(samples, means, sigmas, angle[:, None])[0]
-    alone = rung_information(samples[:, :1], means[:, :1], sigmas[:, :1], angle[:, None])[0]
-    assert together > 0.98
-    assert alone < 0.85
-
-
-def test_rung_information_ignores_what_the_samples_cannot_show() -> None:
-    """A collapsed rung's means separate the classes, but by a thousandth of its noise."""
-    labels = np.random.default_rng(0).integers(0, 10, 2000)
-    means = labels[:, None] * 1e-3
-    samples = means + np.random.default_rng(1).normal(size=means.shape)
-    assert rung_information(samples, means, np.zeros_like(means), labels[:, None])[0] < 0.01
-    assert np.isnan(rung_information(samples, means, np.zeros_like(means), np.zeros((2000, 1), int))[0])
-
-
-def test_rung_information_refuses_shapes_that_do_not_fit() -> None:
-    with pytest.raises(ValueError, match="must agree"):
-        rung_information(NOISE, NOISE[:, :2], NOISE, FACTORS)

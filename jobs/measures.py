@@ -1,0 +1,99 @@
+"""The measures of vlae/, applied to samples of a dataset's splits."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from jobs.codes import Codes
+from jobs.config import EvaluateConfig
+from jobs.data.order import permute
+from jobs.data.split import ShardedSplit
+from jobs.errors import UserError
+from vlae.classifier import Classifier, accuracy, train_classifier
+from vlae.features import RandomFeatures
+from vlae.metrics import RungProbes, factor_complexity, probe_rungs, rung_information
+from vlae.models.base import HierarchicalModel
+from vlae.redundancy import GibbsCurve, gibbs_curve
+
+_INFORMATION_IMAGES = 3000  # every one of them is compared with every other
+_LINEAR_IMAGES = 2000
+_CLASSIFIER_IMAGES = 20_000
+_SMALLEST = 16  # pixels that the fixed features need
+# Factors that say what the picture is of, where `evaluate.label` names none.
+LABELS = ("digit", "class", "label", "identity", "category", "shape", "object_shape")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Some of a split, in an order that the seed makes: tars follow the source, which may be sorted by class."""
+
+    images: Tensor  # (N, C, H, W) uint8
+    factors: NDArray[np.int64]  # (N, K)
+    names: list[str]  # of the factors
+
+
+def sample(data: ShardedSplit, count: int, seed: int) -> Sample:
+    """At most `count` images of a split, picked by the seed."""
+    images, factors = data.gather(permute(np.arange(min(len(data), count)), len(data), seed))
+    return Sample(images, factors, [factor.name for factor in data.manifest.factors])
+
+
+def information(codes: Codes, factors: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Share of each factor that each rung tells, (L, K)."""
+    few = slice(_INFORMATION_IMAGES)
+    rungs = zip(codes.samples, codes.centres, codes.log_sigmas, strict=True)
+    return np.stack([rung_information(z[few], mean[few], sigma[few], factors[few]) for z, mean, sigma in rungs])
+
+
+def complexity(train: Sample, test: Sample) -> NDArray[np.float64]:
+    """What a linear probe of the pixels leaves of each factor, (K,)."""
+    if not train.names:
+        return np.zeros(0)
+    few = slice(_LINEAR_IMAGES)
+    parts = (part[few] for one in (train, test) for part in (one.images.numpy(), one.factors))
+    return factor_complexity(*parts)
+
+
+def probes(train_codes: Codes, train: Sample, test_codes: Codes, test: Sample, seed: int) -> RungProbes | None:
+    """What a probe reads from the samples of each rung, of all, and of all but one; None without factors."""
+    if not train.names:
+        return None
+    threads = torch.get_num_threads()
+    return probe_rungs(train_codes.samples, train.factors, test_codes.samples, test.factors, seed=seed, n_jobs=threads)
+
+
+def label_classifier(
+    train: ShardedSplit, test: Sample, config: EvaluateConfig, device: torch.device
+) -> tuple[Classifier | None, dict[str, float]]:
+    """A classifier of the factor that says what a picture is of, and its accuracy; None where there is no such factor.
+
+    Raises:
+        UserError: no factor has the name of `config.label`.
+    """
+    if config.label and config.label not in test.names:
+        known = ", ".join(test.names) or "none"
+        raise UserError(f"evaluate.label={config.label} is no factor of this dataset; its factors: {known}")
+    name = config.label or next((label for label in LABELS if label in test.names), None)
+    column = test.names.index(name) if name else -1
+    if column < 0 or np.ptp(test.factors[:, column]) == 0:
+        return None, {}
+    learned = sample(train, _CLASSIFIER_IMAGES, config.seed)
+    labels = (torch.from_numpy(one.factors[:, column]).to(device) for one in (learned, test))
+    known_labels, asked = labels
+    classifier = train_classifier(
+        learned.images.to(device), known_labels, seed=config.seed, steps=config.classifier_steps
+    )
+    return classifier, {"classifier_accuracy": accuracy(classifier, test.images.to(device), asked)}
+
+
+def gibbs(
+    model: HierarchicalModel, images: Tensor, steps: Sequence[int], generator: torch.Generator
+) -> GibbsCurve | None:
+    """Gibbs chains on the bottom rung, in the fixed feature space; None for images that are too small for it."""
+    if min(images.shape[2:]) < _SMALLEST or not steps:
+        return None
+    return gibbs_curve(model, images, RandomFeatures().to(images.device), steps=steps, generator=generator)

@@ -1,0 +1,140 @@
+"""Scores by name, from codes and from the model itself. NaN where a score is not defined."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from jobs.codes import Codes
+from vlae.effects import Effects
+from vlae.metrics import (
+    RungProbes,
+    active_units,
+    complexity_correlation,
+    level_centroids,
+    mig_score,
+    mig_sup_score,
+    rates,
+    rung_compactness,
+    rung_modularity,
+)
+from vlae.models.base import HierarchicalModel
+from vlae.objective import importance_weighted_bound
+from vlae.redundancy import GibbsCurve
+
+Scores = dict[str, float]
+Floats = NDArray[np.float64]
+
+_BATCH = 256
+
+
+def likelihood_scores(codes: Codes, dimensions: int, *, discrete: bool) -> Scores:
+    """ELBO and its terms in nats per image, what each rung carries, and bits/dim where p(x|z) is of 8-bit data."""
+    per_rung, active = rates(codes.kl_dims), active_units(codes.kl_dims)
+    reconstruction, kl = float(codes.reconstruction.mean()), float(per_rung.sum())
+    scores = {"elbo": -(reconstruction + kl), "reconstruction": reconstruction, "kl": kl}
+    if discrete:
+        scores["bits_per_dim"] = (reconstruction + kl) / dimensions / math.log(2)
+    for rung, rate in enumerate(per_rung):
+        scores |= {f"kl/rung_{rung}": float(rate), f"active_units/rung_{rung}": float(active[rung])}
+    return scores
+
+
+def bound_scores(model: HierarchicalModel, images: Tensor, samples: int, generator: torch.Generator) -> Scores:
+    """Importance-weighted bound of log p(x) and the ELBO of the same images, nats per image.
+
+    Args:
+        model: any.
+        images: (N, C, H, W) float32 in [0, 1]; none, or no samples: no score.
+        samples: importance samples for each.
+        generator: of the posterior's noise.
+    """
+    if not samples or not len(images):
+        return {}
+    rows = range(0, len(images), _BATCH)
+    found = {
+        name: torch.cat(
+            [importance_weighted_bound(model, images[row : row + _BATCH], count, generator) for row in rows]
+        )
+        for name, count in (("iw_bound", samples), ("iw_bound_of_one", 1))
+    }
+    return {name: float(values.mean()) for name, values in found.items()}
+
+
+def factor_scores(codes: Codes, factors: NDArray[np.int64]) -> Scores:
+    """MIG and MIG-sup of all rungs' means together; NaN where there are no factors."""
+    means = np.concatenate(codes.means, axis=1)
+    return {"mig": mig_score(means, factors), "mig_sup": mig_sup_score(means, factors)}
+
+
+def hierarchy_scores(information: Floats, complexity: Floats, names: Sequence[str]) -> Scores:
+    """Which rung tells which factor, and whether their order is that of the factors' complexity.
+
+    Args:
+        information: (L, K), shares I(z_l; v_k) / H(v_k).
+        complexity: (K,), what a linear probe of the pixels leaves.
+        names: of the factors.
+    """
+    if not names:
+        return {}
+    centroids = level_centroids(information)
+    return {
+        **by_rung("information", information, names),
+        **{f"centroid/{name}": float(centroids[column]) for column, name in enumerate(names)},
+        **{f"complexity/{name}": float(complexity[column]) for column, name in enumerate(names)},
+        "rung_modularity": rung_modularity(information),
+        "rung_compactness": rung_compactness(information),
+        "centroid_complexity": complexity_correlation(centroids, complexity),
+    }
+
+
+def probe_scores(probes: RungProbes | None, names: Sequence[str]) -> Scores:
+    """Chance-corrected accuracy of a probe on each rung, and what is lost without it."""
+    if probes is None:
+        return {}
+    return {
+        **by_rung("probe", probes.alone, names),
+        **by_rung("unique", probes.unique_information, names),
+        **{f"probe/all/{name}": float(probes.whole[column]) for column, name in enumerate(names)},
+        "upper_unique_share": probes.upper_unique_share,
+    }
+
+
+def by_rung(name: str, values: Floats, columns: Sequence[str]) -> Scores:
+    """A matrix (L, K) as `name/rung_0/factor`."""
+    return {
+        f"{name}/rung_{rung}/{column}": float(values[rung, place])
+        for rung in range(len(values))
+        for place, column in enumerate(columns)
+    }
+
+
+def effect_scores(effects: Effects) -> Scores:
+    """Total effect of each rung on the image, its mean colour and its class; its colour share and class-flip rate."""
+    spaces = {
+        "effect": effects.pixels,
+        "colour_effect": effects.colour,
+        "colour_share": effects.colour_share,
+        "class_effect": effects.classifier,
+        "class_flip_rate": effects.flip_rate,
+    }
+    return {
+        f"{name}/rung_{rung}": value
+        for name, values in spaces.items()
+        if values is not None
+        for rung, value in enumerate(values)
+    }
+
+
+def redundancy_scores(top_k: Floats, gibbs: GibbsCurve | None) -> Scores:
+    """Squared error with the top k rungs; Frechet distances of Gibbs chains and of ancestral samples."""
+    scores = {f"top_k_mse/{kept}": float(error) for kept, error in enumerate(top_k)}
+    if gibbs is not None:
+        scores |= {
+            f"gibbs_distance/step_{step}": distance for step, distance in zip(gibbs.steps, gibbs.distances, strict=True)
+        }
+        scores |= {"gibbs_distance/step_0": gibbs.start, "gibbs_distance/ancestral": gibbs.ancestral}
+    return scores

@@ -1,0 +1,165 @@
+"""Information of whole rungs, against integrals and closed forms of Gaussians, and where the answer is known."""
+
+import numpy as np
+import pytest
+from scipy.stats import norm
+
+from vlae.metrics import rung_information, rung_mutual_information
+
+
+def gaussian_classes(separation: float, dims: int, count: int, sigma: float) -> tuple[np.ndarray, ...]:
+    """Posteriors N(mean, sigma^2) whose means are N(+-separation, 1 - sigma^2) by class: z|v is N(+-s, 1)."""
+    rng = np.random.default_rng(1)
+    labels = rng.integers(0, 2, count)
+    means = rng.normal(size=(count, dims)) * np.sqrt(1 - sigma**2)
+    means[:, 0] += np.where(labels, separation, -separation)
+    samples = means + sigma * rng.normal(size=(count, dims))
+    return samples, means, np.full((count, dims), np.log(sigma)), labels[:, None]
+
+
+@pytest.mark.parametrize("separation", [0.3, 1.0, 2.0])
+@pytest.mark.parametrize("dims", [1, 3])
+def test_rung_information_against_the_integral(separation: float, dims: int) -> None:
+    """I(z; v) of two unit Gaussians at +-s, by numerical integration."""
+    grid = np.linspace(-12, 12, 20_001)
+    up, down = (np.exp(-0.5 * (grid - s) ** 2) / np.sqrt(2 * np.pi) for s in (separation, -separation))
+    mixture = (up + down) / 2
+    exact = np.trapezoid((up * np.log(up / mixture) + down * np.log(down / mixture)) / 2, grid)
+    found = rung_information(*gaussian_classes(separation, dims, 3000, 0.5))
+    assert found[0] == pytest.approx(exact / np.log(2), abs=0.03)
+
+
+def test_rung_information_of_a_circle_needs_the_block() -> None:
+    """An angle held by two latents together: each alone tells much less of it."""
+    rng = np.random.default_rng(0)
+    angle = rng.integers(0, 16, 3000)
+    means = np.stack([np.cos(angle * np.pi / 8), np.sin(angle * np.pi / 8)], axis=1)
+    sigmas = np.full_like(means, np.log(0.03))
+    samples = means + 0.03 * rng.normal(size=means.shape)
+    together = rung_information(samples, means, sigmas, angle[:, None])[0]
+    alone = rung_information(samples[:, :1], means[:, :1], sigmas[:, :1], angle[:, None])[0]
+    assert together > 0.98
+    assert alone < 0.85
+
+
+def test_rung_information_ignores_what_the_samples_cannot_show() -> None:
+    """A collapsed rung's means separate the classes, but by a thousandth of its noise."""
+    labels = np.random.default_rng(0).integers(0, 10, 2000)
+    means = labels[:, None] * 1e-3
+    samples = means + np.random.default_rng(1).normal(size=means.shape)
+    assert rung_information(samples, means, np.zeros_like(means), labels[:, None])[0] < 0.01
+    assert np.isnan(rung_information(samples, means, np.zeros_like(means), np.zeros((2000, 1), int))[0])
+
+
+EDGES = norm.ppf(np.arange(1, 10) / 10)
+
+
+def decile_beliefs(t: np.ndarray, rho: float) -> np.ndarray:
+    """P(v | t) of the decile v of a unit Gaussian whose correlation with the unit Gaussian t is rho: (n, 10)."""
+    edges = np.concatenate([[-np.inf], EDGES, [np.inf]])
+    return np.diff(norm.cdf((edges - rho * t[:, None]) / np.sqrt(1 - rho**2)), axis=1)
+
+
+def decile_information(rho: float) -> float:
+    """I(t; v) in nats, integrated over t."""
+    grid = np.linspace(-9, 9, 8001)
+    beliefs = decile_beliefs(grid, rho)
+    inner = np.where(beliefs > 0, beliefs * np.log(np.maximum(beliefs, 1e-300) * 10), 0).sum(1)
+    return float(np.trapezoid(norm.pdf(grid) * inner, grid))
+
+
+def gaussian_rung(dims: int, sigma: float, coupling: float, seed: int) -> tuple[np.ndarray, ...]:
+    """q(z|x) = N(Ax, sigma^2) with x and z unit Gaussians, v the decile of a Gaussian correlated with x.
+
+    Returns samples, means, log sigmas, factors, and the exact log P(v|z) / P(v) of each row.
+    """
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(3000, dims))
+    turn = np.linalg.qr(rng.normal(size=(dims, dims)))[0]
+    along = np.full(dims, dims**-0.5)
+    values = np.digitize(coupling * x @ along + np.sqrt(1 - coupling**2) * rng.normal(size=3000), EDGES)
+    means = np.sqrt(1 - sigma**2) * x @ turn.T
+    samples = means + sigma * rng.normal(size=means.shape)
+    beliefs = decile_beliefs(samples @ turn @ along, coupling * np.sqrt(1 - sigma**2))
+    told = np.log(beliefs[np.arange(3000), values] * 10)
+    return samples, means, np.full_like(means, np.log(sigma)), values[:, None], told
+
+
+def test_the_integral_over_deciles_is_below_the_closed_form_and_near_its_sampled_mean() -> None:
+    for rho in (0.3, 0.9):
+        assert 0.8 < decile_information(rho) / (-0.5 * np.log(1 - rho**2)) < 1
+    told = np.concatenate([gaussian_rung(2, 0.3, 0.9, seed)[4] for seed in range(40)])
+    exact = decile_information(0.9 * np.sqrt(1 - 0.3**2))
+    assert told.mean() == pytest.approx(exact, abs=4 * told.std() / np.sqrt(len(told)))
+
+
+@pytest.mark.parametrize("dims", [1, 2, 4])
+@pytest.mark.parametrize(("sigma", "coupling"), [(0.7, 0.995), (0.3, 0.9), (0.1, 0.995)])
+def test_information_of_gaussian_rungs_is_within_two_percent_and_never_too_high(
+    dims: int, sigma: float, coupling: float
+) -> None:
+    """0.33 to 1.6 nats. The exact scores of the same rows take away what is luck in 3000 draws."""
+    exact = decile_information(coupling * np.sqrt(1 - sigma**2))
+    *rung, told = gaussian_rung(dims, sigma, coupling, 0)
+    found = rung_mutual_information(*rung)[0] - (told.mean() - exact)
+    assert 0.98 * exact < found < 1.003 * exact
+
+
+@pytest.mark.parametrize("dims", [1, 2, 4])
+@pytest.mark.parametrize(("sigma", "coupling"), [(0.7, 0.3), (0.3, 0.5)])
+def test_weak_information_of_gaussian_rungs_is_within_a_hundredth_of_a_nat(
+    dims: int, sigma: float, coupling: float
+) -> None:
+    exact = decile_information(coupling * np.sqrt(1 - sigma**2))
+    *rung, told = gaussian_rung(dims, sigma, coupling, 0)
+    found = rung_mutual_information(*rung)[0] - (told.mean() - exact)
+    assert exact - 0.01 < found < exact + 0.003
+
+
+def test_narrow_posteriors_do_not_recognise_themselves() -> None:
+    rng = np.random.default_rng(0)
+    means = rng.normal(size=(2000, 8))
+    factors = np.stack([rng.integers(0, size, 2000) for size in (2, 10)], axis=1)
+    samples = means + 1e-3 * rng.normal(size=means.shape)
+    assert (rung_mutual_information(samples, means, np.full_like(means, np.log(1e-3)), factors) < 0.01).all()
+
+
+def test_a_perfect_code_tells_all_even_if_its_factor_cycles_along_the_rows() -> None:
+    factor = np.arange(2000)[:, None] % 10
+    means = factor.astype(float)
+    samples = means + 1e-3 * np.random.default_rng(0).normal(size=means.shape)
+    told = rung_mutual_information(samples, means, np.full_like(means, np.log(1e-3)), factor)
+    assert told[0] == pytest.approx(np.log(10), rel=0.01)
+    assert rung_information(samples, means, np.full_like(means, np.log(1e-3)), factor)[0] > 0.99
+
+
+def test_duplicated_and_dead_latents_change_little() -> None:
+    *rung, _ = gaussian_rung(2, 0.3, 0.9, 0)
+    samples, means, log_sigmas, factors = rung
+    noise = np.random.default_rng(1).normal(size=(3000, 4))
+    once = rung_mutual_information(*rung)[0]
+    twice = [np.concatenate([part, part], axis=1) for part in (samples, means, log_sigmas)]
+    dead = [
+        np.concatenate([part, more], axis=1)
+        for part, more in ((samples, noise), (means, 0 * noise), (log_sigmas, 0 * noise))
+    ]
+    assert rung_mutual_information(*twice, factors)[0] == pytest.approx(once, rel=0.03)
+    assert rung_mutual_information(*dead, factors)[0] == pytest.approx(once, rel=0.05)
+
+
+def test_constant_codes_and_a_rung_without_latents_tell_nothing() -> None:
+    factors = np.column_stack([np.arange(50) % 2, np.zeros(50, int)])
+    for codes in (np.zeros((50, 2)), np.zeros((50, 0))):
+        np.testing.assert_array_equal(rung_mutual_information(codes, codes, codes, factors), [0, np.nan])
+        np.testing.assert_array_equal(rung_information(codes, codes, codes, factors), [0, np.nan])
+
+
+def test_bad_rungs_are_named() -> None:
+    codes, factors = np.zeros((10, 3)), np.zeros((10, 1), int)
+    for measure in (rung_information, rung_mutual_information):
+        with pytest.raises(ValueError, match=r"must agree: \(10, 3\), \(10, 2\), \(10, 3\)"):
+            measure(codes, codes[:, :2], codes, factors)
+        with pytest.raises(ValueError, match="same N"):
+            measure(codes, codes, codes, factors[:5])
+        with pytest.raises(ValueError, match="log_sigmas hold values that are not finite"):
+            measure(codes, codes, codes - np.inf, factors)

@@ -1,0 +1,76 @@
+"""The fixed features: what they see, and that they stay what they are."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from vlae.features import RandomFeatures
+from vlae.metrics.frechet import frechet_distance
+
+
+def scenes(count: int, channels: int = 3, size: int = 24) -> torch.Tensor:
+    """A disc of one colour on a ground of a shade of it."""
+    draw = torch.Generator().manual_seed(0)
+    colour = torch.rand(count, channels, 1, 1, generator=draw) * torch.tensor([1, 0.7, 0.4]).view(3, 1, 1)[:channels]
+    place = torch.rand(count, 2, 1, 1, generator=draw) - 0.5
+    radius = 0.3 + 0.3 * torch.rand(count, 1, 1, generator=draw)
+    axis = torch.linspace(-1, 1, size)
+    inside = (axis - place[:, 0]).square() + (axis[:, None] - place[:, 1]).square() < radius.square()
+    return colour * torch.where(inside[:, None], 1.0, 0.4)
+
+
+def distance(first: torch.Tensor, second: torch.Tensor) -> float:
+    features = RandomFeatures()
+    return float(frechet_distance(features(first).double().numpy(), features(second).double().numpy()))
+
+
+def test_distance_sees_blur_and_mixed_colours() -> None:
+    """Each plane from another image keeps every plane's distribution, and breaks what they have in common."""
+    images = scenes(1600)
+    first, second = images[::2], images[1::2]
+    blurred = F.avg_pool2d(F.pad(second, (1, 1, 1, 1), mode="replicate"), 3, 1)
+    mixed = torch.stack([second.roll(shift, 0)[:, shift] for shift in range(3)], 1)
+    floor = distance(first, second)
+    assert distance(first, blurred) > 10 * floor
+    assert distance(first, mixed) > 10 * floor
+
+
+def test_features_are_the_same_in_every_run() -> None:
+    images = scenes(4)
+    before = torch.random.get_rng_state()
+    features = RandomFeatures()(images)
+    torch.manual_seed(1)
+    torch.testing.assert_close(RandomFeatures()(images), features, rtol=0, atol=0)
+    torch.random.set_rng_state(before)
+    RandomFeatures()
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert features.shape == (4, RandomFeatures().count)
+    assert not list(RandomFeatures().parameters())
+
+
+def test_the_first_features_are_the_colours() -> None:
+    images = scenes(5)
+    features = RandomFeatures()(images)
+    torch.testing.assert_close(features[:, :3], images.mean((2, 3)))
+    torch.testing.assert_close(features[:, 3:6], images.flatten(2).std(2, correction=0))
+
+
+@pytest.mark.parametrize("size", [16, 17, 64])
+def test_grey_images_are_three_equal_planes_at_any_size(size: int) -> None:
+    grey = scenes(3, channels=1, size=size)
+    features = RandomFeatures()(grey)
+    torch.testing.assert_close(features, RandomFeatures()(grey.repeat(1, 3, 1, 1)))
+    assert features.isfinite().all()
+
+
+def test_a_flat_image_has_a_mean_and_nothing_else() -> None:
+    """Edges are what the first layer sees, so on a flat image there are none, up to rounding."""
+    features = RandomFeatures()(torch.full((1, 3, 20, 20), 0.7))
+    torch.testing.assert_close(features[0, :3], torch.full((3,), 0.7))
+    torch.testing.assert_close(features[0, 3:], torch.zeros(99), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 15, 32), (2, 2, 32, 32), (3, 32, 32)])
+def test_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="16 or more"):
+        RandomFeatures()(torch.zeros(shape))
