@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from jobs.codes import Codes
@@ -46,7 +47,8 @@ def information(codes: Codes, factors: NDArray[np.int64]) -> NDArray[np.float64]
     """Share of each factor that each rung tells, (L, K)."""
     few = slice(_INFORMATION_IMAGES)
     rungs = zip(codes.samples, codes.centres, codes.log_sigmas, strict=True)
-    return np.stack([rung_information(z[few], mean[few], sigma[few], factors[few]) for z, mean, sigma in rungs])
+    with threadpool_limits(1, "blas"):  # its products are small: threads would wait for each other
+        return np.stack([rung_information(z[few], mean[few], sigma[few], factors[few]) for z, mean, sigma in rungs])
 
 
 def complexity(train: Sample, test: Sample) -> NDArray[np.float64]:

@@ -29,6 +29,7 @@ from pipeline.config import Stage, run_settings
 from pipeline.follow import Follower
 from pipeline.report import Reporter, score_table
 from pipeline.workspace import Run, Workspace
+from vlae.build import num_parameters
 
 # How many factors that vary a score needs.
 _FACTORS_NEEDED = {"elbo": 0, "mig": 1, "mig_sup": 2}
@@ -123,6 +124,7 @@ class Session:
         run, config = self._run, self._config
         if "evaluate" in config.stage:
             self._check_select_by()
+        size = self._count_parameters()
         run_id = self._mlflow_run(run)
         job = TrainJob(
             model=config.model,
@@ -134,7 +136,7 @@ class Session:
             checkpoint_folder=run.checkpoints,
         )
         curve = self._tracker.curve(run_id)
-        self._report.progress("train    starting the workers ...")
+        self._report.progress(f"train    {size:,} parameters; starting the workers ...")
         self._tracker.resume_run(run_id)
         try:
             follow = Follower(curve, self._report, config.train.steps)
@@ -151,6 +153,14 @@ class Session:
         finally:
             shutil.rmtree(run.scratch, ignore_errors=True)
         self._report.done("train", f"step {meta['step']}, checkpoint {checkpoint}")
+
+    def _count_parameters(self) -> int:
+        """Trained parameters of the model; what cannot be built is said before anything starts."""
+        height, width, channels = self._dataset.image_shape
+        try:
+            return num_parameters(self._config.model, (channels, height, width))
+        except ValueError as error:
+            raise UserError(str(error)) from error
 
     def _check_select_by(self) -> None:
         select_by = self._config.evaluate.select_by
