@@ -60,6 +60,13 @@ class TrainConfig(Section):
         return self
 
 
+def _rising(steps: tuple[int, ...]) -> tuple[int, ...]:
+    """Refuse steps that a chain does not meet in that order."""
+    if list(steps) != sorted(set(steps)):
+        raise ValueError("must rise from one to the next")
+    return steps
+
+
 class EvaluateConfig(Section):
     """Scores and pictures of a trained model on the test split."""
 
@@ -70,9 +77,9 @@ class EvaluateConfig(Section):
         "", description="factor of the class-flip rates; empty: digit, class, shape, ... if there is one"
     )
     classifier_steps: int = Field(600, ge=1, description="updates of the classifier behind the class-flip rates")
-    gibbs_steps: Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(split_commas)] = Field(
-        (1, 5, 20), description="steps after which the Gibbs chains are compared with the data, rising"
-    )
+    gibbs_steps: Annotated[
+        tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(split_commas), AfterValidator(_rising)
+    ] = Field((1, 5, 20), description="steps after which the Gibbs chains are compared with the data, rising")
     seed: int = Field(0, ge=0, lt=2**63, description="seed of the samples behind scores and pictures")
     select_by: Literal["elbo", "mig", "mig_sup"] = Field(
         "elbo", description="score by which the registered model with alias champion is chosen; higher wins"

@@ -173,8 +173,10 @@ def train_step(training: Training, images: Tensor) -> Tensor:
     pixels = to_device(images, device)
     noise = slice_noise(training.model, training.loader, job.seed, step, device)
     state = rung_state(job.objective, job.progressive, step, len(training.model.latent_dims))
-    if job.progressive.stage_steps and isinstance(training.model, Vlae):
-        training.model.set_fade(state.reads, state.writes)
+    if job.progressive.stage_steps:
+        for model in (training.model, averaged_model(training.ema, training.model)):
+            if isinstance(model, Vlae):
+                model.set_fade(state.reads, state.writes)
     with autocast(job.train, device):
         terms: Terms = training.module(pixels, noise)
     wanted = job.objective.mmd > 0

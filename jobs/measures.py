@@ -24,6 +24,7 @@ _INFORMATION_IMAGES = 3000  # every one of them is compared with every other
 _LINEAR_IMAGES = 2000
 _CLASSIFIER_IMAGES = 20_000
 _SMALLEST = 16  # pixels that the fixed features need
+_FEWEST = 20  # images of a split that a probe or a distance makes sense for
 # Factors that say what the picture is of, where `evaluate.label` names none.
 LABELS = ("digit", "class", "label", "identity", "category", "shape", "object_shape")
 
@@ -53,6 +54,8 @@ def information(codes: Codes, factors: NDArray[np.int64]) -> NDArray[np.float64]
 
 def complexity(train: Sample, test: Sample) -> NDArray[np.float64]:
     """What a linear probe of the pixels leaves of each factor, (K,)."""
+    if min(len(train.images), len(test.images)) < _FEWEST:
+        return np.full(len(train.names), np.nan)
     if not train.names:
         return np.zeros(0)
     few = slice(_LINEAR_IMAGES)
@@ -61,11 +64,23 @@ def complexity(train: Sample, test: Sample) -> NDArray[np.float64]:
 
 
 def probes(train_codes: Codes, train: Sample, test_codes: Codes, test: Sample, seed: int) -> RungProbes | None:
-    """What a probe reads from the samples of each rung, of all, and of all but one; None without factors."""
-    if not train.names:
+    """What a probe reads from the samples of each rung, of all, and of all but one; None without factors or images."""
+    if not train.names or min(len(train.images), len(test.images)) < _FEWEST:
         return None
     threads = torch.get_num_threads()
     return probe_rungs(train_codes.samples, train.factors, test_codes.samples, test.factors, seed=seed, n_jobs=threads)
+
+
+def label_name(wanted: str, names: Sequence[str]) -> str | None:
+    """The factor that says what a picture is of: `wanted`, or the first of the usual names that there is.
+
+    Raises:
+        UserError: no factor has the name `wanted`.
+    """
+    if wanted and wanted not in names:
+        known = ", ".join(names) or "none"
+        raise UserError(f"evaluate.label={wanted} is no factor of this dataset; its factors: {known}")
+    return wanted or next((label for label in LABELS if label in names), None)
 
 
 def label_classifier(
@@ -76,14 +91,13 @@ def label_classifier(
     Raises:
         UserError: no factor has the name of `config.label`.
     """
-    if config.label and config.label not in test.names:
-        known = ", ".join(test.names) or "none"
-        raise UserError(f"evaluate.label={config.label} is no factor of this dataset; its factors: {known}")
-    name = config.label or next((label for label in LABELS if label in test.names), None)
+    name = label_name(config.label, test.names)
     column = test.names.index(name) if name else -1
-    if column < 0 or np.ptp(test.factors[:, column]) == 0:
+    if column < 0:
         return None, {}
     learned = sample(train, _CLASSIFIER_IMAGES, config.seed)
+    if any(np.ptp(one.factors[:, column]) == 0 for one in (learned, test)):
+        return None, {}
     labels = (torch.from_numpy(one.factors[:, column]).to(device) for one in (learned, test))
     known_labels, asked = labels
     classifier = train_classifier(
@@ -96,6 +110,6 @@ def gibbs(
     model: HierarchicalModel, images: Tensor, steps: Sequence[int], generator: torch.Generator
 ) -> GibbsCurve | None:
     """Gibbs chains on the bottom rung, in the fixed feature space; None for images that are too small for it."""
-    if min(images.shape[2:]) < _SMALLEST or not steps:
+    if min(images.shape[2:]) < _SMALLEST or len(images) < _FEWEST or not steps:
         return None
     return gibbs_curve(model, images, RandomFeatures().to(images.device), steps=steps, generator=generator)

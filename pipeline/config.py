@@ -91,15 +91,22 @@ class Config(Section):
                     f"not {self.model.name}"
                 )
         self._progress_fits()
+        share = self.train.batch_size // self.train.num_workers
+        if self.model.norm == "batch" and share < 2:
+            raise ValueError(f"model.norm=batch needs 2 images or more per worker and step, and this run has {share}")
         return self
 
     def _progress_fits(self) -> None:
-        stage, rungs = self.progressive.stage_steps, len(self.model.latent_dims)
-        if stage and self.model.name != "vlae":
+        stage, fade, rungs = self.progressive.stage_steps, self.progressive.fade_steps, len(self.model.latent_dims)
+        if not stage:
+            return
+        if self.model.name != "vlae":
             raise ValueError(
                 f"progressive.stage_steps adds the rungs of a ladder: it needs model=vlae, not {self.model.name}"
             )
-        if stage * (rungs - 1) >= self.train.steps:
+        if fade > stage:
+            raise ValueError(f"progressive.fade_steps={fade} is longer than a stage, progressive.stage_steps={stage}")
+        if stage * (rungs - 1) + max(fade, 1) > self.train.steps:
             raise ValueError(
                 f"progressive.stage_steps={stage}: train.steps={self.train.steps} ends before all {rungs} rungs are in"
             )

@@ -50,4 +50,4 @@ def _cost(workspace: Workspace, stage: Stage) -> str:
         seconds = images / _IMAGES_PER_SECOND
         speed = f"the {_IMAGES_PER_SECOND} images/s of the default model on 2 cores"
         return f"{images:,} images, {duration(seconds)} at {speed}"
-    return f"{config.evaluate.num_images:,} test images at most, well under a minute for small models"
+    return f"{config.evaluate.num_images:,} test images at most, a minute or two for small models"

@@ -20,6 +20,7 @@ from jobs.errors import AGAIN, UserError
 from jobs.evaluate import Evaluation, run_evaluation
 from jobs.files import remove_folder, write_json
 from jobs.loop import TrainJob
+from jobs.measures import label_name
 from jobs.messages import Point, Started
 from jobs.registry import Registered, register
 from jobs.shard import run_sharding
@@ -37,8 +38,6 @@ _FACTORS_NEEDED = {"elbo": 0, "mig": 1, "mig_sup": 2}
 
 class Session:
     """The stages of one command. Ray and MLflow start when the first stage needs them, and once.
-
-    The dataset is looked at when sharding, if it is among the stages, is over.
 
     Args:
         workspace: of the command's settings.
@@ -105,6 +104,8 @@ class Session:
 
     def _shard(self) -> None:
         source = self._workspace.fetch_source()
+        if "train" in self._config.stage:
+            self._count_parameters(source.image_shape)  # what does not fit is said before the work
         self._report.progress("shard    checking the source ...")
         for remark in source.check():
             self._report.line(f"{'':<9}note: {remark}")
@@ -123,8 +124,8 @@ class Session:
     def _train(self) -> None:
         run, config = self._run, self._config
         if "evaluate" in config.stage:
-            self._check_select_by()
-        size = self._count_parameters()
+            self._check_evaluation()
+        size = self._count_parameters(self._dataset.image_shape)
         run_id = self._mlflow_run(run)
         job = TrainJob(
             model=config.model,
@@ -154,15 +155,17 @@ class Session:
             shutil.rmtree(run.scratch, ignore_errors=True)
         self._report.done("train", f"step {meta['step']}, checkpoint {checkpoint}")
 
-    def _count_parameters(self) -> int:
-        """Trained parameters of the model; what cannot be built is said before anything starts."""
-        height, width, channels = self._dataset.image_shape
+    def _count_parameters(self, image_shape: tuple[int, int, int]) -> int:
+        """Trained parameters of the model for images (height, width, channels), if it can be built for them."""
+        height, width, channels = image_shape
         try:
             return num_parameters(self._config.model, (channels, height, width))
         except ValueError as error:
             raise UserError(str(error)) from error
 
-    def _check_select_by(self) -> None:
+    def _check_evaluation(self) -> None:
+        """See that the dataset has the factors that the evaluation asks for."""
+        label_name(self._config.evaluate.label, [factor.name for factor in self._dataset.factors])
         select_by = self._config.evaluate.select_by
         varying = sum(len(factor.values) > 1 for factor in self._dataset.factors)
         if varying < _FACTORS_NEEDED[select_by]:
@@ -192,7 +195,7 @@ class Session:
         trained = run.read("train")
         if trained is None:
             raise UserError(f"{run.folder} holds no finished training: add train to the stages")
-        self._check_select_by()
+        self._check_evaluation()
         self._report.progress("evaluate scores and pictures ...")
         checkpoint = run.checkpoints / trained["checkpoint"]
         use_gpu = config.train.device != "cpu"

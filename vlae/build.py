@@ -37,7 +37,7 @@ def build_model(config: AnyModelConfig, image_shape: ImageShape, seed: int = 0) 
     if isinstance(config, StackSection) and config.match_params:
         config = match_parameters(config, image_shape)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reach the GPUs' too
         return _module(config, image_shape)
 
 
@@ -82,7 +82,12 @@ def match_parameters(config: _StackConfig, image_shape: ImageShape) -> _StackCon
         ValueError: no size comes within 5 %.
     """
     shared = {name: getattr(config, name) for name in ("network", "width", "norm", "sigma", "likelihood", "scale")}
-    ladder = VlaeConfig(latent_dims=config.match_dims, hidden=config.hidden[:1], **shared)
+    if len(config.hidden) not in (1, len(config.match_dims)):
+        raise ValueError(
+            f"model.match_params: model.hidden has {len(config.hidden)} numbers and model.match_dims "
+            f"{len(config.match_dims)} rungs; give one number, or as many rungs"
+        )
+    ladder = VlaeConfig(latent_dims=config.match_dims, hidden=config.hidden, **shared)
     wanted = num_parameters(ladder, image_shape)
     free = config.model_copy(update={"match_params": False})
 

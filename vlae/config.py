@@ -82,6 +82,8 @@ class ModelSection(Section):
                 f"model.hidden has {len(self.hidden)} numbers: give one, or one for each of the "
                 f"{len(self.latent_dims)} rungs of model.latent_dims"
             )
+        if self.likelihood == "bernoulli" and self.scale != "learned":
+            raise ValueError(f"model.scale={self.scale} has no effect with model.likelihood=bernoulli, which has none")
         if self.scale == "optimal" and self.likelihood not in ("gaussian", "laplace"):
             raise ValueError(f"model.scale=optimal needs model.likelihood=gaussian or laplace, not {self.likelihood}")
         return self

@@ -61,7 +61,8 @@ class Likelihood(nn.Module):
             power = error.square() if self.kind == "gaussian" else error
             mean = torch.log(power.mean((0, 2, 3)).clamp_min(1e-12)).view_as(self.log_scale)
             found = (mean / 2 if self.kind == "gaussian" else mean).clamp_min(_LOG_FLOOR)
-            self.log_scale.lerp_(found, 1 - _MEMORY)
+            known = torch.where(found.isfinite(), found, self.log_scale)  # a step that fails must leave no trace
+            self.log_scale.lerp_(known, 1 - _MEMORY)
         return found
 
     def mean(self, output: Tensor) -> Tensor:

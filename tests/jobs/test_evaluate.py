@@ -137,3 +137,18 @@ def test_heat_map_shows_what_is_missing() -> None:
     values = np.array([[0.0, np.nan], [0.5, 1.0]])
     with Image.open(io.BytesIO(heat_map(values, ["rung 1", "rung 0"], ["a", "b"], "t"))) as picture:
         assert picture.height > 100
+
+
+@pytest.mark.parametrize("count", [10, 19])
+def test_few_images_have_the_scores_that_make_sense(data: ShardedSplit, count: int) -> None:
+    scores = evaluate(untrained(), data, num_images=count).scores
+    assert "elbo" in scores
+    assert not [name for name in scores if name.startswith(("gibbs", "probe/", "complexity"))]
+
+
+def test_a_model_that_is_broken_is_said_to_be(data: ShardedSplit) -> None:
+    model = untrained()
+    with torch.no_grad():
+        model.heads[0].linear.bias.fill_(float("nan"))
+    with pytest.raises(UserError, match="not finite on the test split"):
+        evaluate(model, data, num_images=10)

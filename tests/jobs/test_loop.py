@@ -249,3 +249,16 @@ def test_rungs_that_wait_do_not_touch_the_image(job: TrainJob) -> None:
 def test_constant_learning_rate() -> None:
     config = TrainConfig(steps=100, lr_warmup_steps=10, learning_rate=1.0, lr_schedule="constant")
     assert [learning_rate(config, step) for step in (4, 10, 50, 99)] == pytest.approx([0.5, 1, 1, 1])
+
+
+def test_validation_sees_the_rungs_as_training_does(job: TrainJob) -> None:
+    """The moving average is a model of its own: it must fade with the one that is trained."""
+    training = prepare(replace(job, progressive=ProgressiveConfig(stage_steps=10, fade_steps=4)), Worker())
+    for reached in (0, 11):
+        training.step = reached
+        step(training)
+        assert torch.equal(training.ema.module.fade, training.model.fade)
+        noise = training.model.noise(3, torch.Generator().manual_seed(0))
+        moved = [noise[0] + 1, noise[1]]
+        written = [model.decode(z) for model in (training.model, training.ema.module) for z in (noise, moved)]
+        assert [torch.equal(*written[:2]), torch.equal(*written[2:])] == [reached == 0] * 2

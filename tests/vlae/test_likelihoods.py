@@ -130,3 +130,10 @@ def test_gradients(kind: str) -> None:
     images = torch.randint(0, 256, (2, 1, 3, 3), generator=generator).double() / 255
     likelihood = Likelihood(kind, 1, "learned").double()
     assert torch.autograd.gradcheck(lambda x: likelihood.nll(x, images), output)
+
+
+def test_a_failed_step_leaves_no_trace_in_the_optimal_scale() -> None:
+    likelihood = Likelihood("gaussian", 1, "optimal")
+    before = likelihood.log_scale.clone()
+    likelihood.nll(torch.full((1, 1, 4, 4), float("nan")), noisy_grey(0.1)[:, :, :4, :4])
+    assert torch.equal(likelihood.log_scale, before)

@@ -43,6 +43,15 @@ def test_matched_models_have_the_ladders_parameters(section: type, network: str,
     assert match_parameters(config, (3, 32, 32)).latent_dims == config.latent_dims
 
 
+def test_the_ladder_to_match_has_the_same_hidden_layers() -> None:
+    sizes = {"network": "mlp", "hidden": (64, 32, 16)}
+    config = LvaeConfig(latent_dims=(6, 4, 2), match_params=True, match_dims=(3, 3, 6), **sizes)
+    wanted = num_parameters(VlaeConfig(latent_dims=(3, 3, 6), **sizes), (1, 28, 28))
+    assert num_parameters(config, (1, 28, 28)) == pytest.approx(wanted, rel=0.05)
+    with pytest.raises(ValueError, match=r"hidden has 3 numbers and model.match_dims 2 rungs"):
+        num_parameters(config.model_copy(update={"match_dims": (3, 3)}), (1, 28, 28))
+
+
 def test_what_cannot_be_matched_is_refused() -> None:
     config = VaeConfig(latent_dims=(4096,), width=1, hidden=1, match_params=True, match_dims=(1, 1))
     with pytest.raises(ValueError, match=r"match_params: the ladder has .* set model.width"):

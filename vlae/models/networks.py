@@ -64,7 +64,7 @@ class Size:
 
 
 def pyramid(size: Size) -> Network:
-    """Any image that can be halved, any number of rungs.
+    """Any image of 8 pixels or more and even sides, any number of rungs.
 
     Rung l reads trunk level l while the image can still be halved; rungs beyond the deepest level share it and
     are told apart by the blocks between them. Halving stops at 4 to 7 pixels, or at an odd size. The top
@@ -120,7 +120,7 @@ def _levels(image: ImageShape, width: int) -> list[ImageShape]:
         height, columns = height // 2, columns // 2
         shapes.append((width * 2 ** min(len(shapes) - 1, 3), height, columns))
     if len(shapes) == 1:
-        raise ValueError(f"images of {image[1]}x{image[2]} pixels cannot be halved once")
+        raise ValueError(f"images of {image[1]}x{image[2]} pixels cannot be halved once: 8 or more and even are needed")
     return shapes
 
 
