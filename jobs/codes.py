@@ -26,6 +26,11 @@ class Codes:
     kl_dims: list[Array]  # (N, D_l) nats
     reconstruction: Array  # (N,) nats
 
+    @property
+    def finite(self) -> bool:
+        """Whether the ELBO of every image is a number."""
+        return all(bool(np.isfinite(terms).all()) for terms in (self.reconstruction, *self.kl_dims))
+
 
 @torch.no_grad()
 def encode(model: HierarchicalModel, images: Tensor, generator: torch.Generator) -> Codes:

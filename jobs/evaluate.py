@@ -90,15 +90,14 @@ def evaluate_model(
     generator = torch.Generator(device).manual_seed(seed)
     shown, learned = sample(test, config.num_images, seed), sample(train, _TRAIN_IMAGES, seed)
     codes, names = encode(model, shown.images, generator), shown.names
-    likelihood = likelihood_scores(codes, math.prod(model.image_shape), discrete=model.likelihood.kind != "bernoulli")
-    if not math.isfinite(likelihood["elbo"]):
+    if not codes.finite:
         raise UserError("the model's ELBO is not finite on the test split: train it anew with a smaller learning rate")
     pixels = to_device(shown.images[: max(_CHAIN_IMAGES, config.iw_images)], device)
     few = pixels[:_CHAIN_IMAGES]
     told, chains = information(codes, shown.factors), gibbs(model, few, config.gibbs_steps, generator)
     classifier, classified = label_classifier(train, shown, config, device)
     scores = {
-        **likelihood,
+        **likelihood_scores(codes, math.prod(model.image_shape), discrete=model.likelihood.kind != "bernoulli"),
         **bound_scores(model, pixels[: config.iw_images], config.iw_samples, generator),
         **factor_scores(codes, shown.factors),
         **hierarchy_scores(told, complexity(learned, shown), names),

@@ -68,6 +68,7 @@ def kill(url: str, num_kills: int) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_fifty_kills_change_no_byte(tmp_path: Path, undisturbed: dict[str, str]) -> None:
     url = str(tmp_path / "data")
     assert kill(url, 50).startswith("50 kills")

@@ -33,6 +33,9 @@ SMALL: dict[str, object] = {
     "train.checkpoint_every": 10,
     "train.log_every": 5,
     "evaluate.num_images": 60,
+    "evaluate.iw_samples": 2,
+    "evaluate.classifier_steps": 20,
+    "evaluate.gibbs_steps": 1,
     "ray.num_cpus": 2,
     "workspace": "ws",
     "output": "json",
@@ -151,7 +154,8 @@ def test_the_main_job_and_the_same_command_again(tmp_path: Path) -> None:
     assert found.data.params["model.latent_dims"] == "2,2,3"
     assert [p.step for p in client.get_metric_history(first["run_id"], "train/loss")] == [5, 10, 15, 20]
     pictures = [artifact.path for artifact in client.list_artifacts(first["run_id"], "figures")]
-    assert pictures == [f"figures/{name}.png" for name in ("blocks", "information", "reconstructions", "samples")]
+    names = "blocks gibbs gibbs_curve information manifolds rates reconstructions samples"
+    assert pictures == [f"figures/{name}.png" for name in names.split()]
     with Image.open(client.download_artifacts(first["run_id"], "figures/blocks.png", str(tmp_path))) as picture:
         assert picture.width > 300
     assert client.get_model_version_by_alias("digits", "champion").run_id == first["run_id"]

@@ -181,7 +181,7 @@ def test_with_a_wrong_posterior_the_elbo_falls_short_and_the_bound_converges(nam
     images, marginal = images_and_marginal(covariance, 4)
     bounds = [
         importance_weighted_bound(model, images, samples, torch.Generator().manual_seed(0)).mean().item()
-        for samples in (1, 20, 4000)
+        for samples in (1, 20, 2000)
     ]
     target = marginal.mean().item()
     many = images.repeat_interleave(5_000, 0)
@@ -189,7 +189,7 @@ def test_with_a_wrong_posterior_the_elbo_falls_short_and_the_bound_converges(nam
     elbo = -(terms.reconstruction + terms.kl.sum(1)).mean().item()
     assert elbo < target - 0.2
     assert bounds[1] > elbo + 0.1
-    assert bounds[2] == pytest.approx(target, abs=0.02)
+    assert bounds[2] == pytest.approx(target, abs=0.03)
 
 
 def test_the_flat_elbos_gap_is_the_divergence_of_its_posterior() -> None:
