@@ -24,7 +24,7 @@ class TrainConfig(Section):
         description="keep all training images in RAM or on the GPU; auto: on the GPU if they fit well, else off",
         json_schema_extra=EXECUTION,
     )
-    learning_rate: float = Field(4e-3, gt=0, le=1, description="peak learning rate of AdamW")
+    learning_rate: float = Field(1e-3, gt=0, le=1, description="peak learning rate of AdamW")
     lr_warmup_steps: int = Field(100, ge=0, description="steps of linear rise to the peak")
     lr_schedule: Literal["cosine", "constant"] = Field("cosine", description="after the peak: down to zero, or level")
     beta2: float = Field(0.99, ge=0, lt=1, description="AdamW's decay of the second moment")
