@@ -20,7 +20,7 @@ test: $(VENV)/installed-test
 	$(BIN)/python -m pytest $(ARGS)
 
 slow: $(VENV)/installed-test
-	$(BIN)/python -m pytest -m slow $(ARGS)
+	$(BIN)/python -m pytest -m slow --timeout 600 $(ARGS)
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
