@@ -33,6 +33,16 @@ class Codes:
 
 
 @torch.no_grad()
+def draw_codes(model: HierarchicalModel, images: Tensor, generator: torch.Generator) -> list[Array]:
+    """Only the samples of `encode`: one draw of each posterior, (N, D_l) per rung, without decoding any."""
+    batches = []
+    for start in range(0, len(images), _BATCH):
+        pixels = to_device(images[start : start + _BATCH], generator.device)
+        batches.append(model.infer(pixels, model.noise(len(pixels), generator)).latents)
+    return [torch.cat(rung).cpu().numpy() for rung in zip(*batches, strict=True)]
+
+
+@torch.no_grad()
 def encode(model: HierarchicalModel, images: Tensor, generator: torch.Generator) -> Codes:
     """Codes of uint8 images (N, C, H, W); the generator is on the model's device."""
     parts: dict[str, list[Latents]] = {name: [] for name in ("means", "samples", "centres", "log_sigmas", "kl_dims")}

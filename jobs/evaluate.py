@@ -9,7 +9,7 @@ import torch
 
 from jobs.checkpoint import load_model
 from jobs.cluster import Resources, task_result
-from jobs.codes import encode
+from jobs.codes import draw_codes, encode
 from jobs.config import EvaluateConfig
 from jobs.data.shard_files import DataAccess
 from jobs.data.split import ShardedSplit
@@ -101,11 +101,13 @@ def evaluate_model(
         **bound_scores(model, pixels[: config.iw_images], config.iw_samples, generator),
         **factor_scores(codes, shown.factors),
         **hierarchy_scores(told, complexity(learned, shown), names),
-        **probe_scores(probes(encode(model, learned.images, generator), learned, codes, shown, seed), names),
+        **probe_scores(
+            probes(draw_codes(model, learned.images, generator), learned, codes.samples, shown, seed), names
+        ),
         **effect_scores(total_effects(model, _EFFECT_PAIRS, generator, classifier)),
         **redundancy_scores(top_k_curve(model, few, generator), chains),
         **classified,
-        "num_parameters": sum(part.numel() for part in model.parameters() if part.requires_grad),
+        "num_parameters": model.num_parameters,
     }
     figures = draw_samples(model, pixels[:32], generator) | draw_scores(codes, told, names, chains)
     return Evaluation({name: float(value) for name, value in scores.items() if math.isfinite(value)}, figures)

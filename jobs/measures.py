@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from jobs.codes import Codes
+from jobs.codes import Array, Codes
 from jobs.config import EvaluateConfig
 from jobs.data.order import permute
 from jobs.data.split import ShardedSplit
@@ -63,12 +63,14 @@ def complexity(train: Sample, test: Sample) -> NDArray[np.float64]:
     return factor_complexity(*parts)
 
 
-def probes(train_codes: Codes, train: Sample, test_codes: Codes, test: Sample, seed: int) -> RungProbes | None:
+def probes(
+    train_rungs: Sequence[Array], train: Sample, test_rungs: Sequence[Array], test: Sample, seed: int
+) -> RungProbes | None:
     """What a probe reads from the samples of each rung, of all, and of all but one; None without factors or images."""
     if not train.names or min(len(train.images), len(test.images)) < _FEWEST:
         return None
     threads = torch.get_num_threads()
-    return probe_rungs(train_codes.samples, train.factors, test_codes.samples, test.factors, seed=seed, n_jobs=threads)
+    return probe_rungs(train_rungs, train.factors, test_rungs, test.factors, seed=seed, n_jobs=threads)
 
 
 def label_name(wanted: str, names: Sequence[str]) -> str | None:

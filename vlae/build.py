@@ -69,7 +69,7 @@ def num_parameters(config: AnyModelConfig, image_shape: ImageShape) -> int:
     if isinstance(config, StackSection) and config.match_params:
         config = match_parameters(config, image_shape)
     with torch.device("meta"):
-        return sum(part.numel() for part in _module(config, image_shape).parameters() if part.requires_grad)
+        return _module(config, image_shape).num_parameters
 
 
 def match_parameters(config: _StackConfig, image_shape: ImageShape) -> _StackConfig:
@@ -98,10 +98,9 @@ def match_parameters(config: _StackConfig, image_shape: ImageShape) -> _StackCon
     def count(width: int, scale: int) -> int:
         return num_parameters(sized(width, scale), image_shape)
 
-    widths = range(1, 8 * config.width)
-    width = max(1, bisect.bisect_right(widths, wanted, key=lambda value: count(value, _FINE)))
-    if config.network == "mlp":  # which has no convolutions
-        width = config.width
+    width = config.width
+    if config.network != "mlp":  # which has no convolutions
+        width = max(1, bisect.bisect_right(range(1, 8 * width), wanted, key=lambda value: count(value, _FINE)))
     scales = range(1, 8 * _FINE)
     place = bisect.bisect_left(scales, wanted, key=lambda scale: count(width, scale))
     candidates = [sized(width, scales[min(max(at, 0), len(scales) - 1)]) for at in (place - 1, place)]

@@ -90,6 +90,11 @@ class HierarchicalModel(nn.Module, ABC):
         """Standard normal noise for `count` images, on the generator's device."""
         return [torch.randn(count, dim, generator=generator, device=generator.device) for dim in self.latent_dims]
 
+    @property
+    def num_parameters(self) -> int:
+        """How many parameters are trained."""
+        return sum(part.numel() for part in self.parameters() if part.requires_grad)
+
     def means(self, images: Tensor) -> Latents:
         """Posterior means, each rung given the means of those it depends on."""
         zeros = [torch.zeros(len(images), dim, device=images.device) for dim in self.latent_dims]

@@ -1,11 +1,12 @@
 """Trunk, rung readers and decoder as modules, from a network's table."""
 
 from collections.abc import Sequence
+from math import prod
 
 import torch
 from torch import Tensor, nn
 
-from vlae.models.layers import Norm, Shape, build_layers, flat_size
+from vlae.models.layers import Norm, Shape, build_layers
 from vlae.models.networks import ImageShape, Joint, Network
 
 
@@ -34,7 +35,7 @@ def rung_reader(network: Network, rung: int, shapes: Sequence[Shape], norm: Norm
     """What rung `rung` makes of its trunk feature, and how many features its head sees."""
     reader, shape = build_layers(network.rungs[rung], shapes[network.taps[rung]], norm)
     start_weights(reader, network.weight_std)
-    return reader, flat_size(shape)
+    return reader, prod(shape)
 
 
 class Encoder(nn.Module):

@@ -130,8 +130,3 @@ def build_layers(layers: Sequence[Layer], shape: Shape, norm: Norm) -> tuple[nn.
             modules.append(nn.Unflatten(1, layer.plane))
         shape = out
     return nn.Sequential(*modules), shape
-
-
-def flat_size(shape: Shape) -> int:
-    """Number of values of one sample."""
-    return prod(shape)
