@@ -92,8 +92,10 @@ class Config(Section):
                 )
         self._progress_fits()
         share = self.train.batch_size // self.train.num_workers
-        if self.model.norm == "batch" and share < 2:
-            raise ValueError(f"model.norm=batch needs 2 images or more per worker and step, and this run has {share}")
+        heads = getattr(self.model, "norm_heads", False)
+        if (heads or self.model.norm == "batch") and share < 2:
+            key = "model.norm_heads=true" if heads else "model.norm=batch"
+            raise ValueError(f"{key} needs 2 images or more per worker and step, and this run has {share}")
         return self
 
     def _progress_fits(self) -> None:

@@ -85,6 +85,10 @@ def test_words() -> None:
         ),
         (["progressive.stage_steps=700", "progressive.fade_steps=200"], "ends before all 3 rungs are in"),
         (["model.norm=batch", "train.batch_size=8", "train.num_workers=8"], "norm=batch needs 2 images or more per"),
+        (
+            ["model=lvae", "model.norm_heads=true", "train.batch_size=1", "train.num_slices=1"],
+            "norm_heads=true needs 2",
+        ),
         (["evaluate.gibbs_steps=5,1"], "evaluate.gibbs_steps=5,1: must rise from one to the next"),
         (
             ["progressive.stage_steps=900", "progressive.fade_steps=0"],
