@@ -48,7 +48,7 @@ def draw_samples(model: HierarchicalModel, images: Tensor, generator: torch.Gene
         "manifolds": sheets(manifolds, columns=columns),
         "reconstructions": sheets([("test images", rows), ("reconstructions", copies)], columns=2),
         "samples": sheets([("samples from the prior", samples)], columns=1),
-        "gibbs": sheets([(f"Gibbs chains on rung 0: images, then steps {steps}", chains)], columns=1),
+        "gibbs": sheets([(f"images, then Gibbs steps {steps}", chains)], columns=1),
     }
 
 
