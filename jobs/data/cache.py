@@ -70,7 +70,8 @@ class Cache:
             with self._reserve(partial, num_bytes) as file:
                 make(file)
                 file.flush()
-                partial.rename(path)
+                with self._locked("cache.lock"):  # who makes room then sees it under one of its two names
+                    partial.rename(path)
         except BaseException:
             partial.unlink(missing_ok=True)
             raise
