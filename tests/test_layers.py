@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 FLOORS = ("vlae", "jobs", "pipeline")  # each may import itself and those before it
-SCIENCE_MAY_KNOW = {"torch", "numpy", "scipy", "sklearn", "pydantic", "vlae"}
+SCIENCE_MAY_KNOW = {"torch", "numpy", "numba", "scipy", "sklearn", "pydantic", "vlae"}
 
 
 def modules() -> dict[str, Path]:
