@@ -8,6 +8,7 @@ average where there is one, and then the trained weights lie beside it for a res
 import hashlib
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -27,9 +28,10 @@ from vlae.build import build_model
 from vlae.config import ModelConfig
 from vlae.models.base import HierarchicalModel
 
-FORMAT = 2
+FORMAT = 3
 _META, _WEIGHTS, _HISTORY = "checkpoint.json", "model.safetensors", "history.json"
 _OPTIMIZER, _TRAINED = "optimizer.safetensors", "trained.safetensors"
+_SEAL = "sha256"  # of the rest of the JSON, which holds the sha256 of every other file
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ def save_checkpoint(
         "versions": {name: version(name) for name in ("vlae-pipeline", "torch", "ray")},
         "files": {path.name: file_sha256(path) for path in sorted(partial.iterdir())},
     }
-    write_json(partial / _META, meta)
+    write_json(partial / _META, {**meta, _SEAL: _seal(meta)})
     remove_folder(final)
     partial.rename(final)
     published = _published(folder)
@@ -96,6 +98,11 @@ def save_checkpoint(
 def latest_checkpoint(folder: Path) -> Path | None:
     """The newest whole checkpoint below `folder`; damaged ones are passed over."""
     return next((path for path in reversed(_published(folder)) if _is_whole(path)), None)
+
+
+def kept_checkpoints(folder: Path) -> list[Path]:
+    """All whole checkpoints below `folder`, oldest first."""
+    return [path for path in _published(folder) if _is_whole(path)]
 
 
 def restore(
@@ -139,6 +146,8 @@ def read_meta(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is not a checkpoint ({error}): train again with force=train") from error
     if found != FORMAT:
         raise UserError(f"{path} has format {found}, this version reads {FORMAT}: train again with force=train")
+    if meta.pop(_SEAL, None) != _seal(meta):
+        raise UserError(f"{path / _META} is not as it was written: train again with force=train")
     return meta
 
 
@@ -163,6 +172,10 @@ def export_model(path: Path, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name in (_META, _WEIGHTS):
         shutil.copyfile(path / name, folder / name)
+
+
+def _seal(meta: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
 
 
 def _published(folder: Path) -> list[Path]:

@@ -1,5 +1,6 @@
 """A split as a model sees it: posteriors, samples of them, and the terms of the ELBO."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,19 +28,36 @@ class Codes:
     reconstruction: Array  # (N,) nats
 
     @property
+    def elbo(self) -> float:
+        """Nats per image."""
+        return -float(self.reconstruction.mean()) - sum(float(kl.sum(axis=1).mean()) for kl in self.kl_dims)
+
+    @property
     def finite(self) -> bool:
         """Whether the ELBO of every image is a number."""
         return all(bool(np.isfinite(terms).all()) for terms in (self.reconstruction, *self.kl_dims))
 
 
 @torch.no_grad()
-def draw_codes(model: HierarchicalModel, images: Tensor, generator: torch.Generator) -> list[Array]:
-    """Only the samples of `encode`: one draw of each posterior, (N, D_l) per rung, without decoding any."""
-    batches = []
+def rung_codes(model: HierarchicalModel, images: Tensor, generator: torch.Generator) -> tuple[list[Array], list[Array]]:
+    """Only the means and the samples of `encode`, (N, D_l) per rung each, without decoding any."""
+    means, samples = [], []
     for start in range(0, len(images), _BATCH):
         pixels = to_device(images[start : start + _BATCH], generator.device)
-        batches.append(model.infer(pixels, model.noise(len(pixels), generator)).latents)
-    return [torch.cat(rung).cpu().numpy() for rung in zip(*batches, strict=True)]
+        drawn = model.infer(pixels, model.noise(len(pixels), generator))
+        samples.append(drawn.latents)
+        centres = [posterior.mean for posterior in drawn.posteriors]
+        means.append(centres if model.independent_posteriors else model.means(pixels))
+    return _joined(means), _joined(samples)
+
+
+@torch.no_grad()
+def rung_means(model: HierarchicalModel, images: Tensor) -> list[Array]:
+    """Only the means of `encode`, (N, D_l) per rung, of uint8 images (N, C, H, W)."""
+    device = next(model.parameters()).device
+    starts = range(0, max(1, len(images)), _BATCH)
+    batches = [model.means(to_device(images[start : start + _BATCH], device)) for start in starts]
+    return _joined(batches)
 
 
 @torch.no_grad()
@@ -51,12 +69,16 @@ def encode(model: HierarchicalModel, images: Tensor, generator: torch.Generator)
         pixels = to_device(images[start : start + _BATCH], generator.device)
         drawn = model.infer(pixels, model.noise(len(pixels), generator))
         reconstruction.append(model.likelihood.nll(model.decode(drawn.latents), pixels))
-        parts["means"].append(model.means(pixels))
+        centres = [posterior.mean for posterior in drawn.posteriors]
+        parts["means"].append(centres if model.independent_posteriors else model.means(pixels))
         parts["samples"].append(drawn.latents)
-        parts["centres"].append([posterior.mean for posterior in drawn.posteriors])
+        parts["centres"].append(centres)
         parts["log_sigmas"].append([posterior.log_sigma for posterior in drawn.posteriors])
         parts["kl_dims"].append(drawn.kl_dims)
-    rungs = {
-        name: [torch.cat(rung).cpu().numpy() for rung in zip(*batches, strict=True)] for name, batches in parts.items()
-    }
+    rungs = {name: _joined(batches) for name, batches in parts.items()}
     return Codes(**rungs, reconstruction=torch.cat(reconstruction).cpu().numpy())
+
+
+def _joined(batches: Sequence[Latents]) -> list[Array]:
+    """One array per rung."""
+    return [torch.cat(rung).cpu().numpy() for rung in zip(*batches, strict=True)]

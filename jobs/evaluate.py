@@ -1,40 +1,35 @@
-"""The evaluate job: scores and pictures of one checkpoint on the test split, as a Ray task."""
+"""The evaluate job: scores, pictures and the explorer of one checkpoint, as Ray tasks beside one another."""
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import ray
 import torch
+from numpy.typing import NDArray
 
 from jobs.checkpoint import load_model
 from jobs.cluster import Resources, task_result
-from jobs.codes import draw_codes, encode
 from jobs.config import EvaluateConfig
 from jobs.data.shard_files import DataAccess
 from jobs.data.split import ShardedSplit
 from jobs.device import to_device
-from jobs.errors import UserError
-from jobs.measures import complexity, gibbs, information, label_classifier, probes, sample
+from jobs.disentanglement import FAMILIES, family_scores
+from jobs.encoded import Encoded, encode_splits
+from jobs.explorer import explorer_page
+from jobs.measures import information, sample
+from jobs.model_scores import ModelMeasures, measure_model
 from jobs.pictures import draw_samples, draw_scores
-from jobs.scores import (
-    Scores,
-    bound_scores,
-    effect_scores,
-    factor_scores,
-    hierarchy_scores,
-    likelihood_scores,
-    probe_scores,
-    redundancy_scores,
-)
-from vlae.effects import total_effects
+from jobs.scores import Scores, hierarchy_scores, likelihood_scores
 from vlae.models.base import HierarchicalModel
-from vlae.redundancy import top_k_curve
 
-_TRAIN_IMAGES = 5000  # that probes learn from
-_EFFECT_PAIRS = 1000
-_CHAIN_IMAGES = 1000  # half of them start chains
 _MOST_CPUS = 8
+_DRAWN_IMAGES = 32
+
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -43,37 +38,62 @@ class Evaluation:
 
     scores: Scores
     figures: dict[str, bytes]  # name without .png -> PNG
+    explorer: bytes  # HTML
 
 
 def run_evaluation(
-    checkpoint: Path, access: DataAccess, config: EvaluateConfig, resources: Resources, *, use_gpu: bool
+    checkpoint: Path,
+    access: DataAccess,
+    config: EvaluateConfig,
+    resources: Resources,
+    *,
+    use_gpu: bool,
+    title: str = "",
+    siblings: Sequence[Path] = (),
+    on_progress: Callable[[int, int], None],
 ) -> Evaluation:
-    """Evaluate in a Ray task, on a GPU if there is one and it may be used.
+    """Evaluate in Ray tasks, those that run the model on a GPU if there is one and it may be used.
+
+    Args:
+        checkpoint: its folder, seen by every node.
+        access: of the dataset.
+        config: what to compute, and the seed.
+        resources: of the cluster.
+        use_gpu: whether it may.
+        title: of the explorer.
+        siblings: checkpoints of the same model trained from other seeds, for UDR.
+        on_progress: told how many of how many tasks have ended.
 
     Raises:
-        UserError: the checkpoint or the data is missing or damaged, or no factor has the name of `config.label`.
+        UserError: a checkpoint or the data is missing or damaged, or no factor has the name of `config.label`.
     """
     device = "cuda" if use_gpu and resources.num_gpus else "cpu"
     # A node with a GPU may have few CPUs, and the largest node no GPU.
-    cpus = max(1, min(resources.node_cpus, _MOST_CPUS)) if device == "cpu" else 1
-    task = ray.remote(_evaluate_task).options(num_cpus=cpus, num_gpus=int(device == "cuda"), max_retries=1)
-    result: Evaluation = task_result(task.remote(checkpoint, access, config, cpus, device))
-    return result
+    most = max(1, min(resources.node_cpus, _MOST_CPUS)) if device == "cpu" else 1
 
+    def on_model(function: Callable[..., Any], *arguments: Any, cpus: int) -> Any:
+        task = ray.remote(_with_model).options(num_cpus=cpus, num_gpus=int(device == "cuda"), max_retries=1)
+        return task.remote(function, checkpoint, access, device, cpus, *arguments)
 
-def _evaluate_task(
-    checkpoint: Path, access: DataAccess, config: EvaluateConfig, num_threads: int, device: str
-) -> Evaluation:
-    torch.set_num_threads(num_threads)
-    train, test = ShardedSplit(access, "train"), ShardedSplit(access, "test")
-    model = load_model(checkpoint).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return evaluate_model(model, train, test, config)
+    def on_codes(function: Callable[..., Any], *arguments: Any) -> Any:
+        return ray.remote(function).options(num_cpus=1, max_retries=1).remote(*arguments)
+
+    encoded = on_model(encode_splits, config, tuple(siblings), cpus=most)
+    ray.wait([encoded])
+    # One CPU stays free for the scores of codes, which take as long.
+    beside = max(1, most - 1)
+    told = on_codes(rung_shares, encoded)
+    measured = on_model(measure_model, config, cpus=beside)
+    families = [on_codes(family_scores, family, encoded, config) for family in FAMILIES]
+    drawn = on_model(_draw, config, title, encoded, told, measured, cpus=beside)
+    found = _gather([encoded, told, measured, drawn, *families], on_progress)
+    return _evaluation(found[0], found[1], found[2], found[3], found[4:])
 
 
 def evaluate_model(
     model: HierarchicalModel, train: ShardedSplit, test: ShardedSplit, config: EvaluateConfig
 ) -> Evaluation:
-    """All scores and pictures.
+    """All scores and pictures, in this process.
 
     Args:
         model: in evaluation mode, on its device.
@@ -84,30 +104,82 @@ def evaluate_model(
     Raises:
         UserError: the images do not fit the model, or no factor has the name of `config.label`.
     """
-    if test.image_shape != model.image_shape:
-        raise UserError(f"the model takes images of {model.image_shape}, the test split has {test.image_shape}")
-    device, seed = next(model.parameters()).device, config.seed
-    generator = torch.Generator(device).manual_seed(seed)
-    shown, learned = sample(test, config.num_images, seed), sample(train, _TRAIN_IMAGES, seed)
-    codes, names = encode(model, shown.images, generator), shown.names
-    if not codes.finite:
-        raise UserError("the model's ELBO is not finite on the test split: train it anew with a smaller learning rate")
-    pixels = to_device(shown.images[: max(_CHAIN_IMAGES, config.iw_images)], device)
-    few = pixels[:_CHAIN_IMAGES]
-    told, chains = information(codes, shown.factors), gibbs(model, few, config.gibbs_steps, generator)
-    classifier, classified = label_classifier(train, shown, config, device)
+    encoded = encode_splits(model, train, test, config)
+    told, measured = rung_shares(encoded), measure_model(model, train, test, config)
+    drawn = _draw(model, train, test, config, "", encoded, told, measured)
+    return _evaluation(encoded, told, measured, drawn, [family_scores(family, encoded, config) for family in FAMILIES])
+
+
+def _evaluation(
+    encoded: Encoded,
+    told: Floats,
+    measured: ModelMeasures,
+    drawn: tuple[dict[str, bytes], bytes],
+    families: Sequence[Scores],
+) -> Evaluation:
+    """Everything under one roof."""
+    figures, page = drawn
     scores = {
-        **likelihood_scores(codes, math.prod(model.image_shape), discrete=model.likelihood.kind != "bernoulli"),
-        **bound_scores(model, pixels[: config.iw_images], config.iw_samples, generator),
-        **factor_scores(codes, shown.factors),
-        **hierarchy_scores(told, complexity(learned, shown), names),
-        **probe_scores(
-            probes(draw_codes(model, learned.images, generator), learned, codes.samples, shown, seed), names
-        ),
-        **effect_scores(total_effects(model, _EFFECT_PAIRS, generator, classifier)),
-        **redundancy_scores(top_k_curve(model, few, generator), chains),
-        **classified,
-        "num_parameters": model.num_parameters,
+        **likelihood_scores(encoded.codes, encoded.dimensions, discrete=encoded.discrete),
+        **hierarchy_scores(told, measured.complexity, encoded.names),
+        **measured.scores,
+        **{name: value for family in families for name, value in family.items()},
     }
-    figures = draw_samples(model, pixels[:32], generator) | draw_scores(codes, told, names, chains)
-    return Evaluation({name: float(value) for name, value in scores.items() if math.isfinite(value)}, figures)
+    return Evaluation({name: float(value) for name, value in scores.items() if math.isfinite(value)}, figures, page)
+
+
+def rung_shares(encoded: Encoded) -> Floats:
+    """Share of each factor that each rung tells, (L, K)."""
+    return information(encoded.codes, encoded.factors)
+
+
+def _draw(
+    model: HierarchicalModel,
+    train: ShardedSplit,  # noqa: ARG001  (functions of the model look alike)
+    test: ShardedSplit,
+    config: EvaluateConfig,
+    title: str,
+    encoded: Encoded,
+    told: Floats,
+    measured: ModelMeasures,
+) -> tuple[dict[str, bytes], bytes]:
+    """Figures (PNG by name) and the explorer (HTML)."""
+    device = next(model.parameters()).device
+    generator = torch.Generator(device).manual_seed(config.seed + 2)
+    pixels = to_device(sample(test, min(config.num_images, _DRAWN_IMAGES), config.seed).images, device)
+    figures = draw_samples(model, pixels, generator) | draw_scores(encoded.codes, told, encoded.names, measured.chains)
+    page = explorer_page(
+        model,
+        pixels,
+        title=title,
+        kl_dims=[kl.mean(axis=0) for kl in encoded.codes.kl_dims],
+        information=told if encoded.names else None,
+        names=encoded.names,
+        facts={"test images": f"{len(encoded.factors):,}", "ELBO": f"{encoded.codes.elbo:,.1f} nats per image"},
+    )
+    return figures, page
+
+
+def _with_model(
+    function: Callable[..., Any], checkpoint: Path, access: DataAccess, device: str, threads: int, *arguments: Any
+) -> Any:
+    """A task that needs the model: function(model, train, test, *arguments)."""
+    torch.set_num_threads(threads)
+    train, test = ShardedSplit(access, "train"), ShardedSplit(access, "test")
+    model = load_model(checkpoint).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return function(model, train, test, *arguments)
+
+
+def _gather(tasks: Sequence[Any], on_progress: Callable[[int, int], None]) -> list[Any]:
+    """The results in the order of the tasks; the first failure is raised at once, and the rest is called off."""
+    found: dict[Any, Any] = {}
+    try:
+        while len(found) < len(tasks):
+            (ready, *_), _ = ray.wait([task for task in tasks if task not in found])
+            found[ready] = task_result(ready)
+            on_progress(len(found), len(tasks))
+    except BaseException:
+        for task in tasks:
+            ray.cancel(task)
+        raise
+    return [found[task] for task in tasks]

@@ -22,6 +22,7 @@ from vlae.redundancy import GibbsCurve, gibbs_curve
 
 _INFORMATION_IMAGES = 3000  # every one of them is compared with every other
 _LINEAR_IMAGES = 2000
+_PROBED_IMAGES = 5000  # that a probe learns from
 _CLASSIFIER_IMAGES = 20_000
 _SMALLEST = 16  # pixels that the fixed features need
 _FEWEST = 20  # images of a split that a probe or a distance makes sense for
@@ -64,13 +65,17 @@ def complexity(train: Sample, test: Sample) -> NDArray[np.float64]:
 
 
 def probes(
-    train_rungs: Sequence[Array], train: Sample, test_rungs: Sequence[Array], test: Sample, seed: int
+    train_rungs: Sequence[Array],
+    train_factors: NDArray[np.int64],
+    test_rungs: Sequence[Array],
+    test_factors: NDArray[np.int64],
+    seed: int,
 ) -> RungProbes | None:
     """What a probe reads from the samples of each rung, of all, and of all but one; None without factors or images."""
-    if not train.names or min(len(train.images), len(test.images)) < _FEWEST:
+    if not train_factors.shape[1] or min(len(train_factors), len(test_factors)) < _FEWEST:
         return None
-    threads = torch.get_num_threads()
-    return probe_rungs(train_rungs, train.factors, test_rungs, test.factors, seed=seed, n_jobs=threads)
+    few = slice(_PROBED_IMAGES)
+    return probe_rungs([rung[few] for rung in train_rungs], train_factors[few], test_rungs, test_factors, seed=seed)
 
 
 def label_name(wanted: str, names: Sequence[str]) -> str | None:

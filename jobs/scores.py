@@ -15,8 +15,6 @@ from vlae.metrics import (
     active_units,
     complexity_correlation,
     level_centroids,
-    mig_score,
-    mig_sup_score,
     rates,
     rung_compactness,
     rung_modularity,
@@ -62,12 +60,6 @@ def bound_scores(model: HierarchicalModel, images: Tensor, samples: int, generat
         for name, count in (("iw_bound", samples), ("iw_bound_of_one", 1))
     }
     return {name: float(values.mean()) for name, values in found.items()}
-
-
-def factor_scores(codes: Codes, factors: NDArray[np.int64]) -> Scores:
-    """MIG and MIG-sup of all rungs' means together; NaN where there are no factors."""
-    means = np.concatenate(codes.means, axis=1)
-    return {"mig": mig_score(means, factors), "mig_sup": mig_sup_score(means, factors)}
 
 
 def hierarchy_scores(information: Floats, complexity: Floats, names: Sequence[str]) -> Scores:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import mlflow
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, Metric, Param, RunTag, ViewType
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -66,14 +66,25 @@ class Tracker:
             reason = str(error).strip().split("\n")[0][:300]
             raise UserError(f"MLflow at {self._uri} failed: {reason}; run {AGAIN} again to go on") from error
 
-    def start_run(self, name: str, params: Mapping[str, str], dataset: Dataset, *, key: str) -> str:
+    def start_run(
+        self,
+        name: str,
+        params: Mapping[str, str],
+        dataset: Dataset,
+        *,
+        key: str,
+        tags: Mapping[str, str] | None = None,
+        context: str = "training",
+    ) -> str:
         """The run with this key, made if there is none; a resumed training goes on in its run.
 
         Args:
             name: shown in MLflow.
-            params: settings in command-line spelling.
-            dataset: what it is trained on.
+            params: what runs are compared by.
+            dataset: what it is trained or evaluated on.
             key: identifies the training; kept as the tag `pipeline.key`.
+            tags: more of them.
+            context: what the dataset is for, as MLflow shows it.
 
         Returns:
             The run's id.
@@ -84,12 +95,12 @@ class Tracker:
             )
             run_id = str(found[0].info.run_id) if found else ""
             if not run_id:
-                tags = {"pipeline.key": key, "mlflow.source.name": "python -m pipeline.run"}
-                run_id = str(self.client.create_run(self.experiment, run_name=name, tags=tags).info.run_id)
+                all_tags = {"pipeline.key": key, "mlflow.source.name": "python -m pipeline.run", **(tags or {})}
+                run_id = str(self.client.create_run(self.experiment, run_name=name, tags=all_tags).info.run_id)
             # Said again for a run that is found: a kill may have come before, and equal values are welcome.
             self.client.log_batch(run_id, params=[Param(k, v) for k, v in params.items()])
             if not found or not (found[0].inputs and found[0].inputs.dataset_inputs):
-                self.client.log_inputs(run_id, [DatasetInput(dataset)])
+                self.client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", context)])])
             return run_id
 
     def curve(self, run_id: str) -> "CurveWriter":
@@ -102,12 +113,15 @@ class Tracker:
             history = self.client.get_metric_history(run_id, metric)
         return max((point.step for point in history), default=-1)
 
-    def log_points(self, run_id: str, points: Sequence[Point], model_id: str | None = None) -> None:
-        """Send points of the curves."""
+    def log_points(
+        self, run_id: str, points: Sequence[Point], model_id: str | None = None, dataset: Dataset | None = None
+    ) -> None:
+        """Send points of the curves; with `model_id` and `dataset` they are scores of that model on that data."""
+        name, digest = (dataset.name, dataset.digest) if dataset else (None, None)
         with self.errors():
             for start in range(0, len(points), _BATCH):
                 metrics = [
-                    Metric(key, value, point.time_ms, point.step, model_id=model_id)
+                    Metric(key, value, point.time_ms, point.step, model_id, name, digest)
                     for point in points[start : start + _BATCH]
                     for key, value in point.metrics.items()
                 ]
@@ -118,6 +132,16 @@ class Tracker:
         """Keep the files of a folder as artifacts under `name`."""
         with self.errors():
             self.client.log_artifacts(run_id, str(folder), name)
+
+    def log_file(self, run_id: str, path: Path) -> None:
+        """Keep a file as an artifact."""
+        with self.errors():
+            self.client.log_artifact(run_id, str(path))
+
+    def describe(self, run_id: str, text: str) -> None:
+        """What the run's page begins with, in Markdown."""
+        with self.errors():
+            self.client.set_tag(run_id, "mlflow.note.content", text)
 
     def resume_run(self, run_id: str) -> None:
         """Mark a run as RUNNING."""

@@ -55,6 +55,11 @@ class Config(Section):
         "", description="folder or s3://BUCKET/PREFIX for the shards; empty: the workspace"
     )
     seed: int = Field(0, ge=0, lt=2**63, description="of the weights, the order and the noise")
+    model_uri: str = Field(
+        "",
+        pattern=r"^(models:/[\w.-]+(@[\w-]+|/[1-9]\d*))?$",
+        description="models:/NAME@champion or models:/NAME/3, for stage=evaluate: the registered model to score",
+    )
     force: Stages = Field((), description="stages to run again although they are done")
     dry_run: bool = Field(False, description="print the plan and do nothing")
     output: Literal["text", "json"] = Field("text", description="json: the last line of stdout is one JSON object")
@@ -72,6 +77,12 @@ class Config(Section):
         idle = [stage for stage in self.force if stage not in self.stage]
         if idle:
             raise ValueError(f"force={idle[0]} has no effect without that stage: add it, stage={idle[0]},...")
+        return self
+
+    @model_validator(mode="after")
+    def _registered_models_are_trained(self) -> "Config":
+        if self.model_uri and "train" in self.stage:
+            raise ValueError(f"model_uri={self.model_uri} is a trained model: set stage=evaluate, or shard,evaluate")
         return self
 
     @model_validator(mode="after")

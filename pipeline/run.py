@@ -96,10 +96,11 @@ def run_pipeline(config: Config, report: Reporter) -> dict[str, Any]:
                 workspace.require_source()
             if session is None:
                 # Loads Ray, torch and MLflow: seconds that a wrong word or a skip need not pay.
-                from pipeline.stages import Session  # noqa: PLC0415
+                from pipeline.session import Session  # noqa: PLC0415
+                from pipeline.stages import run_stage  # noqa: PLC0415
 
                 session = Session(workspace, report, stack)
-            session.run(stage, anew=stage in config.force)
+            run_stage(session, stage, anew=stage in config.force)
             outcome[stage] = "resumed" if step.action == "resume" else "done"
     return {"stages": outcome, **results(workspace)}
 
@@ -112,7 +113,7 @@ def results(workspace: Workspace) -> dict[str, Any]:
     scored = (run.read("evaluate") if run else None) or {}
     return {
         "checkpoint": str(run.checkpoints / trained["checkpoint"]) if run and trained else None,
-        **{name: trained.get(name) for name in ("run_id", "weights_sha256")},
+        **{name: trained.get(name, scored.get(name)) for name in ("run_id", "weights_sha256")},
         **{name: scored.get(name) for name in ("model_uri", "scores")},
     }
 

@@ -4,11 +4,10 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from jobs.data.manifest import MANIFEST, Manifest, finished_tasks, read_manifest
@@ -20,46 +19,12 @@ from jobs.store.base import Store
 from jobs.store.open import open_store
 from pipeline.config import Config, Stage, identity, run_settings, spell
 from pipeline.plan import Found, missing_input
+from pipeline.runs import Run
 
 
 def fingerprint(*parts: Any) -> str:
     """Twelve hex digits that change with any part."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
-
-
-@dataclass(frozen=True)
-class Run:
-    """One training in the workspace, named by all that determines it."""
-
-    folder: Path
-
-    @property
-    def checkpoints(self) -> Path:
-        """Folder of the checkpoints."""
-        return self.folder / "checkpoints"
-
-    @property
-    def scratch(self) -> Path:
-        """Ray's own notes; of no use once the training has ended."""
-        return self.folder / "ray"
-
-    @property
-    def figures(self) -> Path:
-        """Pictures of the last evaluation."""
-        return self.folder / "figures"
-
-    @property
-    def has_checkpoint(self) -> bool:
-        """Whether there is anything to resume from."""
-        return self.checkpoints.is_dir() and any(not path.name.startswith(".") for path in self.checkpoints.iterdir())
-
-    def read(self, name: str) -> dict[str, Any] | None:
-        """A record (`run`, `train`, `evaluate`) that was written whole, or None."""
-        try:
-            content = json.loads((self.folder / f"{name}.json").read_text())
-        except (OSError, ValueError):
-            return None
-        return content if isinstance(content, dict) else None
 
 
 class Workspace:
@@ -188,7 +153,11 @@ class Workspace:
         return read_manifest(store) if store else None
 
     def run(self, dataset: Manifest) -> Run:
-        """The training of these settings on this dataset."""
+        """The training of these settings on this dataset, or the evaluation of a registered model on it."""
+        if uri := self.config.model_uri:
+            name = re.sub(r"[@/]", "-", uri.removeprefix("models:/"))
+            key = fingerprint(uri, self.config.tracking.uri, dataset.fingerprint)
+            return Run(self.path / "runs" / f"{name}-on-{self.config.data.name}-{key}")
         key = fingerprint(run_settings(self.config), dataset.fingerprint)
         return Run(self.path / "runs" / f"{self.config.model.name}-{self.config.data.name}-{key}")
 
@@ -205,14 +174,11 @@ def find(workspace: Workspace, stage: Stage) -> Found:
         UserError: the input of the stage is not there, and no requested stage makes it.
     """
     if stage == "shard":
-        if stage in workspace.config.force:  # whatever there is, damaged or not
-            return "nothing"
-        if workspace.dataset():
-            return "done"
-        store = workspace.data_store
-        return "partial" if store and finished_tasks(store) else "nothing"
+        return _find_shards(workspace)
     dataset = workspace.dataset()
     run = workspace.run(dataset) if dataset else None
+    if workspace.config.model_uri:
+        return _find_evaluation(workspace, run)
     trained = run.read("train") if run else None
     if run and stage == "train":
         return "done" if trained else "partial" if run.has_checkpoint else "nothing"
@@ -224,3 +190,23 @@ def find(workspace: Workspace, stage: Stage) -> Found:
     scored = run.read("evaluate")
     wanted = {"key": workspace.evaluate_key(), "weights_sha256": trained["weights_sha256"]}
     return "done" if scored and wanted.items() <= scored.items() else "nothing"
+
+
+def _find_shards(workspace: Workspace) -> Found:
+    if "shard" in workspace.config.force:  # whatever there is, damaged or not
+        return "nothing"
+    if workspace.dataset():
+        return "done"
+    store = workspace.data_store
+    return "partial" if store and finished_tasks(store) else "nothing"
+
+
+def _find_evaluation(workspace: Workspace, run: Run | None) -> Found:
+    """Whether a registered model has been evaluated on these data."""
+    if run is None:
+        if "shard" not in workspace.config.stage:
+            raise UserError("evaluate needs shards, and there are none of this data: run stage=shard,evaluate")
+        return "nothing"
+    scored = run.read("evaluate")
+    moves = "@" in workspace.config.model_uri  # another version may have the alias by now
+    return "done" if scored and not moves and scored["key"] == workspace.evaluate_key() else "nothing"

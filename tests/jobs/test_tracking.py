@@ -10,29 +10,9 @@ from mlflow.entities import Dataset
 from jobs.config import TrackingConfig
 from jobs.errors import UserError
 from jobs.messages import Committed, Point, Started
-from jobs.registry import beats, register
 from jobs.tracking import Tracker
 
 DATASET = Dataset(name="digits", digest="abc", source_type="local", source="/data")
-
-
-@pytest.fixture(scope="session")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A prepared database: making its tables takes seconds."""
-    folder = tmp_path_factory.mktemp("mlflow")
-    Tracker(TrackingConfig(experiment="prepared"), folder)
-    return folder / "mlflow.db"
-
-
-@pytest.fixture
-def tracker(empty_database: Path, tmp_path: Path) -> Tracker:
-    shutil.copy(empty_database, tmp_path / "mlflow.db")
-    return Tracker(TrackingConfig(), tmp_path)
-
-
-@pytest.fixture
-def client(tracker: Tracker, tmp_path: Path) -> MlflowClient:
-    return MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
 
 
 def point(step: int, loss: float = 1.0) -> Point:
@@ -133,52 +113,6 @@ def test_more_points_than_mlflow_takes_at_once(tracker: Tracker, client: MlflowC
     tracker.log_points(run_id, [point(step) for step in range(1200)])
     assert tracker.last_step(run_id, "train/loss") == 1199
     assert tracker.last_step(run_id, "nothing") == -1
-
-
-def test_registry_and_champion(tracker: Tracker, client: MlflowClient, tmp_path: Path) -> None:
-    run_id = tracker.start_run("r", {}, DATASET, key="k")
-    folder = tmp_path / "checkpoint"
-    folder.mkdir()
-    (folder / "model.safetensors").write_bytes(b"weights")
-
-    def registered(weights: str, elbo: float) -> tuple[str, bool]:
-        tags = {"data_fingerprint": "abc", "likelihood": "logistic", "weights_sha256": weights}
-        made = register(
-            tracker, run_id, "digits", folder, params={"seed": "0"}, tags=tags, scores={"elbo": elbo}, select_by="elbo"
-        )
-        return made.uri, made.champion
-
-    assert registered("a", -100.0) == ("models:/digits/1", True)
-    assert registered("b", -90.0) == ("models:/digits/2", True)
-    assert registered("c", -95.0) == ("models:/digits/3", False)
-    assert registered("c", -95.0) == ("models:/digits/3", False)  # an evaluation repeated adds no version
-    assert registered("b", -91.0) == ("models:/digits/2", True)
-    assert client.get_model_version_by_alias("digits", "champion").version == 2
-    version = client.get_model_version("digits", 2)
-    assert version.tags["elbo"] == "-91.0"
-    logged = client.get_logged_model(version.source.removeprefix("models:/"))
-    assert logged.status == "READY"
-    assert logged.params == {"seed": "0"}
-    assert (Path(logged.artifact_location.removeprefix("file://")) / "model.safetensors").read_bytes() == b"weights"
-
-
-@pytest.mark.parametrize(
-    ("champion", "wins"),
-    [
-        (None, True),
-        ({"elbo": "-2.0"}, True),
-        ({"elbo": "-1.0"}, False),
-        ({"elbo": "-0.5"}, False),
-        ({}, True),
-        ({"elbo": "-0.5", "weights_sha256": "w"}, True),
-        ({"elbo": "-2.0", "data_fingerprint": "b"}, False),
-        ({"elbo": "-2.0", "likelihood": "bernoulli"}, False),
-    ],
-)
-def test_who_becomes_champion(champion: dict[str, str] | None, wins: bool) -> None:
-    tags = {"data_fingerprint": "a", "likelihood": "logistic", "weights_sha256": "w"}
-    held = None if champion is None else {**tags, "weights_sha256": "v", **champion}
-    assert beats(-1.0, "elbo", tags, held)[0] is wins
 
 
 def test_a_server_that_is_away_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

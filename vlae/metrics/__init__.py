@@ -1,28 +1,72 @@
 """Measures of codes, as functions of arrays: codes (N, D) float, factors (N, K) int, nats."""
 
+from vlae.metrics.beta_vae import beta_vae_score, beta_vae_score_from
 from vlae.metrics.complexity import factor_complexity
+from vlae.metrics.dci import DciScores, dci_scores, rung_dci_scores
+from vlae.metrics.explicitness import explicitness_score
+from vlae.metrics.factor_sources import EncodedPool, FreshImages
+from vlae.metrics.factor_vae import factor_vae_score, factor_vae_score_from
+from vlae.metrics.few_labels import few_label_accuracy
 from vlae.metrics.frechet import frechet_distance
 from vlae.metrics.hierarchy import complexity_correlation, level_centroids, rung_compactness, rung_modularity
-from vlae.metrics.information import mig_score, mig_sup_score, mutual_information
+from vlae.metrics.infomec import InfoMec, info_mec_scores
+from vlae.metrics.information import (
+    dcimig_score,
+    jemmig_score,
+    mig_score,
+    mig_sup_score,
+    modularity_score,
+    mutual_information,
+)
+from vlae.metrics.irs import irs_score
 from vlae.metrics.probes import RungProbes, probe_accuracy, probe_rungs
 from vlae.metrics.rates import active_units, rates
 from vlae.metrics.rungs import rung_information, rung_mutual_information
+from vlae.metrics.sap import sap_score
+from vlae.metrics.udr import udr_score
+from vlae.metrics.unsupervised import (
+    gaussian_total_correlation,
+    gaussian_wasserstein_correlation,
+    mean_pairwise_mutual_information,
+)
 
 __all__ = [
+    "DciScores",
+    "EncodedPool",
+    "FreshImages",
+    "InfoMec",
     "RungProbes",
     "active_units",
+    "beta_vae_score",
+    "beta_vae_score_from",
     "complexity_correlation",
+    "dci_scores",
+    "dcimig_score",
+    "explicitness_score",
     "factor_complexity",
+    "factor_vae_score",
+    "factor_vae_score_from",
+    "few_label_accuracy",
     "frechet_distance",
+    "gaussian_total_correlation",
+    "gaussian_wasserstein_correlation",
+    "info_mec_scores",
+    "irs_score",
+    "jemmig_score",
     "level_centroids",
+    "mean_pairwise_mutual_information",
     "mig_score",
     "mig_sup_score",
+    "modularity_score",
     "mutual_information",
     "probe_accuracy",
     "probe_rungs",
     "rates",
     "rung_compactness",
+    "rung_dci_scores",
     "rung_information",
     "rung_modularity",
     "rung_mutual_information",
+    "sap_score",
+    "udr_score",
 ]

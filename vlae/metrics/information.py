@@ -3,12 +3,26 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from vlae.metrics.binning import Counted, bin_labels, count_information, factor_labels
+
 Array = NDArray[np.floating]
 Factors = NDArray[np.integer]
 
 
-def check_rows(codes: Array, factors: Factors) -> None:
+def check_codes(codes: Array) -> None:
     """Refuse what no score is defined for.
+
+    Raises:
+        ValueError: not a matrix (N, D), no rows, or codes that are not finite.
+    """
+    if codes.ndim != 2 or not len(codes):
+        raise ValueError(f"codes must be (N, D) with N > 0, got {codes.shape}")
+    if not np.isfinite(codes).all():
+        raise ValueError("codes hold values that are not finite")
+
+
+def check_rows(codes: Array, factors: Factors) -> None:
+    """Refuse what no score of codes and factors is defined for.
 
     Raises:
         ValueError: not two matrices with as many rows, no rows, or codes that are not finite.
@@ -17,18 +31,12 @@ def check_rows(codes: Array, factors: Factors) -> None:
         raise ValueError(
             f"codes (N, D) and factors (N, K) must have the same N > 0, got {codes.shape}, {factors.shape}"
         )
-    if not np.isfinite(codes).all():
-        raise ValueError("codes hold values that are not finite")
+    check_codes(codes)
 
 
-def discretise(codes: Array, bins: int) -> NDArray[np.int64]:
-    """Bin number of each code, (N, D) in 0..bins-1: equal widths between each latent's extremes.
-
-    The edges are those of `numpy.histogram` on the array's own dtype: edges computed otherwise move
-    rows that lie on them, up to a third of the rows where a latent takes few values.
-    """
-    columns = [np.digitize(column, np.histogram(column, bins)[1][:-1]) - 1 for column in codes.T]
-    return np.stack(columns, axis=1).astype(np.int64)
+def discretise(codes: Array | Factors, bins: int) -> NDArray[np.int64]:
+    """Bin number of each code or factor, (N, D) in 0..bins-1, by the edges of `binning.bin_labels`; errors as there."""
+    return bin_labels(codes, bins).values.T.astype(np.int64)
 
 
 def entropy(values: NDArray[np.integer]) -> float:
@@ -41,31 +49,34 @@ def entropy(values: NDArray[np.integer]) -> float:
 def mutual_information(codes: Array, factors: Factors, *, bins: int = 20) -> NDArray[np.float64]:
     """I(z_j; v_k) in nats by counting, (D, K), each latent cut into `bins` bins of equal width.
 
+    The binning is that of Locatello et al. 2019: the edges of `numpy.histogram` on the dtype of the codes.
+
     Args:
-        codes: (N, D) float.
+        codes: (N, D) float, posterior means.
         factors: (N, K) int.
-        bins: per latent.
+        bins: per latent, at least 1; may be more than N.
 
     Raises:
-        ValueError: shapes that do not fit, or codes that are not finite.
+        ValueError: shapes that do not fit, no latents, codes that are not finite or whose range overflows
+            their dtype, or fewer than one bin.
+
+    Returns:
+        In [0, min(log bins, H(v_k))]; exactly 0 for a constant latent or factor, and for less than 1e-12.
     """
+    return _counted(codes, factors, bins).information
+
+
+def _counted(codes: Array, factors: Factors, bins: int) -> Counted:
     check_rows(codes, factors)
-    binned = discretise(codes, bins)
-    out = np.empty((codes.shape[1], factors.shape[1]))
-    for k in range(factors.shape[1]):
-        _, values = np.unique(factors[:, k], return_inverse=True)
-        size = int(values.max()) + 1
-        for j in range(codes.shape[1]):
-            joint = np.bincount(binned[:, j] * size + values, minlength=bins * size).reshape(bins, size) / len(codes)
-            independent = joint.sum(1, keepdims=True) * joint.sum(0, keepdims=True)
-            seen = joint > 0
-            out[j, k] = (joint[seen] * np.log(joint[seen] / independent[seen])).sum()
-    return np.maximum(out, 0)
+    if not codes.shape[1]:
+        raise ValueError(f"need at least one latent, got codes {codes.shape}")
+    return count_information(bin_labels(codes, bins), factor_labels(factors))
 
 
-def _varying(factors: Factors) -> Factors:
-    """Factors that take more than one value; about the others there is nothing to know."""
-    return factors[:, [len(np.unique(column)) > 1 for column in factors.T]]
+def _counted_varying(codes: Array, factors: Factors, bins: int) -> Counted:
+    """Of the factors that take more than one value; about the others there is nothing to know."""
+    check_rows(codes, factors)
+    return _counted(codes, factors[:, factors.max(axis=0) > factors.min(axis=0)], bins)
 
 
 def _gap(information: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -81,38 +92,91 @@ def mig_score(codes: Array, factors: Factors, *, bins: int = 20) -> float:
     (Chen et al. 2018, eq. 6, with the binning of Locatello et al. 2019).
 
     Args:
-        codes: (N, D) float, posterior means.
+        codes: (N, D) float, posterior means. Of a single latent the gap is to 0.
         factors: (N, K) int; factors with one value are left out.
         bins: per latent. A perfect code stays below 1 where a factor has more values than bins.
 
     Raises:
-        ValueError: shapes that do not fit, or codes that are not finite.
+        ValueError: as `mutual_information`.
 
     Returns:
         In [0, 1], higher is better; NaN if no factor varies.
     """
-    check_rows(codes, factors)
-    varying = _varying(factors)
-    if not varying.shape[1]:
-        return float("nan")
-    entropies = np.array([entropy(column) for column in varying.T])
-    return float((_gap(mutual_information(codes, varying, bins=bins).T) / entropies).mean())
+    information, _, entropies = _counted_varying(codes, factors, bins)
+    return float((_gap(information.T) / entropies).mean()) if len(entropies) else float("nan")
 
 
 def mig_sup_score(codes: Array, factors: Factors, *, bins: int = 20) -> float:
     """The gap seen from the latents: does each active latent hold one factor? (Li et al. 2020)
 
     Mean over the latents with a variance above 0.01 of the gap between the two factors that it knows
-    most of, each as a share of the factor's entropy.
+    most of, each as a share of the factor's entropy. Arguments and errors as for `mig_score`.
 
     Returns:
         In [0, 1], higher is better; 0 if no latent is active; NaN if fewer than two factors vary.
     """
-    check_rows(codes, factors)
-    varying = _varying(factors)
-    if varying.shape[1] < 2:
+    information, _, entropies = _counted_varying(codes, factors, bins)
+    if len(entropies) < 2:
         return float("nan")
-    entropies = np.array([entropy(column) for column in varying.T])
-    shares = mutual_information(codes, varying, bins=bins) / entropies
     active = codes.var(axis=0) > 1e-2
-    return float(_gap(shares[active]).mean()) if active.any() else 0.0
+    return float(_gap(information[active] / entropies).mean()) if active.any() else 0.0
+
+
+def modularity_score(codes: Array, factors: Factors, *, bins: int = 20) -> float:
+    """Does each latent tell of one factor only? (Ridgeway & Mozer 2018, section 3)
+
+    Mean over the latents of 1 - (sum_k I_jk^2 - max_k I_jk^2) / (max_k I_jk^2 (K - 1)), 0 for a latent that
+    tells nothing. Arguments and errors as for `mig_score`.
+
+    Returns:
+        In [0, 1], higher is better, but not comparable between codes with more and fewer dead latents: a
+        perfect code with as many constant latents has half, and pure noise about .7, its counts being
+        uneven by chance. NaN if fewer than two factors vary.
+    """
+    squares = _counted_varying(codes, factors, bins).information ** 2
+    factors_left = squares.shape[1]
+    if factors_left < 2:
+        return float("nan")
+    largest = squares.max(axis=1)
+    told = largest > 0
+    rest = (squares.sum(axis=1) - largest)[told] / (largest[told] * (factors_left - 1))
+    return float((1 - rest).sum() / len(squares))
+
+
+def dcimig_score(codes: Array, factors: Factors, *, bins: int = 20) -> float:
+    """How much of the factors is held by latents of their own? (DCIMIG, or 3CharM: Sepliarskaia et al. 2019)
+
+    A latent stands for the factor that it tells most of, by the gap to the next factor; a factor counts the
+    best of its latents: sum_k max_j gap_j / sum_k H(v_k). Arguments and errors as for `mig_score`.
+
+    Returns:
+        In [0, 1], higher is better; duplicated and dead latents cost nothing. NaN if fewer than two factors vary.
+    """
+    information, _, entropies = _counted_varying(codes, factors, bins)
+    if len(entropies) < 2:
+        return float("nan")
+    held = np.zeros(len(entropies))
+    np.maximum.at(held, information.argmax(axis=1), _gap(information))
+    return float(held.sum() / entropies.sum())
+
+
+def jemmig_score(codes: Array, factors: Factors, *, bins: int = 20) -> float:
+    """Is each factor held by one latent, and does that latent hold nothing else? (Do & Tran 2020)
+
+    Joint entropy minus mutual information gap, in its normalised form where higher is better: mean over the
+    factors of 1 - (H(v_k, z_j*) - I_(1)k + I_(2)k) / (H(v_k) + log bins), j* the latent that tells most of v_k.
+    Of latents that tell equally much, the one with the smallest joint entropy, so that their order does not
+    matter. Arguments and errors as for `mig_score`.
+
+    Returns:
+        In [0, 1]; 1 = every value of a factor has a bin of its latent to itself. A constant code does not get 0
+        but log bins / (H(v_k) + log bins), for it adds nothing to the joint entropy: beside the other scores
+        only. NaN if no factor varies.
+    """
+    information, latents, entropies = _counted_varying(codes, factors, bins)
+    if not len(entropies):
+        return float("nan")
+    joint = latents[:, None] + entropies - information
+    best = information > information.max(axis=0) - 1e-9  # the same but for rounding
+    smallest = np.where(best, joint, np.inf).min(axis=0)
+    return float((1 - (smallest - _gap(information.T)) / (entropies + np.log(bins))).mean())

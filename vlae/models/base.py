@@ -95,6 +95,11 @@ class HierarchicalModel(nn.Module, ABC):
         """How many parameters are trained."""
         return sum(part.numel() for part in self.parameters() if part.requires_grad)
 
+    @property
+    def independent_posteriors(self) -> bool:
+        """Whether no posterior depends on what was drawn in another rung: the means of `infer` are then `means`."""
+        return len(self.latent_dims) == 1
+
     def means(self, images: Tensor) -> Latents:
         """Posterior means, each rung given the means of those it depends on."""
         zeros = [torch.zeros(len(images), dim, device=images.device) for dim in self.latent_dims]

@@ -63,6 +63,11 @@ class Vlae(HierarchicalModel):
             posteriors, [q.standard() for q in posteriors], latents, [q.kl_to_standard() for q in posteriors]
         )
 
+    @property
+    def independent_posteriors(self) -> bool:
+        """Rungs are independent given x."""
+        return True
+
     def prior(self, noise: Latents, given: Given | None = None) -> Latents:
         """The prior of every rung is N(0, I): the noise itself."""
         if given is None:

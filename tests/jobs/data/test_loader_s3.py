@@ -53,6 +53,8 @@ def test_batches_are_those_of_a_local_dataset(access: DataAccess, digit_dataset:
     np.testing.assert_array_equal(there.factors(numbers), here.factors(numbers))
 
 
+# On every kind of object; tests/jobs/store/test_s3.py has the faults one by one, among the fast tests.
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["503", "reset", "truncate", "lose", "flip"])
 def test_faults_change_nothing(access: DataAccess, proxy: FaultProxy, digit_dataset: Path, kind: str) -> None:
     expected = all_images(open_split(digit_dataset, "train"))
@@ -69,6 +71,7 @@ def test_a_second_process_reads_its_nodes_copies(access: DataAccess, proxy: Faul
     assert {hit.path.rpartition("/")[2].partition("?")[0] for hit in proxy.hits} == {"manifest.json"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["train-00001.tar", "train-00001.index.npy"])
 @pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
 def test_damaged_objects_are_named(access: DataAccess, name: str, damage: str) -> None:

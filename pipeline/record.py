@@ -1,0 +1,69 @@
+"""What MLflow keeps of a run besides its curves: the params to compare it by, the command that repeats it."""
+
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+from pydantic import BaseModel
+
+from pipeline.config import GROUPS, STAGES, Config, run_settings
+
+# Shown for every run, whatever they are set to; other settings only where they are not the default.
+_ALWAYS = (
+    "seed",
+    "data",
+    "model",
+    "model.latent_dims",
+    "model.width",
+    "objective.beta",
+    "train.steps",
+    "train.batch_size",
+    "train.learning_rate",
+)
+
+
+def changed_settings(config: Config) -> dict[str, str]:
+    """The settings that define a training and are not the default, in command-line spelling."""
+    chosen = {group: {"name": getattr(config, group).name, **_required(getattr(config, group))} for group in GROUPS}
+    default = run_settings(Config.model_validate(chosen)) | {group: getattr(Config(), group).name for group in GROUPS}
+    required = {f"{group}.{name}" for group, values in chosen.items() for name in values}
+    return {key: value for key, value in run_settings(config).items() if value != default[key] or key in required}
+
+
+def _required(section: BaseModel) -> dict[str, Any]:
+    """The settings of a section that have no default."""
+    return {name: getattr(section, name) for name, field in type(section).model_fields.items() if field.is_required()}
+
+
+def command_line(config: Config) -> str:
+    """The command that repeats a training, with every setting that is not the default."""
+    return _command(f"stage={','.join(STAGES)}", changed_settings(config))
+
+
+def evaluation_command(config: Config, model_uri: str) -> str:
+    """The command that repeats the evaluation of a registered model on these data."""
+    data = {key: value for key, value in changed_settings(config).items() if key.partition(".")[0] == "data"}
+    return _command("stage=shard,evaluate", {"model_uri": model_uri, **data})
+
+
+def _command(stage: str, settings: Mapping[str, str]) -> str:
+    words = [stage, *(f"{key}={value}" for key, value in settings.items())]
+    return shlex.join(["python", "-m", "pipeline.run", *words])
+
+
+def params(config: Config, num_parameters: int) -> dict[str, str]:
+    """What runs are compared by: few and named well, depth and capacity as numbers."""
+    dims = config.model.latent_dims
+    settings, changed = run_settings(config), changed_settings(config)
+    return {
+        "depth": str(len(dims)),
+        "latents": str(sum(dims)),
+        "parameters": str(num_parameters),
+        **{key: value for key, value in settings.items() if key in _ALWAYS or key in changed},
+    }
+
+
+def settings_file(settings: Mapping[str, str]) -> str:
+    """All settings of a training as a preset: `preset=settings.yaml` repeats it, whatever later defaults are."""
+    return yaml.safe_dump(dict(settings), sort_keys=False)

@@ -1,0 +1,66 @@
+"""The trainings and evaluations in a workspace: a folder each, with records that are whole. Light: no torch."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training in the workspace, named by all that determines it."""
+
+    folder: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.folder / "checkpoints"
+
+    @property
+    def scratch(self) -> Path:
+        """Ray's own notes; of no use once the training has ended."""
+        return self.folder / "ray"
+
+    @property
+    def figures(self) -> Path:
+        """Pictures of the last evaluation."""
+        return self.folder / "figures"
+
+    @property
+    def explorer(self) -> Path:
+        """The page to explore the rungs with, of the last evaluation."""
+        return self.folder / "explorer.html"
+
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether there is anything to resume from."""
+        return self.checkpoints.is_dir() and any(not path.name.startswith(".") for path in self.checkpoints.iterdir())
+
+    def read(self, name: str) -> dict[str, Any] | None:
+        """A record (`run`, `train`, `evaluate`) that was written whole, or None."""
+        try:
+            content = json.loads((self.folder / f"{name}.json").read_text())
+        except (OSError, ValueError):
+            return None
+        return content if isinstance(content, dict) else None
+
+
+def siblings(run: Run, settings: Mapping[str, str], data_fingerprint: str) -> list[Path]:
+    """Checkpoints of finished trainings beside `run` that differ from it in the seed alone, in order of their seeds.
+
+    Args:
+        run: one training.
+        settings: that define it, in command-line spelling.
+        data_fingerprint: of the dataset that it was trained on.
+    """
+    found = {}
+    for folder in run.folder.parent.iterdir():
+        other = Run(folder)
+        record, trained = other.read("run"), other.read("train")
+        if folder == run.folder or not record or not trained or record.get("data_fingerprint") != data_fingerprint:
+            continue
+        if {**record["settings"], "seed": ""} == {**settings, "seed": ""}:
+            found[int(record["settings"]["seed"])] = other.checkpoints / trained["checkpoint"]
+    return [found[seed] for seed in sorted(found)]

@@ -1,0 +1,107 @@
+"""What the stages of one command share: settings, cluster, tracking, dataset. Imported once something has to run."""
+
+import uuid
+from collections.abc import Mapping
+from contextlib import ExitStack
+from functools import cached_property
+
+import numpy as np
+from mlflow.entities import Dataset
+
+from jobs.cluster import Resources, cluster
+from jobs.data.manifest import Manifest
+from jobs.data.split import ShardedSplit
+from jobs.errors import UserError
+from jobs.files import write_json
+from jobs.logged import Origin
+from jobs.tracking import Tracker
+from pipeline.config import run_settings
+from pipeline.record import command_line, params
+from pipeline.report import Reporter
+from pipeline.runs import Run
+from pipeline.workspace import Workspace
+from vlae.build import num_parameters
+
+_EXAMPLES = 4  # images that are kept with a model to try it on
+
+
+class Session:
+    """Ray and MLflow start when the first stage needs them, and once.
+
+    Args:
+        workspace: of the command's settings.
+        report: where progress goes.
+        stack: closes what the session opened.
+    """
+
+    def __init__(self, workspace: Workspace, report: Reporter, stack: ExitStack) -> None:
+        self.workspace, self.config, self.report, self._stack = workspace, workspace.config, report, stack
+
+    @cached_property
+    def resources(self) -> Resources:
+        """Of the Ray cluster."""
+        return self._stack.enter_context(cluster(self.config.ray))
+
+    @cached_property
+    def tracker(self) -> Tracker:
+        """The MLflow experiment."""
+        return Tracker(self.config.tracking, self.workspace.path)
+
+    @cached_property
+    def dataset(self) -> Manifest:
+        """The shards.
+
+        Raises:
+            UserError: there are none.
+        """
+        manifest = self.workspace.dataset()
+        if manifest is None:
+            raise UserError(f"no shards in {self.workspace.access.url}: add shard to the stages")
+        return manifest
+
+    @cached_property
+    def run(self) -> Run:
+        """The training, or the evaluation of a registered model, of these settings on this dataset."""
+        return self.workspace.run(self.dataset)
+
+    @property
+    def data(self) -> Dataset:
+        """The dataset as MLflow knows it."""
+        return Dataset(
+            name=self.config.data.name,
+            digest=self.dataset.fingerprint,
+            source_type="s3" if self.workspace.access.url.startswith("s3:") else "local",
+            source=self.workspace.access.url,
+        )
+
+    def count_parameters(self, image_shape: tuple[int, int, int]) -> int:
+        """Trained parameters of the model for images (height, width, channels).
+
+        Raises:
+            UserError: it cannot be built for them.
+        """
+        height, width, channels = image_shape
+        try:
+            return num_parameters(self.config.model, (channels, height, width))
+        except ValueError as error:
+            raise UserError(str(error)) from error
+
+    @cached_property
+    def origin(self) -> Origin:
+        """The training's MLflow run, and what its models are recorded with."""
+        found = params(self.config, self.count_parameters(self.dataset.image_shape))
+        name = f"{self.config.model.name}-{self.config.data.name}"
+        run_id = self.start_run(name, found, command_line(self.config), context="training")
+        example = ShardedSplit(self.workspace.access, "train").images(np.arange(_EXAMPLES))
+        return Origin(run_id, name, found, self.data, example)
+
+    def start_run(self, name: str, found: Mapping[str, str], command: str, *, context: str) -> str:
+        """The MLflow run of `run`; the key that finds it is written first, so that no kill leaves a second run."""
+        self.run.folder.mkdir(parents=True, exist_ok=True)
+        record = self.run.read("run")
+        if record is None:
+            settings = {} if self.config.model_uri else run_settings(self.config)
+            record = {"key": uuid.uuid4().hex, "settings": settings, "data_fingerprint": self.dataset.fingerprint}
+            write_json(self.run.folder / "run.json", record)
+        tags = {"command": command, "data_fingerprint": self.dataset.fingerprint}
+        return self.tracker.start_run(name, found, self.data, key=record["key"], tags=tags, context=context)

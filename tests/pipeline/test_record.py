@@ -1,0 +1,41 @@
+"""What is recorded of a run repeats it."""
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import run_settings
+from pipeline.record import changed_settings, command_line, params, settings_file
+from pipeline.settings import read_config
+
+COMMANDS = [
+    [],
+    ["preset=fashion-mnist", "model=hvae", "seed=3"],
+    ["data=images", "data.folder=/some pictures", "objective.beta=1,2,3"],
+    ["preset=release-svhn"],
+    ["preset=compare", "model=lvae", "model.norm_heads=true"],
+]
+
+
+@pytest.mark.parametrize("words", COMMANDS)
+def test_the_command_and_the_settings_file_name_the_same_run(words: list[str], tmp_path: Path) -> None:
+    config = read_config(words)
+    python, flag, module, *again = shlex.split(command_line(config))
+    assert (python, flag, module) == ("python", "-m", "pipeline.run")
+    assert run_settings(read_config(again)) == run_settings(config)
+    file = tmp_path / "settings.yaml"
+    file.write_text(settings_file(run_settings(config)))
+    assert run_settings(read_config([f"preset={file}"])) == run_settings(config)
+
+
+def test_only_what_is_not_the_default_is_in_the_command() -> None:
+    assert command_line(read_config([])) == "python -m pipeline.run stage=shard,train,evaluate"
+    config = read_config(["train.steps=7", "data=fashion_mnist"])
+    assert changed_settings(config) == {"data": "fashion_mnist", "train.steps": "7"}
+
+
+def test_params_hold_depth_and_capacity() -> None:
+    found = params(read_config(["model.latent_dims=2,3", "train.beta2=0.9"]), 1234)
+    assert {"depth": "2", "latents": "5", "parameters": "1234", "train.beta2": "0.9"}.items() <= found.items()
+    assert len(found) < 15

@@ -1,0 +1,29 @@
+"""Fixtures around MLflow itself, on a SQLite file. conftest.py loads them, for all tests."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from jobs.config import TrackingConfig
+from jobs.tracking import Tracker
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A prepared database: making its tables takes seconds."""
+    folder = tmp_path_factory.mktemp("mlflow")
+    Tracker(TrackingConfig(experiment="prepared"), folder)
+    return folder / "mlflow.db"
+
+
+@pytest.fixture
+def tracker(empty_database: Path, tmp_path: Path) -> Tracker:
+    shutil.copy(empty_database, tmp_path / "mlflow.db")
+    return Tracker(TrackingConfig(), tmp_path)
+
+
+@pytest.fixture
+def client(tracker: Tracker, tmp_path: Path) -> MlflowClient:
+    return MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")

@@ -1,0 +1,107 @@
+"""InfoMEC against its definition by brute force, closed forms, and on input with a known answer."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.integrate import quad
+from scipy.stats import norm
+
+from benchmarks.reference.representations import NAMES, representation
+from vlae.metrics.infomec import info_mec_scores
+
+GOLDEN = json.loads((Path(__file__).parent / "golden" / "infomec.json").read_text())
+RNG = np.random.default_rng(0)
+FACTORS = np.stack([RNG.integers(0, size, 500) for size in (3, 4)], axis=1)
+NOISE = RNG.normal(size=(500, 2))
+CODES = FACTORS + 0.1 * NOISE
+SCORES = ("infom", "infoc", "infoe")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_agrees_with_the_reference(name: str) -> None:
+    data = representation(name)
+    found = info_mec_scores(data.train_codes, data.train_factors)
+    # Codes that are equal are ordered by noise, which moves the published estimate itself by .01.
+    tolerance = 0.03 if name == "exact" else 0.005
+    for score in SCORES:
+        np.testing.assert_allclose(getattr(found, score), GOLDEN[name][score], atol=tolerance, err_msg=score)
+
+
+def test_shares_are_those_of_the_true_information() -> None:
+    """Two binary factors a and b, one latent 3 a + b + noise: InfoM from two integrals."""
+    rows = 6000
+    bits = RNG.integers(0, 2, (rows, 2))
+    code = (bits @ np.array([3, 1]) + RNG.normal(0, 0.5, rows))[:, None]
+
+    def information(groups: list[list[float]]) -> float:
+        """I in nats between the latent and which of two equally likely groups of means it comes from."""
+
+        def density(x: float) -> float:
+            each = [float(norm.pdf(x, group, 0.5).mean()) for group in groups]
+            middle = sum(each) / 2
+            return sum(p * np.log(p / middle) / 2 for p in each if p > 0)
+
+        return quad(density, -3, 7, limit=200)[0]
+
+    first, second = information([[0, 1], [3, 4]]), information([[0, 3], [1, 4]])
+    expected = 2 * max(first, second) / (first + second) - 1
+    assert info_mec_scores(code, bits).infom == pytest.approx(expected, abs=0.03)
+
+
+def test_explained_information_of_a_linear_model() -> None:
+    """Rows at +1 and -1 that flip with probability q: no classifier explains more than 1 - H(q) / log 2."""
+    bits = np.arange(400)[:, None] % 2
+    codes = np.where(np.arange(400)[:, None] < 80, 1 - bits, bits) * 2.0 - 1
+    expected = 1 + (0.2 * np.log(0.2) + 0.8 * np.log(0.8)) / np.log(2)
+    assert info_mec_scores(codes, bits).infoe == pytest.approx(expected, abs=1e-4)
+
+
+def test_scale_order_and_names_do_not_matter() -> None:
+    plain = info_mec_scores(CODES, FACTORS)
+    for codes, factors in ((7 - 40 * CODES, FACTORS), (CODES[:, ::-1], FACTORS), (CODES, 5 * FACTORS[:, ::-1])):
+        found = info_mec_scores(codes, factors)
+        for score in SCORES:
+            assert getattr(found, score) == pytest.approx(getattr(plain, score), abs=2e-3)
+
+
+def test_latents_of_a_small_range_are_inactive_but_read() -> None:
+    """The second factor is in a latent of small range: InfoM and InfoC do not see it, InfoE does."""
+    found = info_mec_scores(CODES * np.array([1, 1e-3]), FACTORS)
+    assert np.isnan(found.infoc)
+    assert found.infom > 0.9
+    assert found.infoe > 0.99
+
+
+def test_nothing_to_know() -> None:
+    dead = info_mec_scores(np.ones((500, 2)), FACTORS)
+    assert (dead.infom, dead.infoc) == (0, 0)
+    assert dead.infoe == pytest.approx(0, abs=0.01)
+    still = np.stack([FACTORS[:, 0], np.full(500, 3)], axis=1)
+    one = info_mec_scores(CODES, still)
+    assert np.isnan(one.infom)
+    assert np.isfinite([one.infoc, one.infoe]).all()
+    for factors in (still[:, 1:], np.arange(500)[:, None]):
+        nothing = info_mec_scores(CODES, factors)
+        assert np.isnan([nothing.infom, nothing.infoc, nothing.infoe]).all()
+
+
+def test_few_rows_have_fewer_neighbours() -> None:
+    codes = np.array([[0.0, 5.0], [0.1, 1.0], [3.0, 4.0], [3.1, 2.0], [9.0, 3.0]])
+    found = info_mec_scores(codes, np.array([[0, 0], [0, 1], [1, 0], [1, 1], [2, 0]]))
+    assert np.isfinite([found.infom, found.infoc, found.infoe]).all()
+
+
+def test_seed_and_refusals() -> None:
+    repeated = FACTORS.astype(float)
+    assert info_mec_scores(repeated, FACTORS, seed=1) == info_mec_scores(repeated, FACTORS, seed=1)
+    assert info_mec_scores(repeated, FACTORS, seed=1) != info_mec_scores(repeated, FACTORS, seed=2)
+    with pytest.raises(ValueError, match="same N"):
+        info_mec_scores(CODES[1:], FACTORS)
+    with pytest.raises(ValueError, match="not finite"):
+        info_mec_scores(np.full((500, 2), np.inf), FACTORS)
+    with pytest.raises(ValueError, match="neighbours 0"):
+        info_mec_scores(CODES, FACTORS, neighbours=0)
+    with pytest.raises(ValueError, match="need latents"):
+        info_mec_scores(CODES[:, :0], FACTORS)
