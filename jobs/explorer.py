@@ -9,7 +9,7 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -73,24 +73,38 @@ def explorer_page(
     scores = {
         "title": title,
         "facts": list((facts or {}).items()),
-        "rungs": [
-            {"rate": _finite(sum(rates)), "dims": len(rates), "active": int((np.asarray(rates) > _ACTIVE).sum())}
-            for rates in kl_dims
-        ],
+        "rungs": [_rung(np.asarray(rates)) for rates in kl_dims],
         "names": list(names),
         "information": None if information is None else [[_finite(value) for value in row] for row in information],
     }
-    probe, tile_bytes = _probe(model, noise, latents), dict[tuple[str, int], float]()
+    for plan in _promising(model, noise, latents):
+        page = _fill(scores | _pictures(model, images, noise, latents, plan))
+        if len(page) <= _limit(plan):
+            return page
+    raise ValueError(f"no page of {MOST_BYTES:,} bytes holds this model")
+
+
+def _rung(rates: Floats) -> dict[str, Any]:
+    return {"rate": _finite(rates.sum()), "dims": len(rates), "active": int((rates > _ACTIVE).sum())}
+
+
+def _promising(model: HierarchicalModel, noise: Latents, latents: list[_Latent]) -> Iterator[Plan]:
+    """The plans whose pages should be small enough, by what strips of the first image's busiest latents take."""
+    grid, one = PLANS[0].grid(quiet=False).to(noise[0])[None], [part[:1] for part in noise]
+    probe = torch.cat([latent_strips(model, one, latent.rung, [latent.dim], grid) for latent in latents[:3]])
+    tile_bytes: dict[tuple[str, int], float] = {}
     for plan in PLANS:
-        limit, way = _LOSSLESS_BYTES if plan.codec is LOSSLESS else MOST_BYTES, (plan.codec.name, plan.side)
+        way = plan.codec.name, plan.side
         if way not in tile_bytes:
             tile_bytes[way] = sum(len(plan.sprite(strip, len(strip))) for strip in probe) / math.prod(probe.shape[:2])
-        tiles = _tiles(plan, latents, len(images), len(kl_dims))
-        if tile_bytes[way] * tiles <= limit and math.prod(plan.tile(model.image_shape)) * tiles <= _MOST_PIXELS:
-            page = _fill(scores | _pictures(model, images, noise, latents, plan))
-            if len(page) <= limit:
-                return page
-    raise ValueError(f"no page of {MOST_BYTES:,} bytes holds this model")
+        tiles = _tiles(plan, latents, len(noise[0]), len(noise))
+        pixels = tiles * math.prod(plan.tile(model.image_shape))
+        if tile_bytes[way] * tiles <= _limit(plan) and pixels <= _MOST_PIXELS:
+            yield plan
+
+
+def _limit(plan: Plan) -> int:
+    return _LOSSLESS_BYTES if plan.codec is LOSSLESS else MOST_BYTES
 
 
 def _fill(content: dict[str, Any]) -> bytes:
@@ -148,12 +162,6 @@ def _strips(model: HierarchicalModel, noise: Latents, latents: list[_Latent], pl
         "own": [_finite(noise[latent.rung][0, latent.dim].item()) for latent in latents],
         "strips": [sprites[latent] for latent in latents],
     }
-
-
-def _probe(model: HierarchicalModel, noise: Latents, latents: list[_Latent]) -> Tensor:
-    """Pictures to measure the codecs on: strips of the first image's busiest latents, (3, P, C, H, W) or fewer."""
-    grid, one = PLANS[0].grid(quiet=False).to(noise[0])[None], [part[:1] for part in noise]
-    return torch.cat([latent_strips(model, one, latent.rung, [latent.dim], grid) for latent in latents[:3]])
 
 
 def _tiles(plan: Plan, latents: list[_Latent], images: int, rungs: int) -> int:

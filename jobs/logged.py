@@ -21,7 +21,7 @@ class Origin:
     """Where a checkpoint comes from."""
 
     run_id: str  # of the training
-    name: str  # of the model, the same for all its checkpoints
+    name: str  # of the run, from which its checkpoints have theirs
     params: Mapping[str, str]  # of the run
     dataset: Dataset  # that it was trained on
     example: Tensor  # (n, C, H, W) uint8, a few of its images
@@ -68,7 +68,7 @@ def _create(tracker: Tracker, origin: Origin, checkpoint: Path, step: int, weigh
     client = tracker.client
     model = client.create_logged_model(
         tracker.experiment,
-        name=origin.name,
+        name=f"{origin.name}-step{step}",
         source_run_id=origin.run_id,
         params={**origin.params, "step": str(step)},
         tags={"weights_sha256": weights_sha256, "step": str(step), "data_fingerprint": str(origin.dataset.digest)},

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from urllib.parse import urlencode
 
 # Score, the range to expect, what it says; docs/metrics.md has all of them.
-_HEADLINES = (
+HEADLINES = (
     ("elbo", "nats per image", "evidence lower bound, higher is better"),
     ("bits_per_dim", "0..8", "the same per pixel and channel, lower is better"),
     ("kl", "nats per image", "rate of all rungs together"),
@@ -33,7 +33,7 @@ def description(run_id: str, scores: Mapping[str, float], command: str) -> str:
     """
     # Relative to the page, so that it holds for any server and any port.
     picture = f"get-artifact?{urlencode({'path': 'figures/blocks.png', 'run_uuid': run_id})}"
-    rows = [f"| `{name}` | {scores[name]:.4g} | {span} | {text} |" for name, span, text in _HEADLINES if name in scores]
+    rows = [f"| `{name}` | {scores[name]:.4g} | {span} | {text} |" for name, span, text in HEADLINES if name in scores]
     lines = [
         f"![Only one rung varies in each block]({picture})",
         "",

@@ -15,7 +15,7 @@ from jobs.messages import Point, Started
 from jobs.registry import Registered, fetch, register
 from pipeline.config import run_settings
 from pipeline.describe import description
-from pipeline.record import command_line, evaluation_command
+from pipeline.record import command_line, evaluation_command, run_name
 from pipeline.report import score_table
 from pipeline.runs import siblings
 from pipeline.session import Session
@@ -88,7 +88,7 @@ def _scored(session: Session, checkpoint: Path, others: list[Path]) -> Evaluatio
         config.evaluate,
         session.resources,
         use_gpu=config.train.device != "cpu",
-        title=f"{config.model_uri or config.model.name} on {config.data.name}",
+        title=f"{config.model_uri} on {config.data.name}" if config.model_uri else run_name(config),
         siblings=others,
         on_progress=lambda done, total: session.report.progress(f"evaluate {done} of {total} parts done"),
     )
@@ -142,7 +142,8 @@ def _evaluate_registered(session: Session) -> None:
     fetched = fetch(tracker, config.model_uri, run.folder / "model")
     evaluation = _scored(session, fetched.checkpoint, [])
     meta = read_meta(fetched.checkpoint)
-    params = {"model_uri": fetched.uri, "data": config.data.name, "depth": str(len(meta["model"]["latent_dims"]))}
+    depth = str(len(meta["model"]["latent_dims"]))
+    params = {"model_uri": fetched.uri, "data": config.data.name, "capacity.depth": depth}
     name = f"{fetched.uri.removeprefix('models:/').replace('/', '-v')}-on-{config.data.name}"
     command = evaluation_command(config, fetched.uri)
     run_id = session.start_run(name, params, command, context="evaluation")

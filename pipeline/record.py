@@ -53,15 +53,24 @@ def _command(stage: str, settings: Mapping[str, str]) -> str:
 
 
 def params(config: Config, num_parameters: int) -> dict[str, str]:
-    """What runs are compared by: few and named well, depth and capacity as numbers."""
+    """What runs are compared by: few and named well, depth and capacity as numbers.
+
+    MLflow draws the first three, by name, as parallel coordinates.
+    """
     dims = config.model.latent_dims
     settings, changed = run_settings(config), changed_settings(config)
     return {
-        "depth": str(len(dims)),
-        "latents": str(sum(dims)),
-        "parameters": str(num_parameters),
+        "capacity.depth": str(len(dims)),
+        "capacity.latents": str(sum(dims)),
+        "capacity.parameters": str(num_parameters),
         **{key: value for key, value in settings.items() if key in _ALWAYS or key in changed},
     }
+
+
+def run_name(config: Config) -> str:
+    """`vlae-4-4-10-digits-seed0`: in MLflow, names of models can hold neither dots nor commas."""
+    model = config.model
+    return "-".join([model.name, *map(str, model.latent_dims), config.data.name, f"seed{config.seed}"])
 
 
 def settings_file(settings: Mapping[str, str]) -> str:

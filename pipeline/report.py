@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from pipeline.describe import HEADLINES
 from pipeline.plan import Step
 
 
@@ -73,6 +74,5 @@ def training_line(step: int, steps: int, metrics: Mapping[str, float], seconds_p
 
 
 def score_table(scores: Mapping[str, Any]) -> str:
-    """The scores of the whole model in one line."""
-    shown = [f"{name} {value:.4g}" for name, value in scores.items() if "/" not in name]
-    return ", ".join(shown)
+    """The scores that matter most in one line."""
+    return ", ".join(f"{name} {scores[name]:.4g}" for name, *_ in HEADLINES if name in scores)

@@ -16,7 +16,7 @@ from jobs.files import write_json
 from jobs.logged import Origin
 from jobs.tracking import Tracker
 from pipeline.config import run_settings
-from pipeline.record import command_line, params
+from pipeline.record import command_line, params, run_name
 from pipeline.report import Reporter
 from pipeline.runs import Run
 from pipeline.workspace import Workspace
@@ -90,7 +90,7 @@ class Session:
     def origin(self) -> Origin:
         """The training's MLflow run, and what its models are recorded with."""
         found = params(self.config, self.count_parameters(self.dataset.image_shape))
-        name = f"{self.config.model.name}-{self.config.data.name}"
+        name = run_name(self.config)
         run_id = self.start_run(name, found, command_line(self.config), context="training")
         example = ShardedSplit(self.workspace.access, "train").images(np.arange(_EXAMPLES))
         return Origin(run_id, name, found, self.data, example)

@@ -83,7 +83,7 @@ def _train(session: Session) -> None:
     if "evaluate" in session.config.stage:
         check_evaluation(session)
     origin = session.origin
-    report.progress(f"train    {int(origin.params['parameters']):,} parameters; starting the workers ...")
+    report.progress(f"train    {int(origin.params['capacity.parameters']):,} parameters; starting the workers ...")
     tracker.resume_run(origin.run_id)
     try:
         checkpoint = _run_training(session, origin)

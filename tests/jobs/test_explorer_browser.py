@@ -1,13 +1,11 @@
 """The explorer page in a real browser, in a sandboxed frame as MLflow shows it, by keyboard alone."""
 
-import os
-import shutil
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import torch
-from playwright.sync_api import Frame, Page, Route, sync_playwright
+from playwright.sync_api import Browser, Frame, Page, Route
 
 from jobs.explorer import explorer_page
 from vlae.build import build_model
@@ -55,15 +53,10 @@ def html() -> str:
 
 
 @pytest.fixture(scope="module")
-def tab() -> Iterator[Page]:
-    found = [path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))]
-    if not found:
-        assert "CI" not in os.environ, "the tests of the explorer need Chromium"
-        pytest.skip("no Chromium is installed")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=found[0], args=["--no-sandbox"])
-        yield browser.new_page(viewport={"width": 1200, "height": 900}, color_scheme="light")
-        browser.close()
+def tab(browser: Browser) -> Iterator[Page]:
+    opened = browser.new_page(viewport={"width": 1200, "height": 900}, color_scheme="light")
+    yield opened
+    opened.close()
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.config import run_settings
-from pipeline.record import changed_settings, command_line, params, settings_file
+from pipeline.record import changed_settings, command_line, params, run_name, settings_file
 from pipeline.settings import read_config
 
 COMMANDS = [
@@ -37,5 +37,12 @@ def test_only_what_is_not_the_default_is_in_the_command() -> None:
 
 def test_params_hold_depth_and_capacity() -> None:
     found = params(read_config(["model.latent_dims=2,3", "train.beta2=0.9"]), 1234)
-    assert {"depth": "2", "latents": "5", "parameters": "1234", "train.beta2": "0.9"}.items() <= found.items()
+    assert {
+        "capacity.depth": "2",
+        "capacity.latents": "5",
+        "capacity.parameters": "1234",
+        "train.beta2": "0.9",
+    }.items() <= found.items()
     assert len(found) < 15
+    assert sorted(found)[:3] == ["capacity.depth", "capacity.latents", "capacity.parameters"]
+    assert run_name(read_config(["model.latent_dims=2,3", "seed=4"])) == "vlae-2-3-digits-seed4"

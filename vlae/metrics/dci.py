@@ -56,7 +56,8 @@ def dci_scores(
         train_factors: (N, K) int.
         test_codes: (M, D) float.
         test_factors: (M, K) int; a value that no train row has is told wrong.
-        seed: at least 0; of the choice between latents that are equally good. Moves the scores by some .002.
+        seed: at least 0; of the choice between latents that are equally good. Moves the scores by some .001, by some
+            .01 if latents are copies of each other; the reference does not move less.
         n_jobs: threads, at least 1, of which each fits one factor at a time; the answer does not depend on it.
 
     Raises:

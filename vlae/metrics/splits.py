@@ -5,65 +5,14 @@ gets by subtraction, tell the gain at the bins' edges exactly, and bound it insi
 threshold are searched row by row. The answer is that of trying every threshold.
 """
 
-import inspect
-import zlib
-from collections.abc import Callable
-from types import ModuleType
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
-BINS = 128  # at most 256: bins are numbered in uint8
+from vlae.metrics.presorted import BINS, GAP, Binned, Floats, compiled
+
 TIE = 1e-9  # relative difference of gains below which two latents are equally good
-GAP = np.float32(1e-7)  # neighbours no further apart are one value, as in scikit-learn
-
-Floats = NDArray[np.float64]
-Function = TypeVar("Function", bound=Callable[..., Any])
-
-
-def compiled(function: Function) -> Function:
-    """`function` compiled by numba when it is first called, or as a part of what calls it."""
-    jitted: Function = njit(nogil=True, error_model="numpy")(function)
-    return jitted
-
-
-def cached(*modules: ModuleType) -> Callable[[Function], Function]:
-    """As `compiled`, and kept on disk for other processes if numba finds a folder to write to.
-
-    Numba notices changes only in the file of the function itself. `modules` are the others that it calls compiled
-    functions of: their source becomes part of the name it is kept under, so that no stale copy of them is used.
-    """
-
-    def decorate(function: Function) -> Function:
-        try:
-            source = "".join(inspect.getsource(module) for module in modules)
-            function.__qualname__ += f"_{zlib.crc32(source.encode()):08x}"
-            jitted: Function = njit(cache=True, nogil=True, error_model="numpy")(function)
-        except (OSError, RuntimeError):  # no source, no folder
-            return compiled(function)
-        return jitted
-
-    return decorate
-
-
-class Binned(NamedTuple):
-    """Codes (N, D) float32 and, for each latent, its rows in order of their value, cut into bins.
-
-    columns (D, N) float32: the codes. order (D, N) int32: rows. values (D, N) float32: sorted. starts (D, BINS + 1)
-    int32: first place of each bin in the order. wide (D, BINS) bool: could be split inside. by_row (N, D) and by_latent
-    (D, N) uint8: bin of each code. counts (D, BINS) float64: rows.
-    """
-
-    columns: NDArray[np.float32]
-    order: NDArray[np.int32]
-    values: NDArray[np.float32]
-    starts: NDArray[np.int32]
-    wide: NDArray[np.bool_]
-    by_row: NDArray[np.uint8]
-    by_latent: NDArray[np.uint8]
-    counts: Floats
 
 
 class Sums(NamedTuple):
@@ -82,41 +31,6 @@ class Split(NamedTuple):
     gain: float
     left: float
     left_sum: float
-
-
-def binned(codes: NDArray[np.float32]) -> Binned:
-    """Codes (N, D) float32, finite, sorted and cut into bins of about equal numbers of rows."""
-    columns = np.ascontiguousarray(codes.T)
-    order = np.argsort(columns, axis=1, kind="stable").astype(np.int32)
-    values = np.take_along_axis(columns, order, axis=1)
-    starts = np.full((len(columns), BINS + 1), len(codes), np.int32)
-    wide = np.zeros((len(columns), BINS), np.bool_)
-    by_latent = np.empty(columns.shape, np.uint8)
-    _cut(order, values, starts, wide, by_latent)
-    counts = np.diff(starts, axis=1).astype(np.float64)
-    return Binned(columns, order, values, starts, wide, np.ascontiguousarray(by_latent.T), by_latent, counts)
-
-
-@cached()
-def _cut(
-    order: NDArray[np.int32],
-    values: NDArray[np.float32],
-    starts: NDArray[np.int32],
-    wide: NDArray[np.bool_],
-    by_latent: NDArray[np.uint8],
-) -> None:
-    """A new bin begins where the last has its share of rows and the value changes."""
-    latents, rows = order.shape
-    share = (rows + BINS - 1) // BINS
-    for j in range(latents):
-        number, start = 0, 0
-        starts[j, 0] = 0
-        for i in range(rows):
-            if i - start >= share and values[j, i] > values[j, i - 1] + GAP:
-                number, start = number + 1, i
-                starts[j, number] = i
-            wide[j, number] = values[j, i] > values[j, start] + GAP
-            by_latent[j, order[j, i]] = number
 
 
 @compiled
@@ -203,7 +117,8 @@ def _bound(before: Floats, count: float, value: float, own: float, rows: int, to
     down = start + (value - own) - max(0.0, mean * count)
     first, last = before[0] + 1, before[0] + count - 1
     furthest = max(abs(up), abs(down))
-    return furthest * furthest / min(first * (rows - first), last * (rows - last))
+    bound: float = furthest * furthest / min(first * (rows - first), last * (rows - last))
+    return bound
 
 
 @compiled
@@ -266,4 +181,5 @@ def _between(data: Binned, j: int, place: int, nodes: NDArray[np.uint8], node: i
         left -= 1
     while nodes[data.order[j, right]] != node:
         right += 1
-    return data.values[j, left] / 2.0 + data.values[j, right] / 2.0  # type: ignore[no-any-return]
+    threshold: float = data.values[j, left] / 2.0 + data.values[j, right] / 2.0
+    return threshold
