@@ -1,5 +1,6 @@
 """The model registry: versions with their scores, the champion, and the challenger that comes next."""
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import Literal
 import mlflow
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 
 from jobs.errors import UserError
 from jobs.files import remove_folder
@@ -94,7 +96,7 @@ def register(
         name: in the registry.
         model_id: of the LoggedModel.
         tags: `weights_sha256`, and what must be equal for scores to be comparable (`COMPARABLE`).
-        scores: by name; those without a slash become tags of the version.
+        scores: by name, to be tags of the version.
         select_by: which of them decides.
         description: of the version, in Markdown.
 
@@ -105,7 +107,7 @@ def register(
         client = tracker.client
         aliases = _aliases(client, name)
         version = _version(client, run_id, name, model_id)
-        all_tags = {**tags, **{key: repr(value) for key, value in scores.items() if "/" not in key}}
+        all_tags = {**tags, **{key: f"{value:.8g}" for key, value in scores.items()}}
         for key, value in all_tags.items():
             client.set_model_version_tag(name, version, key, value)
         if description:
@@ -127,7 +129,12 @@ def _version(client: MlflowClient, run_id: str, name: str, model_id: str) -> str
     for found in client.search_model_versions(f"name = '{name}'"):
         if found.source == source:
             return str(found.version)
-    return str(client.create_model_version(name, source=source, run_id=run_id, model_id=model_id).version)
+    made = str(client.create_model_version(name, source=source, run_id=run_id, model_id=model_id).version)
+    # What MLflow's own function for this also does: the model's page shows its versions.
+    known = json.loads(client.get_logged_model(model_id).tags.get(MLFLOW_MODEL_VERSIONS, "[]"))
+    versions = [*(entry for entry in known if entry["name"] != name), {"name": name, "version": made}]
+    client.set_logged_model_tags(model_id, {MLFLOW_MODEL_VERSIONS: json.dumps(versions)})
+    return made
 
 
 def _place(

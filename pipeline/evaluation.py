@@ -14,7 +14,7 @@ from jobs.measures import label_name
 from jobs.messages import Point, Started
 from jobs.registry import Registered, fetch, register
 from pipeline.config import run_settings
-from pipeline.describe import description
+from pipeline.describe import HEADLINES, description
 from pipeline.record import command_line, evaluation_command, run_name
 from pipeline.report import score_table
 from pipeline.runs import siblings
@@ -118,7 +118,7 @@ def _register(session: Session, checkpoint: Path, trained: Mapping[str, Any], ev
             "weights_sha256": trained["weights_sha256"],
             "command": command_line(config),
         },
-        scores=evaluation.scores,
+        scores={name: evaluation.scores[name] for name, *_ in HEADLINES if name in evaluation.scores},
         select_by=config.evaluate.select_by,
         description=text,
     )
