@@ -147,6 +147,7 @@ def test_the_served_model_gives_the_codes_of_the_training_code(tracker: Tracker,
         served.predict(np.zeros((1, 8, 8, 3), np.uint8))
 
 
+@pytest.mark.slow
 def test_it_is_loaded_without_a_checkout(tracker: Tracker, client: MlflowClient, tmp_path: Path) -> None:
     """From another folder, with nothing but the installed package on the path."""
     registered_model(tracker, tmp_path)

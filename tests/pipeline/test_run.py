@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -76,6 +77,8 @@ def result_of(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
         (["model.latent_dim=3"], "'model.latent_dim'"),
         (["train.steps=-1"], "train.steps=-1"),
         (["stage=shrad"], "stage=shrad"),
+        (["stage=evaluate", "model_uri=digits"], "model_uri=digits"),
+        (["model_uri=models:/digits@champion"], "set stage=evaluate"),
     ],
 )
 def test_wrong_words(words: list[str], culprit: str, tmp_path: Path) -> None:
@@ -138,6 +141,7 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
     assert done.stderr == ""
 
 
+@pytest.mark.slow
 def test_the_main_job_and_the_same_command_again(tmp_path: Path) -> None:
     words = small(stage="shard,train,evaluate")
     home = tmp_path / "home"
@@ -158,17 +162,62 @@ def test_the_main_job_and_the_same_command_again(tmp_path: Path) -> None:
     assert pictures == [f"figures/{name}.png" for name in names.split()]
     with Image.open(client.download_artifacts(first["run_id"], "figures/blocks.png", str(tmp_path))) as picture:
         assert picture.width > 300
-    assert client.get_model_version_by_alias("digits", "champion").run_id == first["run_id"]
+    artifacts = {artifact.path for artifact in client.list_artifacts(first["run_id"])}
+    assert artifacts == {"figures", "explorer.html", "settings.yaml"}
+    assert "figures%2Fblocks.png" in found.data.tags["mlflow.note.content"]
+
+    champion = client.get_model_version_by_alias("digits", "champion")
+    assert (champion.run_id, champion.tags["command"]) == (first["run_id"], found.data.tags["command"])
+    kept = client.search_logged_models([found.info.experiment_id])
+    assert sorted(int(model.params["step"]) for model in kept) == [10, 20]
+    assert all("validation/elbo" in {metric.key for metric in model.metrics} for model in kept)
 
     again = run(words, tmp_path)
     assert result_of(again) == {**first, "stages": dict.fromkeys(first["stages"], "skipped")}
     assert again.stderr.count("done before") == 3
 
-    # The run's params are a command that names the same run.
-    params = [f"{key}={value}" for key, value in found.data.params.items()]
-    named = result_of(run([*params, "stage=train", "workspace=ws", "output=json"], tmp_path))
-    assert named["run_id"] == first["run_id"]
-    assert named["stages"] == {"train": "skipped"}
+    # The recorded command and the recorded settings name the same run.
+    command = shlex.split(found.data.tags["command"])[4:]  # without python -m pipeline.run stage=
+    settings = client.download_artifacts(first["run_id"], "settings.yaml", str(tmp_path))
+    for recorded in (command, [f"preset={settings}"]):
+        words = [*recorded, "stage=train", "workspace=ws", "output=json"]
+        named = result_of(run(words, tmp_path))
+        assert (named["run_id"], named["stages"]) == (first["run_id"], {"train": "skipped"})
+
+
+@pytest.mark.slow
+def test_a_registered_model_on_its_own_and_on_other_shards(tmp_path: Path) -> None:
+    trained = result_of(run(small(), tmp_path))
+    client = MlflowClient(f"sqlite:///{tmp_path}/ws/mlflow.db")
+    again = result_of(run(small(stage="evaluate", model_uri="models:/digits@champion"), tmp_path))
+    assert (again["scores"], again["weights_sha256"]) == (trained["scores"], trained["weights_sha256"])
+    words = small(stage="shard,evaluate", model_uri="models:/digits/1", data__seed=5)
+    other = result_of(run(words, tmp_path))
+    assert (other["model_uri"], other["weights_sha256"]) == ("models:/digits/1", trained["weights_sha256"])
+    assert other["scores"]["elbo"] != trained["scores"]["elbo"]
+    assert result_of(run(words, tmp_path))["stages"] == {"shard": "skipped", "evaluate": "skipped"}
+    # The model's page has its scores on both datasets.
+    source = client.get_model_version("digits", "1").source.removeprefix("models:/")
+    digests = {metric.dataset_digest for metric in client.get_logged_model(source).metrics if metric.key == "test/elbo"}
+    assert len(digests) == 2
+    found = client.get_run(other["run_id"])
+    assert found.info.status == "FINISHED"
+    assert found.data.metrics["test/elbo"] == pytest.approx(other["scores"]["elbo"])
+
+    missing = run(small(stage="evaluate", model_uri="models:/digits@best"), tmp_path)
+    assert missing.returncode == 1
+    assert "model_uri=models:/digits@best: the registry has no such version" in missing.stderr
+    wide = run(small(stage="shard,evaluate", model_uri="models:/digits/1", data__image_size=32), tmp_path)
+    assert wide.returncode == 1
+    assert "the model takes images of (3, 16, 16)" in wide.stderr
+
+
+@pytest.mark.slow
+def test_seeds_are_compared_where_there_are_several(tmp_path: Path) -> None:
+    first = result_of(run(small(), tmp_path))
+    second = result_of(run(small(seed=1), tmp_path))
+    assert "udr" not in first["scores"]
+    assert 0 <= second["scores"]["udr"] <= 1
 
 
 def wait_for(condition: Any, process: subprocess.Popen[str], seconds: float = 120) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vlae.metrics.boosting import Boosted, boosted_trees
+from vlae.boosting.ensemble import Boosted, boosted_trees
 from vlae.metrics.information import Array, Factors
 from vlae.metrics.sap import check_split
 

@@ -87,6 +87,7 @@ def test_damaged_objects_are_named(access: DataAccess, name: str, damage: str) -
         all_images(ShardedSplit(access, "train"))
 
 
+@pytest.mark.slow
 def test_a_copy_that_the_disk_changed_is_fetched_again(access: DataAccess) -> None:
     expected = all_images(ShardedSplit(access, "train"))
     for path in access.cache_folder.glob("*.tar"):
@@ -103,6 +104,7 @@ def test_refused_credentials_are_told(access: DataAccess, monkeypatch: pytest.Mo
         ShardedSplit(access, "train")
 
 
+@pytest.mark.slow
 def test_a_small_cache_reads_everything_in_windows(access: DataAccess, digit_dataset: Path) -> None:
     """Room for two of the three tars at a time."""
     here = open_split(digit_dataset, "train")

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vlae.metrics.presorted import BINS, GAP, Binned, Floats, compiled
+from vlae.boosting.presorted import BINS, GAP, Binned, Floats, compiled
 
 TIE = 1e-9  # relative difference of gains below which two latents are equally good
 

@@ -6,9 +6,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vlae.metrics import presorted, splits, tree_growth
-from vlae.metrics.presorted import BINS, Binned, Floats, binned, cached, compiled
-from vlae.metrics.tree_growth import INNER, Work, add_leaves, empty_work, grow, plant, set_leaves
+import vlae.boosting.growth
+import vlae.boosting.presorted
+import vlae.boosting.splits
+from vlae.boosting.growth import INNER, Work, add_leaves, empty_work, grow, plant, set_leaves
+from vlae.boosting.presorted import BINS, Binned, Floats, binned, cached, compiled
 
 STAGES, RATE = 100, 0.1
 LANES = 8  # classes whose sums at the root are made together, in the processor's vectors
@@ -64,7 +66,7 @@ def boosted_trees(
     return Boosted(importances / total if total > 0 else importances, values[chosen], scores)
 
 
-@cached(presorted, splits, tree_growth)
+@cached(vlae.boosting.presorted, vlae.boosting.splits, vlae.boosting.growth)
 def _boost(
     data: Binned,
     test: NDArray[np.float32],

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from sklearn.ensemble import GradientBoostingClassifier
 
-from vlae.metrics import boosting, presorted
-from vlae.metrics.boosting import boosted_trees
-from vlae.metrics.presorted import BINS, GAP, binned, cached
+from vlae.boosting import presorted
+from vlae.boosting import ensemble, presorted
+from vlae.boosting.ensemble import boosted_trees
+from vlae.boosting.presorted import BINS, GAP, binned, cached
 
 RNG = np.random.default_rng(0)
 
@@ -45,7 +46,7 @@ def test_one_latent_is_the_references_to_rounding(size: int, scale: float, decim
 @pytest.mark.parametrize("decimals", [9, 1])
 def test_several_latents_too_while_nodes_are_large(monkeypatch: pytest.MonkeyPatch, size: int, decimals: int) -> None:
     """In nodes of few rows latents are often equally good; the first stages of these have none."""
-    monkeypatch.setattr(boosting, "STAGES", 3)
+    monkeypatch.setattr(ensemble, "STAGES", 3)
     codes, values = data(size, 5, 3000)
     agree(codes.round(decimals), values, 2500, 3)
 
@@ -122,5 +123,5 @@ def test_the_name_it_is_kept_under_follows_the_other_sources() -> None:
 
         return cached(*modules)(function).__qualname__.rpartition("_")[2]
 
-    assert len({kept(), kept(presorted), kept(boosting), kept(presorted, boosting)}) == 4
+    assert len({kept(), kept(presorted), kept(ensemble), kept(presorted, ensemble)}) == 4
     assert kept(presorted) == kept(presorted)

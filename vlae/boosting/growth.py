@@ -5,8 +5,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vlae.metrics.presorted import BINS, Binned, Floats, compiled
-from vlae.metrics.splits import Sums, add_rows, best_split
+from vlae.boosting.presorted import BINS, Binned, Floats, compiled
+from vlae.boosting.splits import Sums, add_rows, best_split
 
 DEPTH = 3
 INNER, NODES = 2**DEPTH - 1, 2 ** (DEPTH + 1) - 1
