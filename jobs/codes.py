@@ -9,9 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from jobs.device import to_device
-from vlae.models.base import HierarchicalModel, Latents
-
-_BATCH = 256
+from vlae.models.base import HierarchicalModel, Latents, rows_at_once
 
 Array = NDArray[np.float32]
 
@@ -42,8 +40,8 @@ class Codes:
 def rung_codes(model: HierarchicalModel, images: Tensor, generator: torch.Generator) -> tuple[list[Array], list[Array]]:
     """Only the means and the samples of `encode`, (N, D_l) per rung each, without decoding any."""
     means, samples = [], []
-    for start in range(0, len(images), _BATCH):
-        pixels = to_device(images[start : start + _BATCH], generator.device)
+    for chunk in torch.split(images, rows_at_once(generator.device)):
+        pixels = to_device(chunk, generator.device)
         drawn = model.infer(pixels, model.noise(len(pixels), generator))
         samples.append(drawn.latents)
         centres = [posterior.mean for posterior in drawn.posteriors]
@@ -55,9 +53,7 @@ def rung_codes(model: HierarchicalModel, images: Tensor, generator: torch.Genera
 def rung_means(model: HierarchicalModel, images: Tensor) -> list[Array]:
     """Only the means of `encode`, (N, D_l) per rung, of uint8 images (N, C, H, W)."""
     device = next(model.parameters()).device
-    starts = range(0, max(1, len(images)), _BATCH)
-    batches = [model.means(to_device(images[start : start + _BATCH], device)) for start in starts]
-    return _joined(batches)
+    return _joined([model.means(to_device(chunk, device)) for chunk in torch.split(images, rows_at_once(device))])
 
 
 @torch.no_grad()
@@ -65,8 +61,8 @@ def encode(model: HierarchicalModel, images: Tensor, generator: torch.Generator)
     """Codes of uint8 images (N, C, H, W); the generator is on the model's device."""
     parts: dict[str, list[Latents]] = {name: [] for name in ("means", "samples", "centres", "log_sigmas", "kl_dims")}
     reconstruction = []
-    for start in range(0, len(images), _BATCH):
-        pixels = to_device(images[start : start + _BATCH], generator.device)
+    for chunk in torch.split(images, rows_at_once(generator.device)):
+        pixels = to_device(chunk, generator.device)
         drawn = model.infer(pixels, model.noise(len(pixels), generator))
         reconstruction.append(model.likelihood.nll(model.decode(drawn.latents), pixels))
         centres = [posterior.mean for posterior in drawn.posteriors]

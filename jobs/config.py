@@ -70,9 +70,9 @@ def _rising(steps: tuple[int, ...]) -> tuple[int, ...]:
 class EvaluateConfig(Section):
     """Scores and pictures of a trained model on the test split."""
 
-    num_images: int = Field(10_000, ge=10, description="test images to score, at most")
+    num_images: int = Field(5_000, ge=10, description="test images to score, at most")
     iw_samples: int = Field(64, ge=0, description="samples of the importance-weighted bound; 0: leave it out")
-    iw_images: int = Field(128, ge=1, description="test images of the importance-weighted bound, at most")
+    iw_images: int = Field(64, ge=1, description="test images of the importance-weighted bound, at most")
     label: str = Field(
         "", description="factor of the class-flip rates; empty: digit, class, shape, ... if there is one"
     )

@@ -22,6 +22,11 @@ def autocast(config: TrainConfig, device: torch.device) -> AbstractContextManage
     return nullcontext()
 
 
+def quick(device: torch.device) -> AbstractContextManager[Any]:
+    """bf16 where the device computes it natively: for pictures and for effects that are averages over many images."""
+    return torch.autocast(device.type, torch.bfloat16) if native_bf16(device) else nullcontext()
+
+
 def native_bf16(device: torch.device) -> bool:
     """Whether the device computes in bf16 itself; emulated, it is slower than float32."""
     if device.type == "cuda":

@@ -16,7 +16,7 @@ from jobs.cluster import Resources, task_result
 from jobs.config import EvaluateConfig
 from jobs.data.shard_files import DataAccess
 from jobs.data.split import ShardedSplit
-from jobs.device import to_device
+from jobs.device import quick, to_device
 from jobs.disentanglement import FAMILIES, family_scores
 from jobs.encoded import Encoded, encode_splits
 from jobs.explorer import explorer_page
@@ -71,21 +71,19 @@ def run_evaluation(
     # A node with a GPU may have few CPUs, and the largest node no GPU.
     most = max(1, min(resources.node_cpus, _MOST_CPUS)) if device == "cpu" else 1
 
-    def on_model(function: Callable[..., Any], *arguments: Any, cpus: int) -> Any:
-        task = ray.remote(_with_model).options(num_cpus=cpus, num_gpus=int(device == "cuda"), max_retries=1)
-        return task.remote(function, checkpoint, access, device, cpus, *arguments)
+    def on_model(function: Callable[..., Any], *arguments: Any) -> Any:
+        # All CPUs to one after the other: two threads on one batch are faster than two batches of one thread.
+        task = ray.remote(_with_model).options(num_cpus=most, num_gpus=int(device == "cuda"), max_retries=1)
+        return task.remote(function, checkpoint, access, device, most, *arguments)
 
     def on_codes(function: Callable[..., Any], *arguments: Any) -> Any:
         return ray.remote(function).options(num_cpus=1, max_retries=1).remote(*arguments)
 
-    encoded = on_model(encode_splits, config, tuple(siblings), cpus=most)
-    ray.wait([encoded])
-    # One CPU stays free for the scores of codes, which take as long.
-    beside = max(1, most - 1)
+    encoded = on_model(encode_splits, config, tuple(siblings))
     told = on_codes(rung_shares, encoded)
-    measured = on_model(measure_model, config, cpus=beside)
+    measured = on_model(measure_model, config)
     families = [on_codes(family_scores, family, encoded, config) for family in FAMILIES]
-    drawn = on_model(_draw, config, title, encoded, told, measured, cpus=beside)
+    drawn = on_model(_draw, config, title, encoded, told, measured)
     found = _gather([encoded, told, measured, drawn, *families], on_progress)
     return _evaluation(found[0], found[1], found[2], found[3], found[4:])
 
@@ -147,16 +145,18 @@ def _draw(
     device = next(model.parameters()).device
     generator = torch.Generator(device).manual_seed(config.seed + 2)
     pixels = to_device(sample(test, min(config.num_images, _DRAWN_IMAGES), config.seed).images, device)
-    figures = draw_samples(model, pixels, generator) | draw_scores(encoded.codes, told, encoded.names, measured.chains)
-    page = explorer_page(
-        model,
-        pixels,
-        title=title,
-        kl_dims=[kl.mean(axis=0) for kl in encoded.codes.kl_dims],
-        information=told if encoded.names else None,
-        names=encoded.names,
-        facts={"test images": f"{len(encoded.factors):,}", "ELBO": f"{encoded.codes.elbo:,.1f} nats per image"},
-    )
+    figures = draw_scores(encoded.codes, told, encoded.names, measured.chains)
+    with quick(device):
+        figures |= draw_samples(model, pixels, generator)
+        page = explorer_page(
+            model,
+            pixels,
+            title=title,
+            kl_dims=[kl.mean(axis=0) for kl in encoded.codes.kl_dims],
+            information=told if encoded.names else None,
+            names=encoded.names,
+            facts={"test images": f"{len(encoded.factors):,}", "ELBO": f"{encoded.codes.elbo:,.1f} nats per image"},
+        )
     return figures, page
 
 

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from jobs.config import EvaluateConfig
 from jobs.data.split import ShardedSplit
-from jobs.device import to_device
+from jobs.device import quick, to_device
 from jobs.encoded import TRAIN_IMAGES
 from jobs.measures import complexity, gibbs, label_classifier, sample
 from jobs.scores import Scores, bound_scores, effect_scores, redundancy_scores
@@ -17,7 +17,7 @@ from vlae.models.base import HierarchicalModel
 from vlae.redundancy import GibbsCurve, top_k_curve
 
 _EFFECT_PAIRS = 1000
-_CHAIN_IMAGES = 1000  # half of them start chains
+_CHAIN_IMAGES = 600  # half of them start chains
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,15 @@ def measure_model(
     shown = sample(test, config.num_images, config.seed)
     pixels = to_device(shown.images[: max(_CHAIN_IMAGES, config.iw_images)], device)
     few = pixels[:_CHAIN_IMAGES]
-    chains = gibbs(model, few, config.gibbs_steps, generator)
     classifier, classified = label_classifier(train, shown, config, device)
+    with quick(device):
+        chains = gibbs(model, few, config.gibbs_steps, generator)
+        effects = total_effects(model, _EFFECT_PAIRS, generator, classifier)
+        top_k = top_k_curve(model, few, generator)
     scores = {
         **bound_scores(model, pixels[: config.iw_images], config.iw_samples, generator),
-        **effect_scores(total_effects(model, _EFFECT_PAIRS, generator, classifier)),
-        **redundancy_scores(top_k_curve(model, few, generator), chains),
+        **effect_scores(effects),
+        **redundancy_scores(top_k, chains),
         **classified,
         "num_parameters": float(model.num_parameters),
     }

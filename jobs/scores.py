@@ -19,14 +19,12 @@ from vlae.metrics import (
     rung_compactness,
     rung_modularity,
 )
-from vlae.models.base import HierarchicalModel
+from vlae.models.base import HierarchicalModel, rows_at_once
 from vlae.objective import importance_weighted_bound
 from vlae.redundancy import GibbsCurve
 
 Scores = dict[str, float]
 Floats = NDArray[np.float64]
-
-_BATCH = 256
 
 
 def likelihood_scores(codes: Codes, dimensions: int, *, discrete: bool) -> Scores:
@@ -52,11 +50,9 @@ def bound_scores(model: HierarchicalModel, images: Tensor, samples: int, generat
     """
     if not samples or not len(images):
         return {}
-    rows = range(0, len(images), _BATCH)
+    chunks = torch.split(images, rows_at_once(images.device))
     found = {
-        name: torch.cat(
-            [importance_weighted_bound(model, images[row : row + _BATCH], count, generator) for row in rows]
-        )
+        name: torch.cat([importance_weighted_bound(model, chunk, count, generator) for chunk in chunks])
         for name, count in (("iw_bound", samples), ("iw_bound_of_one", 1))
     }
     return {name: float(values.mean()) for name, values in found.items()}

@@ -6,11 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vlae.models.base import HierarchicalModel, Latents
+from vlae.models.base import HierarchicalModel, Latents, rows_at_once
 
 Classify = Callable[[Tensor], Tensor]  # images (B, C, H, W) in [0, 1] -> class probabilities (B, M)
-
-_BATCH = 256  # pairs of images at a time
 
 
 @dataclass(frozen=True)
@@ -51,8 +49,9 @@ def total_effects(
     base, other = model.noise(count, generator), model.noise(count, generator)
     spaces = {name: _Space(len(base)) for name in ("pixels", "colour", "classifier")}
     flips = [0] * len(base)
-    for start in range(0, count, _BATCH):
-        here, there = ([part[start : start + _BATCH] for part in noise] for noise in (base, other))
+    size = rows_at_once(base[0].device)
+    for start in range(0, count, size):
+        here, there = ([part[start : start + size] for part in noise] for noise in (base, other))
         original = _views(model, here, classify)
         for name, values in original.items():
             spaces[name].add(values)

@@ -9,10 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from vlae.models.base import HierarchicalModel, Latents
+from vlae.models.base import HierarchicalModel, Latents, rows_at_once
 from vlae.traversals import sample_images
-
-_BATCH = 256  # images at a time
 
 
 @torch.no_grad()
@@ -27,8 +25,7 @@ def image_noise(model: HierarchicalModel, images: Tensor) -> Latents:
         (B, D_l) per rung, bottom first, in standard deviations of p(z_l | the rungs above).
     """
     parts = []
-    for start in range(0, len(images), _BATCH):
-        pixels = images[start : start + _BATCH]
+    for pixels in torch.split(images, rows_at_once(images.device)):
         zeros = [torch.zeros(len(pixels), dim, device=pixels.device) for dim in model.latent_dims]
         drawn = model.infer(pixels, zeros)  # without noise each sample is its posterior's mean
         parts.append(

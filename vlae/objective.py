@@ -81,8 +81,12 @@ def importance_weighted_bound(
         generator: of the posterior's noise.
     """
     log_weights = []
-    for _ in range(samples):
-        drawn = model.infer(images, model.noise(len(images), generator))
+    drawn = model.infer(images, model.noise(len(images), generator))
+    for sample in range(samples):
+        if sample:
+            noise = model.noise(len(images), generator)
+            # Where no posterior waits for a draw, the inference network runs once.
+            drawn = drawn.redrawn(noise) if model.independent_posteriors else model.infer(images, noise)
         nll = model.likelihood.nll(model.decode(drawn.latents), images)
         log_weights.append(-(nll + drawn.log_ratio).double())
     return torch.logsumexp(torch.stack(log_weights), 0) - math.log(samples)

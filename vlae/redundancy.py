@@ -14,10 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vlae.metrics.frechet import frechet_distance
-from vlae.models.base import HierarchicalModel
+from vlae.models.base import HierarchicalModel, rows_at_once
 from vlae.traversals import sample_images
-
-_BATCH = 256  # images at a time
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ def top_k_curve(model: HierarchicalModel, images: Tensor, generator: torch.Gener
     """
     rungs = len(model.latent_dims)
     errors = np.zeros(rungs + 1)
-    for chunk in torch.split(images, _BATCH):
+    for chunk in torch.split(images, rows_at_once(images.device)):
         latents = model.infer(chunk, model.noise(len(chunk), generator)).latents
         noise = model.noise(len(chunk), generator)
         for kept in range(rungs + 1):
@@ -71,7 +69,9 @@ def gibbs_chain(model: HierarchicalModel, images: Tensor, steps: int, generator:
         The images (N, C, H, W) in [0, 1] after each step.
     """
     for _ in range(steps):
-        images = torch.cat([_gibbs_step(model, chunk, generator) for chunk in torch.split(images, _BATCH)])
+        images = torch.cat(
+            [_gibbs_step(model, chunk, generator) for chunk in torch.split(images, rows_at_once(images.device))]
+        )
         yield images
 
 
@@ -133,4 +133,9 @@ def _gibbs_step(model: HierarchicalModel, images: Tensor, generator: torch.Gener
 
 
 def _features(features: Callable[[Tensor], Tensor], images: Tensor) -> NDArray[np.float64]:
-    return torch.cat([features(chunk) for chunk in torch.split(images, _BATCH)]).double().cpu().numpy()
+    return (
+        torch.cat([features(chunk) for chunk in torch.split(images, rows_at_once(images.device))])
+        .double()
+        .cpu()
+        .numpy()
+    )

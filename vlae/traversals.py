@@ -3,9 +3,7 @@
 import torch
 from torch import Tensor
 
-from vlae.models.base import HierarchicalModel, Latents
-
-_BATCH = 256  # images at a time
+from vlae.models.base import HierarchicalModel, Latents, rows_at_once
 
 
 @torch.no_grad()
@@ -16,7 +14,8 @@ def sample_images(model: HierarchicalModel, noise: Latents) -> Tensor:
         model: any hierarchical model.
         noise: standard normal, (B, D_l) per rung.
     """
-    rows = [[part[start : start + _BATCH] for part in noise] for start in range(0, len(noise[0]), _BATCH)]
+    size = rows_at_once(noise[0].device)
+    rows = [[part[start : start + size] for part in noise] for start in range(0, len(noise[0]), size)]
     return torch.cat([model.mean_image(model.prior(chunk)) for chunk in rows])
 
 

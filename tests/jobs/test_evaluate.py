@@ -83,7 +83,7 @@ def test_bernoulli_has_no_bits_of_8_bit_data(data: ShardedSplit) -> None:
 
 @pytest.mark.parametrize("name", ["vlae", "hvae", "lvae"])
 def test_codes_do_not_depend_on_the_batch(data: ShardedSplit, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jobs.codes._BATCH", 64)
+    monkeypatch.setattr("jobs.codes.rows_at_once", lambda device: 48)
     model, images = untrained(name=name), data.images(np.arange(150))
     few, many = (encode(model, images[:count], torch.Generator().manual_seed(0)) for count in (40, 150))
     for part, whole in zip(few.means, many.means, strict=True):

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -14,6 +14,11 @@ from vlae.likelihoods import Likelihood
 
 Latents = list[Tensor]
 Given = Sequence[Tensor | None]  # per rung, bottom first
+
+
+def rows_at_once(device: torch.device) -> int:
+    """Images in a batch where nothing is learnt: few enough for a CPU's caches, enough to keep a GPU busy."""
+    return 64 if device.type == "cpu" else 256
 
 
 class Terms(NamedTuple):
@@ -33,6 +38,11 @@ class Inference:
     priors: list[DiagonalGaussian]  # p(z_l | the rungs above it), at the samples
     latents: Latents  # samples of the posteriors, (B, D_l) each
     kl_dims: Latents  # nats per dimension, (B, D_l) each; exact where they can be
+
+    def redrawn(self, noise: Latents) -> "Inference":
+        """Other samples of the same posteriors; only where none depends on a sample."""
+        latents = [q.sample(e) for q, e in zip(self.posteriors, noise, strict=True)]
+        return replace(self, latents=latents)
 
     @property
     def kl(self) -> Tensor:

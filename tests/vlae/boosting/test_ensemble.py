@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from sklearn.ensemble import GradientBoostingClassifier
 
-from vlae.boosting import presorted
 from vlae.boosting import ensemble, presorted
 from vlae.boosting.ensemble import boosted_trees
 from vlae.boosting.presorted import BINS, GAP, binned, cached
