@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vlae.metrics.information import Array
+from vlae.metrics.arrays import Array
 
 Labels = NDArray[np.int64]
 Floats = NDArray[np.float64]

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import cho_factor, cho_solve, eigh
 
-from vlae.metrics.information import Factors
+from vlae.metrics.arrays import Factors
 
 Images = NDArray[np.generic]
 Floats = NDArray[np.float64]

@@ -8,8 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlae.boosting.ensemble import Boosted, boosted_trees
-from vlae.metrics.information import Array, Factors
-from vlae.metrics.sap import check_split
+from vlae.metrics.arrays import Array, Factors, check_split
 
 Floats = NDArray[np.float64]
 

@@ -6,7 +6,7 @@ from typing import Generic, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from vlae.metrics.information import Array, Factors, check_rows
+from vlae.metrics.arrays import Array, Factors, check_rows
 
 Indices = NDArray[np.integer]
 Floats = NDArray[np.float64]

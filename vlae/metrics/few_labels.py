@@ -5,8 +5,7 @@ from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from vlae.metrics.information import Array
-from vlae.metrics.sap import check_split
+from vlae.metrics.arrays import Array, check_split
 
 Labels = NDArray[np.integer]
 

@@ -3,35 +3,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from vlae.metrics.arrays import Array, Factors, check_rows
 from vlae.metrics.binning import Counted, bin_labels, count_information, factor_labels
-
-Array = NDArray[np.floating]
-Factors = NDArray[np.integer]
-
-
-def check_codes(codes: Array) -> None:
-    """Refuse what no score is defined for.
-
-    Raises:
-        ValueError: not a matrix (N, D), no rows, or codes that are not finite.
-    """
-    if codes.ndim != 2 or not len(codes):
-        raise ValueError(f"codes must be (N, D) with N > 0, got {codes.shape}")
-    if not np.isfinite(codes).all():
-        raise ValueError("codes hold values that are not finite")
-
-
-def check_rows(codes: Array, factors: Factors) -> None:
-    """Refuse what no score of codes and factors is defined for.
-
-    Raises:
-        ValueError: not two matrices with as many rows, no rows, or codes that are not finite.
-    """
-    if codes.ndim != 2 or factors.ndim != 2 or len(codes) != len(factors) or not len(codes):
-        raise ValueError(
-            f"codes (N, D) and factors (N, K) must have the same N > 0, got {codes.shape}, {factors.shape}"
-        )
-    check_codes(codes)
 
 
 def discretise(codes: Array | Factors, bins: int) -> NDArray[np.int64]:

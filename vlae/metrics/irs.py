@@ -3,7 +3,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from vlae.metrics.information import Array, Factors, check_rows, discretise
+from vlae.metrics.arrays import Array, Factors, check_rows
+from vlae.metrics.information import discretise
 
 Floats = NDArray[np.float64]
 

@@ -9,7 +9,7 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.ensemble import ExtraTreesClassifier
 from sklearn.preprocessing import StandardScaler
 
-from vlae.metrics.information import Array, Factors, check_rows
+from vlae.metrics.arrays import Array, Factors, check_split
 
 Floats = NDArray[np.float64]
 
@@ -48,7 +48,9 @@ def probe_accuracy(
     Raises:
         ValueError: shapes that do not fit, too few train rows, or codes that are not finite.
     """
-    _check(train_codes, train_factors, test_codes, test_factors)
+    check_split(train_codes, train_factors, test_codes, test_factors, latents=0)
+    if len(train_codes) < 5:
+        raise ValueError(f"need at least 5 train rows, got {train_codes.shape}")
     if not train_codes.shape[1]:
         return _corrected(_majority(train_factors, len(test_factors)), train_factors, test_factors)
     guesses = _predicted(train_codes, train_factors, test_codes, seed, n_jobs)
@@ -161,18 +163,6 @@ def _corrected(guesses: Factors, train_factors: Factors, test_factors: Factors) 
     chance = (_majority(train_factors, len(test_factors)) == test_factors).mean(axis=0)
     varies = (np.ptp(train_factors, axis=0) > 0) & (np.ptp(test_factors, axis=0) > 0)
     return np.where(varies, (accuracy - chance) / np.where(chance < 1, 1 - chance, 1), np.nan)
-
-
-def _check(train_codes: Array, train_factors: Factors, test_codes: Array, test_factors: Factors) -> None:
-    for codes, factors in ((train_codes, train_factors), (test_codes, test_factors)):
-        check_rows(codes, factors)
-    if train_codes.shape[1] != test_codes.shape[1] or train_factors.shape[1] != test_factors.shape[1]:
-        raise ValueError(
-            f"train and test must agree but for N, got codes {train_codes.shape}, {test_codes.shape}, "
-            f"factors {train_factors.shape}, {test_factors.shape}"
-        )
-    if len(train_codes) < 5:
-        raise ValueError(f"need at least 5 train rows, got {train_codes.shape}")
 
 
 def _check_rungs(train_rungs: Sequence[Array], test_rungs: Sequence[Array]) -> None:

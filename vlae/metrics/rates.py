@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from vlae.metrics.information import Array
+from vlae.metrics.arrays import Array
 
 
 def _checked(kl_dims: Sequence[Array]) -> None:

@@ -3,6 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from vlae.metrics.arrays import Array, Factors, check_rows
 from vlae.metrics.beliefs import (
     Floats,
     Labels,
@@ -14,7 +15,7 @@ from vlae.metrics.beliefs import (
     prior_beliefs,
     projected_beliefs,
 )
-from vlae.metrics.information import Array, Factors, check_rows, entropy
+from vlae.metrics.information import entropy
 
 _FOLDS = 10
 _STEPS = 100

@@ -5,29 +5,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vlae.metrics.information import Array, Factors, check_rows
+from vlae.metrics.arrays import Array, Factors, check_split
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 COST = 0.01
 STEPS = 500  # ten to thirty are usual
-
-
-def check_split(train_codes: Array, train_factors: Factors, test_codes: Array, test_factors: Factors) -> None:
-    """Refuse train and test rows that do not belong together.
-
-    Raises:
-        ValueError: as `check_rows` for either, other numbers of latents or factors in the two, or no latents.
-    """
-    check_rows(train_codes, train_factors)
-    check_rows(test_codes, test_factors)
-    agree = train_codes.shape[1] == test_codes.shape[1] and train_factors.shape[1] == test_factors.shape[1]
-    if not agree or not train_codes.shape[1]:
-        raise ValueError(
-            f"train and test must agree but for N, with D > 0, got codes {train_codes.shape}, {test_codes.shape}, "
-            f"factors {train_factors.shape}, {test_factors.shape}"
-        )
 
 
 def sap_score(train_codes: Array, train_factors: Factors, test_codes: Array, test_factors: Factors) -> float:

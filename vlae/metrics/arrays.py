@@ -1,0 +1,50 @@
+"""What the scores take, and what they refuse."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.floating]
+Factors = NDArray[np.integer]
+
+
+def check_codes(codes: Array) -> None:
+    """Refuse what no score is defined for.
+
+    Raises:
+        ValueError: not a matrix (N, D), no rows, or codes that are not finite.
+    """
+    if codes.ndim != 2 or not len(codes):
+        raise ValueError(f"codes must be (N, D) with N > 0, got {codes.shape}")
+    if not np.isfinite(codes).all():
+        raise ValueError("codes hold values that are not finite")
+
+
+def check_rows(codes: Array, factors: Factors) -> None:
+    """Refuse what no score of codes and factors is defined for.
+
+    Raises:
+        ValueError: not two matrices with as many rows, no rows, or codes that are not finite.
+    """
+    if codes.ndim != 2 or factors.ndim != 2 or len(codes) != len(factors) or not len(codes):
+        raise ValueError(
+            f"codes (N, D) and factors (N, K) must have the same N > 0, got {codes.shape}, {factors.shape}"
+        )
+    check_codes(codes)
+
+
+def check_split(
+    train_codes: Array, train_factors: Factors, test_codes: Array, test_factors: Factors, *, latents: int = 1
+) -> None:
+    """Refuse train and test rows that do not belong together.
+
+    Raises:
+        ValueError: as `check_rows` for either, other numbers of latents or factors in the two, or fewer than `latents`.
+    """
+    check_rows(train_codes, train_factors)
+    check_rows(test_codes, test_factors)
+    agree = train_codes.shape[1] == test_codes.shape[1] and train_factors.shape[1] == test_factors.shape[1]
+    if not agree or train_codes.shape[1] < latents:
+        raise ValueError(
+            f"train and test must agree but for N, with D >= {latents}, got codes {train_codes.shape}, "
+            f"{test_codes.shape}, factors {train_factors.shape}, {test_factors.shape}"
+        )
