@@ -38,9 +38,17 @@ def _store_address(value: str) -> str:
     return str(Path(value).expanduser().absolute()) if value else value
 
 
+def _model_address(value: str) -> str:
+    """An address of a model version, or nothing."""
+    if value and not _MODEL_ADDRESS.fullmatch(value):
+        raise ValueError("must be models:/NAME@ALIAS or models:/NAME/VERSION, such as models:/digits@champion")
+    return value
+
+
 Stages = Annotated[tuple[Stage, ...], BeforeValidator(split_commas), AfterValidator(_in_order)]
 
 
+_MODEL_ADDRESS = re.compile(r"models:/[\w.-]+(@[\w-]+|/[1-9]\d*)")
 _S3_ADDRESS = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/(?!\.+(/|$))[\w.=-]+)*/?")
 
 
@@ -55,9 +63,8 @@ class Config(Section):
         "", description="folder or s3://BUCKET/PREFIX for the shards; empty: the workspace"
     )
     seed: int = Field(0, ge=0, lt=2**63, description="of the weights, the order and the noise")
-    model_uri: str = Field(
+    model_uri: Annotated[str, AfterValidator(_model_address)] = Field(
         "",
-        pattern=r"^(models:/[\w.-]+(@[\w-]+|/[1-9]\d*))?$",
         description="models:/NAME@champion or models:/NAME/3, for stage=evaluate: the registered model to score",
     )
     force: Stages = Field((), description="stages to run again although they are done")

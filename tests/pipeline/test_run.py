@@ -191,7 +191,7 @@ def test_a_registered_model_on_its_own_and_on_other_shards(tmp_path: Path) -> No
     client = MlflowClient(f"sqlite:///{tmp_path}/ws/mlflow.db")
     again = result_of(run(small(stage="evaluate", model_uri="models:/digits@champion"), tmp_path))
     assert (again["scores"], again["weights_sha256"]) == (trained["scores"], trained["weights_sha256"])
-    words = small(stage="shard,evaluate", model_uri="models:/digits/1", data__seed=5)
+    words = small(stage="shard,evaluate", model_uri="models:/digits/1", data__scene_seed=5)
     other = result_of(run(words, tmp_path))
     assert (other["model_uri"], other["weights_sha256"]) == ("models:/digits/1", trained["weights_sha256"])
     assert other["scores"]["elbo"] != trained["scores"]["elbo"]

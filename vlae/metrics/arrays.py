@@ -44,7 +44,8 @@ def check_split(
     check_rows(test_codes, test_factors)
     agree = train_codes.shape[1] == test_codes.shape[1] and train_factors.shape[1] == test_factors.shape[1]
     if not agree or train_codes.shape[1] < latents:
+        wanted = "agree but for N, with D > 0" if latents else "agree but for N"
         raise ValueError(
-            f"train and test must agree but for N, with D >= {latents}, got codes {train_codes.shape}, "
+            f"train and test must {wanted}, got codes {train_codes.shape}, "
             f"{test_codes.shape}, factors {train_factors.shape}, {test_factors.shape}"
         )
