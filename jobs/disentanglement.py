@@ -10,7 +10,7 @@ from threadpoolctl import threadpool_limits
 from jobs.codes import Array
 from jobs.config import EvaluateConfig
 from jobs.encoded import Encoded
-from jobs.measures import label_name, probes
+from jobs.measures import FEWEST, label_name, probes
 from jobs.scores import Scores, probe_scores
 from vlae.metrics import (
     beta_vae_score,
@@ -82,7 +82,7 @@ def classifier_scores(encoded: Encoded, config: EvaluateConfig) -> Scores:
 
 def dci_family(encoded: Encoded, config: EvaluateConfig) -> Scores:
     """DCI of the latents, and of the rungs as blocks."""
-    if not _several(encoded.factors):
+    if not encoded.names:
         return {}
     found = dci_scores(
         encoded.all_train_means,
@@ -103,7 +103,7 @@ def dci_family(encoded: Encoded, config: EvaluateConfig) -> Scores:
 
 def intervention_scores(encoded: Encoded, config: EvaluateConfig) -> Scores:
     """What stays and what moves when a factor is held: FactorVAE, BetaVAE, IRS; InfoMEC beside them."""
-    if not _several(encoded.factors):
+    if not encoded.names:
         return {}
     means, factors, seed = encoded.means, encoded.factors, config.seed
     mec = info_mec_scores(means[:_TEST_ROWS], factors[:_TEST_ROWS], seed=seed)
@@ -132,7 +132,12 @@ FAMILIES: tuple[Family, ...] = (dci_family, probe_family, intervention_scores, c
 
 
 def family_scores(family: Family, encoded: Encoded, config: EvaluateConfig) -> Scores:
-    """The scores of one family; the BLAS has one thread, since its products are small and would wait for it."""
+    """The scores of one family; none where there are too few images for any to mean something.
+
+    The BLAS has one thread, since its products are small and would wait for it.
+    """
+    if min(len(encoded.factors), len(encoded.train_factors)) < FEWEST:
+        return {}
     with threadpool_limits(1, "blas"):
         return family(encoded, config)
 
@@ -147,8 +152,3 @@ def _all_and_each(name: str, rungs: Sequence[Array], score: Callable[[Array], fl
 
 def _against(score: Callable[[Array, NDArray[np.int64]], float], factors: NDArray[np.int64], codes: Array) -> float:
     return score(codes, factors)
-
-
-def _several(factors: NDArray[np.int64]) -> bool:
-    """Whether two factors or more take more than one value."""
-    return sum(len(np.unique(column)) > 1 for column in factors.T) > 1

@@ -25,7 +25,7 @@ _LINEAR_IMAGES = 2000
 _PROBED_IMAGES = 5000  # that a probe learns from
 _CLASSIFIER_IMAGES = 20_000
 _SMALLEST = 16  # pixels that the fixed features need
-_FEWEST = 20  # images of a split that a probe or a distance makes sense for
+FEWEST = 20  # images of a split that a probe or a distance makes sense for
 # Factors that say what the picture is of, where `evaluate.label` names none.
 LABELS = ("digit", "class", "label", "identity", "category", "shape", "object_shape")
 
@@ -55,7 +55,7 @@ def information(codes: Codes, factors: NDArray[np.int64]) -> NDArray[np.float64]
 
 def complexity(train: Sample, test: Sample) -> NDArray[np.float64]:
     """What a linear probe of the pixels leaves of each factor, (K,)."""
-    if min(len(train.images), len(test.images)) < _FEWEST:
+    if min(len(train.images), len(test.images)) < FEWEST:
         return np.full(len(train.names), np.nan)
     if not train.names:
         return np.zeros(0)
@@ -72,7 +72,7 @@ def probes(
     seed: int,
 ) -> RungProbes | None:
     """What a probe reads from the samples of each rung, of all, and of all but one; None without factors or images."""
-    if not train_factors.shape[1] or min(len(train_factors), len(test_factors)) < _FEWEST:
+    if not train_factors.shape[1] or min(len(train_factors), len(test_factors)) < FEWEST:
         return None
     few = slice(_PROBED_IMAGES)
     return probe_rungs([rung[few] for rung in train_rungs], train_factors[few], test_rungs, test_factors, seed=seed)
@@ -117,6 +117,6 @@ def gibbs(
     model: HierarchicalModel, images: Tensor, steps: Sequence[int], generator: torch.Generator
 ) -> GibbsCurve | None:
     """Gibbs chains on the bottom rung, in the fixed feature space; None for images that are too small for it."""
-    if min(images.shape[2:]) < _SMALLEST or len(images) < _FEWEST or not steps:
+    if min(images.shape[2:]) < _SMALLEST or len(images) < FEWEST or not steps:
         return None
     return gibbs_curve(model, images, RandomFeatures().to(images.device), steps=steps, generator=generator)

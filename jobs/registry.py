@@ -12,6 +12,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 
+from jobs.checkpoint import load_model, weights_sha256
 from jobs.errors import UserError
 from jobs.files import remove_folder
 from jobs.serving import CHECKPOINT
@@ -21,8 +22,8 @@ Alias = Literal["champion", "challenger"]
 CHAMPION: Alias = "champion"
 CHALLENGER: Alias = "challenger"
 _LOGGED = "models:/"  # where a version comes from: this and the id of a LoggedModel
-# Tags of a version. ELBOs of other data, or under another kind of p(x|z), cannot be held against each other.
-COMPARABLE = ("data_fingerprint", "likelihood")
+# Tags of a version. ELBOs of other images, or under another kind of p(x|z), cannot be held against each other.
+COMPARABLE = ("data_fingerprint", "likelihood", "evaluate.num_images", "evaluate.seed")
 
 
 @dataclass(frozen=True)
@@ -35,44 +36,62 @@ class Registered:
 
 
 @dataclass(frozen=True)
-class Fetched:
-    """A registered model's checkpoint on this machine."""
+class Version:
+    """A model version of the registry."""
 
     uri: str  # models:/NAME/VERSION
     model_id: str  # of the LoggedModel
-    checkpoint: Path
+    weights_sha256: str
 
 
-def fetch(tracker: Tracker, uri: str, folder: Path) -> Fetched:
-    """Download the checkpoint of a model version into `folder`, in place of what is there.
+def resolve(tracker: Tracker, uri: str) -> Version:
+    """Look up which version an address means now.
 
     Args:
         tracker: where the registry is.
         uri: models:/NAME@ALIAS or models:/NAME/VERSION.
-        folder: for the checkpoint.
 
     Raises:
-        UserError: there is no such version, it was not made by this pipeline, or MLflow does not answer.
+        UserError: there is no such version, it is not of this pipeline, or MLflow does not answer.
     """
     name, alias, number = re.fullmatch(r"models:/([\w.-]+)(?:@([\w-]+)|/(\d+))", uri).groups()  # type: ignore[union-attr]
     with tracker.errors():
         client = tracker.client
         try:
-            version = (
-                client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, number)
-            )
+            found = client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, number)
         except MlflowException as error:
-            known = ", ".join(f"models:/{found.name}" for found in client.search_registered_models()) or "none"
+            known = ", ".join(f"models:/{model.name}" for model in client.search_registered_models()) or "none"
             raise UserError(f"model_uri={uri}: the registry has no such version; its models: {known}") from error
-        model_id = str(version.source).removeprefix(_LOGGED)
-        remove_folder(folder)
-        folder.mkdir(parents=True)
-        found = f"models:/{name}/{version.version}"
+    if "weights_sha256" not in found.tags:
+        raise UserError(f"model_uri={uri} was not registered by this pipeline, which alone knows how to evaluate it")
+    source = str(found.source).removeprefix(_LOGGED)
+    return Version(f"models:/{name}/{found.version}", source, found.tags["weights_sha256"])
+
+
+def fetch(tracker: Tracker, version: Version, folder: Path) -> Path:
+    """Download the checkpoint of a version into `folder`, in place of what is there.
+
+    Returns:
+        The checkpoint, verified.
+
+    Raises:
+        UserError: it is missing, or not as it was registered, or MLflow does not answer.
+    """
+    remove_folder(folder)
+    folder.mkdir(parents=True)
+    mend = "evaluate its training again, to register it anew"
+    with tracker.errors():
         try:
-            place = mlflow.artifacts.download_artifacts(f"{found}/{CHECKPOINT}", dst_path=str(folder))
-        except MlflowException as error:
-            raise UserError(f"model_uri={uri} holds no checkpoint of this pipeline ({error})") from error
-    return Fetched(found, model_id, Path(place))
+            place = Path(mlflow.artifacts.download_artifacts(f"{version.uri}/{CHECKPOINT}", dst_path=str(folder)))
+        except (MlflowException, FileNotFoundError) as error:
+            raise UserError(f"{version.uri} holds no checkpoint ({error}): {mend}") from error
+    try:
+        found = weights_sha256(load_model(place))
+    except UserError as error:
+        raise UserError(f"{version.uri} is damaged ({error.__cause__ or error}): {mend}") from error
+    if found != version.weights_sha256:
+        raise UserError(f"{version.uri} holds other weights than were registered: {mend}")
+    return place
 
 
 def register(
@@ -105,80 +124,69 @@ def register(
     """
     with tracker.errors():
         client = tracker.client
-        aliases = _aliases(client, name)
+        if not client.search_registered_models(f"name = '{name}'"):
+            client.create_registered_model(name)
         version = _version(client, run_id, name, model_id)
         all_tags = {**tags, **{key: f"{value:.8g}" for key, value in scores.items()}}
         for key, value in all_tags.items():
             client.set_model_version_tag(name, version, key, value)
         if description:
             client.update_model_version(name, version, description)
-        alias, note = _place(client, name, version, all_tags, aliases, select_by)
+        alias, note = _place(client, name, version, all_tags, select_by)
     return Registered(f"models:/{name}/{version}", alias, note)
-
-
-def _aliases(client: MlflowClient, name: str) -> dict[str, str]:
-    """Alias -> version; the name is made if it is new."""
-    if not client.search_registered_models(f"name = '{name}'"):
-        client.create_registered_model(name)
-    return {alias: str(version) for alias, version in client.get_registered_model(name).aliases.items()}
 
 
 def _version(client: MlflowClient, run_id: str, name: str, model_id: str) -> str:
     """Version of this LoggedModel, made if there is none."""
     source = f"{_LOGGED}{model_id}"
-    for found in client.search_model_versions(f"name = '{name}'"):
-        if found.source == source:
-            return str(found.version)
-    made = str(client.create_model_version(name, source=source, run_id=run_id, model_id=model_id).version)
+    known = [found for found in client.search_model_versions(f"name = '{name}'") if found.source == source]
+    version = known[0] if known else client.create_model_version(name, source, run_id, model_id=model_id)
     # What MLflow's own function for this also does: the model's page shows its versions.
-    known = json.loads(client.get_logged_model(model_id).tags.get(MLFLOW_MODEL_VERSIONS, "[]"))
-    versions = [*(entry for entry in known if entry["name"] != name), {"name": name, "version": made}]
-    client.set_logged_model_tags(model_id, {MLFLOW_MODEL_VERSIONS: json.dumps(versions)})
-    return made
+    shown = json.loads(client.get_logged_model(model_id).tags.get(MLFLOW_MODEL_VERSIONS, "[]"))
+    entries = [*(entry for entry in shown if entry["name"] != name), {"name": name, "version": version.version}]
+    client.set_logged_model_tags(model_id, {MLFLOW_MODEL_VERSIONS: json.dumps(entries)})
+    return str(version.version)
 
 
 def _place(
-    client: MlflowClient,
-    name: str,
-    version: str,
-    tags: Mapping[str, str],
-    aliases: Mapping[str, str],
-    select_by: str,
+    client: MlflowClient, name: str, version: str, tags: Mapping[str, str], select_by: str
 ) -> tuple[Alias | None, str]:
-    """Move the aliases as a version deserves; what it is then, and why."""
-    held = {alias: client.get_model_version(name, number).tags for alias, number in aliases.items()}
-    wins, note = beats(tags, select_by, held.get(CHAMPION))
-    before = aliases.get(CHAMPION)
-    if wins:
-        client.set_registered_model_alias(name, CHAMPION, version)
-        if aliases.get(CHALLENGER) == version:
-            client.delete_registered_model_alias(name, CHALLENGER)
-        if before not in (None, version):
-            client.set_registered_model_alias(name, CHALLENGER, before)
-        return CHAMPION, note
-    comparable = all(held[CHAMPION].get(key) == tags.get(key) for key in COMPARABLE)
-    if comparable and beats(tags, select_by, held.get(CHALLENGER))[0]:
-        client.set_registered_model_alias(name, CHALLENGER, version)
-        return CHALLENGER, note
-    return None, note
+    """Set the aliases by the scores of all versions that can be compared; what this version is then, and why.
+
+    The tags alone decide, so a command that was killed half-way is mended by the next.
+    """
+    aliases = client.get_registered_model(name).aliases
+    champion = client.get_model_version(name, aliases[CHAMPION]).tags if CHAMPION in aliases else tags
+    for key in COMPARABLE:
+        if champion.get(key) != tags.get(key):
+            return None, f"the champion has another {key}; set evaluate.model_name to register under another name"
+    if select_by not in tags:
+        return None, f"it has no {select_by} on these data"
+    found = {str(found.version): found.tags for found in client.search_model_versions(f"name = '{name}'")}
+    first, *others = ranked(found, tags, select_by)
+    if others:
+        client.set_registered_model_alias(name, CHALLENGER, others[0])
+    elif CHALLENGER in aliases:
+        client.delete_registered_model_alias(name, CHALLENGER)
+    client.set_registered_model_alias(name, CHAMPION, first)
+    if version == first:
+        against = f", the next has {float(found[others[0]][select_by]):.4g}" if others else ", the first of its kind"
+        return CHAMPION, f"{select_by} {float(tags[select_by]):.4g}{against}"
+    note = f"{select_by} {float(tags[select_by]):.4g}, the champion has {float(found[first][select_by]):.4g}"
+    return (CHALLENGER if version == others[0] else None), note
 
 
-def beats(tags: Mapping[str, str], select_by: str, held: Mapping[str, str] | None) -> tuple[bool, str]:
-    """Whether a version takes the place of the one that holds an alias, and why; higher scores win.
+def ranked(versions: Mapping[str, Mapping[str, str]], tags: Mapping[str, str], select_by: str) -> list[str]:
+    """The versions that can be compared with one of these tags, the highest score first, the older of equals first.
 
     Args:
-        tags: of the version, with its scores.
-        select_by: the score that decides.
-        held: tags of the one that holds the alias, if there is one.
+        versions: tags by version number.
+        tags: what `COMPARABLE` must be.
+        select_by: the tag with the score.
     """
-    if held is None:
-        return True, "the first of its name"
-    for key in COMPARABLE:
-        if held.get(key) != tags.get(key):
-            return False, f"the champion has another {key}; set evaluate.model_name to register under another name"
-    if select_by not in held:
-        return True, f"the champion has no {select_by}"
-    if held.get("weights_sha256") == tags.get("weights_sha256"):
-        return True, "the same weights, scored again"
-    score, best = float(tags[select_by]), float(held[select_by])
-    return score > best, f"{select_by} {score:.4g}, the champion had {best:.4g}"
+    alike = [
+        number
+        for number, held in versions.items()
+        if select_by in held and all(held.get(key) == tags.get(key) for key in COMPARABLE)
+    ]
+    return sorted(alike, key=lambda number: (-float(versions[number][select_by]), int(number)))

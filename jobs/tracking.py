@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import mlflow
@@ -147,6 +147,17 @@ class Tracker:
         """Mark a run as RUNNING."""
         with self.errors():
             self.client.update_run(run_id, status="RUNNING")
+
+    @contextmanager
+    def running(self, run_id: str) -> Iterator[None]:
+        """Mark a run as RUNNING for a `with` block, and as FAILED or KILLED if that raises."""
+        self.resume_run(run_id)
+        try:
+            yield
+        except BaseException as error:
+            with suppress(UserError):  # the first error is the one to tell
+                self.end_run(run_id, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            raise
 
     def end_run(self, run_id: str, status: str, tags: Mapping[str, str] | None = None) -> None:
         """Close a run as FINISHED, FAILED or KILLED."""

@@ -60,8 +60,8 @@ def _evaluate_training(session: Session) -> None:
         raise UserError(f"{run.folder} holds no finished training: add train to the stages")
     checkpoint = run.checkpoints / trained["checkpoint"]
     others = siblings(run, run_settings(session.config), session.dataset.fingerprint)
+    origin = session.origin  # MLflow is asked first: what would fail then fails before the work
     evaluation = _scored(session, checkpoint, others)
-    origin = session.origin
     registered = _register(session, checkpoint, trained, evaluation)
     if origin.run_id != trained["run_id"]:
         write_json(run.folder / "train.json", {**trained, "run_id": origin.run_id})
@@ -88,7 +88,7 @@ def _scored(session: Session, checkpoint: Path, others: list[Path]) -> Evaluatio
         config.evaluate,
         session.resources,
         use_gpu=config.train.device != "cpu",
-        title=f"{config.model_uri} on {config.data.name}" if config.model_uri else run_name(config),
+        title=f"{session.version.uri} on {config.data.name}" if config.model_uri else run_name(config),
         siblings=others,
         on_progress=lambda done, total: session.report.progress(f"evaluate {done} of {total} parts done"),
     )
@@ -117,6 +117,8 @@ def _register(session: Session, checkpoint: Path, trained: Mapping[str, Any], ev
             "likelihood": config.model.likelihood,
             "weights_sha256": trained["weights_sha256"],
             "command": command_line(config),
+            "evaluate.num_images": str(config.evaluate.num_images),
+            "evaluate.seed": str(config.evaluate.seed),
         },
         scores={name: evaluation.scores[name] for name, *_ in HEADLINES if name in evaluation.scores},
         select_by=config.evaluate.select_by,
@@ -137,29 +139,34 @@ def _log(session: Session, run_id: str, model_id: str, step: int, evaluation: Ev
 
 def _evaluate_registered(session: Session) -> None:
     """Any version on any shards: a run of its own, whose scores are linked to the version's model."""
-    run, config, tracker = session.run, session.config, session.tracker
-    session.report.progress(f"evaluate fetching {config.model_uri} ...")
-    fetched = fetch(tracker, config.model_uri, run.folder / "model")
-    evaluation = _scored(session, fetched.checkpoint, [])
-    meta = read_meta(fetched.checkpoint)
+    run, config, tracker, version = session.run, session.config, session.tracker, session.version
+    key, done = session.workspace.evaluate_key(), run.read("evaluate")
+    if done and (done["key"], done["weights_sha256"]) == (key, version.weights_sha256):
+        session.report.line(
+            f"{'':<9}{config.model_uri} is {version.uri} still, which was evaluated with these settings"
+        )
+        return
+    session.report.progress(f"evaluate fetching {version.uri} ...")
+    checkpoint = fetch(tracker, version, run.folder / "model")
+    meta = read_meta(checkpoint)
     depth = str(len(meta["model"]["latent_dims"]))
-    params = {"model_uri": fetched.uri, "data": config.data.name, "capacity.depth": depth}
-    name = f"{fetched.uri.removeprefix('models:/').replace('/', '-v')}-on-{config.data.name}"
-    command = evaluation_command(config, fetched.uri)
+    params = {"model_uri": version.uri, "data": config.data.name, "capacity.depth": depth}
+    name = f"{version.uri.removeprefix('models:/').replace('/', '-v')}-on-{config.data.name}"
+    command = evaluation_command(config, version.uri)
     run_id = session.start_run(name, params, command, context="evaluation")
-    tracker.resume_run(run_id)
-    _log(session, run_id, fetched.model_id, int(meta["step"]), evaluation)
-    tracker.describe(run_id, description(run_id, evaluation.scores, command))
-    tracker.end_run(run_id, "FINISHED")
+    with tracker.running(run_id):
+        evaluation = _scored(session, checkpoint, [])
+        _log(session, run_id, version.model_id, int(meta["step"]), evaluation)
+        tracker.describe(run_id, description(run_id, evaluation.scores, command))
+        tracker.end_run(run_id, "FINISHED")
     record = {
-        "key": session.workspace.evaluate_key(),
+        "key": key,
         "run_id": run_id,
-        "weights_sha256": meta["weights_sha256"],
-        "model_uri": fetched.uri,
+        "weights_sha256": version.weights_sha256,
+        "model_uri": version.uri,
         "scores": evaluation.scores,
     }
     write_json(run.folder / "evaluate.json", record)
     session.report.done("evaluate", score_table(evaluation.scores))
-    session.report.line(
-        f"{'':<9}{fetched.uri} on {config.data.name}; pictures in {run.figures}; explore {run.explorer}"
-    )
+    session.report.line(f"{'':<9}{version.uri} on {config.data.name}; pictures in {run.figures}")
+    session.report.line(f"{'':<9}open {run.explorer} to explore the rungs")

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
-from pipeline.config import GROUPS, STAGES, Config, run_settings
+from pipeline.config import GROUPS, STAGES, Config, run_settings, spell
 
 # Shown for every run, whatever they are set to; other settings only where they are not the default.
 _ALWAYS = (
@@ -37,14 +37,28 @@ def _required(section: BaseModel) -> dict[str, Any]:
 
 
 def command_line(config: Config) -> str:
-    """The command that repeats a training, with every setting that is not the default."""
-    return _command(f"stage={','.join(STAGES)}", changed_settings(config))
+    """The command that repeats a training and its evaluation, with every setting that is not the default."""
+    return _command(f"stage={','.join(STAGES)}", changed_settings(config) | _surroundings(config))
 
 
 def evaluation_command(config: Config, model_uri: str) -> str:
     """The command that repeats the evaluation of a registered model on these data."""
     data = {key: value for key, value in changed_settings(config).items() if key.partition(".")[0] == "data"}
-    return _command("stage=shard,evaluate", {"model_uri": model_uri, **data})
+    return _command("stage=shard,evaluate", {"model_uri": model_uri, **data, **_surroundings(config)})
+
+
+def _surroundings(config: Config) -> dict[str, str]:
+    """How a model is evaluated, and where everything is kept, where that is not the default."""
+    plain, found = Config(), {}
+    for name in ("workspace", "store"):
+        if getattr(config, name) != getattr(plain, name):
+            found[name] = spell(getattr(config, name))
+    for name in ("evaluate", "tracking"):
+        section, standard = getattr(config, name), getattr(plain, name)
+        for key in type(section).model_fields:
+            if getattr(section, key) != getattr(standard, key):
+                found[f"{name}.{key}"] = spell(getattr(section, key))
+    return found
 
 
 def _command(stage: str, settings: Mapping[str, str]) -> str:

@@ -14,6 +14,7 @@ from jobs.data.split import ShardedSplit
 from jobs.errors import UserError
 from jobs.files import write_json
 from jobs.logged import Origin
+from jobs.registry import Version, resolve
 from jobs.tracking import Tracker
 from pipeline.config import run_settings
 from pipeline.record import command_line, params, run_name
@@ -60,8 +61,15 @@ class Session:
         return manifest
 
     @cached_property
+    def version(self) -> Version:
+        """The registered model that `model_uri` means now."""
+        return resolve(self.tracker, self.config.model_uri)
+
+    @cached_property
     def run(self) -> Run:
         """The training, or the evaluation of a registered model, of these settings on this dataset."""
+        if self.config.model_uri:
+            self.workspace.model_uri = self.version.uri
         return self.workspace.run(self.dataset)
 
     @property

@@ -3,7 +3,7 @@
 import shutil
 import tempfile
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 
 from ray.exceptions import RayError, RayTaskError
@@ -84,17 +84,13 @@ def _train(session: Session) -> None:
         check_evaluation(session)
     origin = session.origin
     report.progress(f"train    {int(origin.params['capacity.parameters']):,} parameters; starting the workers ...")
-    tracker.resume_run(origin.run_id)
     try:
-        checkpoint = _run_training(session, origin)
-        meta = read_meta(checkpoint)
-        tracker.end_run(origin.run_id, "FINISHED", {"weights_sha256": meta["weights_sha256"]})
-        record = {name: meta[name] for name in ("step", "weights_sha256")}
-        write_json(run.folder / "train.json", {"run_id": origin.run_id, "checkpoint": checkpoint.name, **record})
-    except BaseException as error:
-        with suppress(UserError):  # the first error is the one to tell
-            tracker.end_run(origin.run_id, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
-        raise
+        with tracker.running(origin.run_id):
+            checkpoint = _run_training(session, origin)
+            meta = read_meta(checkpoint)
+            tracker.end_run(origin.run_id, "FINISHED", {"weights_sha256": meta["weights_sha256"]})
+            record = {name: meta[name] for name in ("step", "weights_sha256")}
+            write_json(run.folder / "train.json", {"run_id": origin.run_id, "checkpoint": checkpoint.name, **record})
     finally:
         shutil.rmtree(run.scratch, ignore_errors=True)
     report.done("train", f"step {meta['step']}, checkpoint {checkpoint}")

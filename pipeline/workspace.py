@@ -33,6 +33,7 @@ class Workspace:
     def __init__(self, config: Config) -> None:
         self.config = config
         self.path = config.workspace
+        self.model_uri = config.model_uri  # with the version, once an alias has been looked up
 
     def make(self) -> None:
         """Create the folder and see that it can be written.
@@ -154,7 +155,7 @@ class Workspace:
 
     def run(self, dataset: Manifest) -> Run:
         """The training of these settings on this dataset, or the evaluation of a registered model on it."""
-        if uri := self.config.model_uri:
+        if uri := self.model_uri:
             name = re.sub(r"[@/]", "-", uri.removeprefix("models:/"))
             key = fingerprint(uri, self.config.tracking.uri, dataset.fingerprint)
             return Run(self.path / "runs" / f"{name}-on-{self.config.data.name}-{key}")
@@ -202,11 +203,10 @@ def _find_shards(workspace: Workspace) -> Found:
 
 
 def _find_evaluation(workspace: Workspace, run: Run | None) -> Found:
-    """Whether a registered model has been evaluated on these data."""
+    """Whether a registered version has been evaluated on these data; an alias is looked up later."""
     if run is None:
         if "shard" not in workspace.config.stage:
             raise UserError("evaluate needs shards, and there are none of this data: run stage=shard,evaluate")
         return "nothing"
     scored = run.read("evaluate")
-    moves = "@" in workspace.config.model_uri  # another version may have the alias by now
-    return "done" if scored and not moves and scored["key"] == workspace.evaluate_key() else "nothing"
+    return "done" if scored and scored["key"] == workspace.evaluate_key() else "nothing"

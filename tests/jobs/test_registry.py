@@ -17,7 +17,7 @@ from jobs.codes import encode
 from jobs.errors import UserError
 from jobs.logged import Origin, log_checkpoint
 from jobs.messages import Point
-from jobs.registry import beats, fetch, register
+from jobs.registry import fetch, ranked, register, resolve
 from jobs.tracking import Tracker
 from vlae.build import build_model
 from vlae.config import HvaeConfig, VlaeConfig
@@ -76,50 +76,79 @@ def test_a_checkpoint_is_one_logged_model_with_step_scores_and_data(
     assert not [name for name in files if name.endswith((".pkl", ".pt", ".pth", ".cloudpickle")) or "optimizer" in name]
 
 
-def test_versions_and_their_aliases(tracker: Tracker, client: MlflowClient, tmp_path: Path) -> None:
-    models = [logged(tracker, tmp_path, seed) for seed in range(4)]
+class Registry:
+    """A registry with the versions of up to four models, each registered with some score."""
 
-    def registered(number: int, elbo: float, **tags: str) -> tuple[str, str | None]:
-        model_id, weights = models[number]
+    def __init__(self, tracker: Tracker, client: MlflowClient, folder: Path) -> None:
+        self.tracker, self.client, self.run_id = tracker, client, origin(tracker).run_id
+        self.models = [logged(tracker, folder, seed) for seed in range(4)]
+
+    def register(self, number: int, scores: dict[str, float], select_by: str = "elbo", **tags: str) -> str:
+        """`1 champion`, `2 challenger`, `3 None`."""
+        model_id, weights = self.models[number]
         known = {"data_fingerprint": "abc", "likelihood": "logistic", "weights_sha256": weights, **tags}
-        made = register(
-            tracker, origin(tracker).run_id, "digits", model_id, tags=known, scores={"elbo": elbo}, select_by="elbo"
-        )
-        return made.uri, made.alias
+        made = register(self.tracker, self.run_id, "digits", model_id, tags=known, scores=scores, select_by=select_by)
+        return f"{made.uri.removeprefix('models:/digits/')} {made.alias}"
 
-    def aliases() -> dict[str, int]:
-        return {name: int(version) for name, version in client.get_registered_model("digits").aliases.items()}
-
-    assert registered(0, -100.0) == ("models:/digits/1", "champion")
-    assert aliases() == {"champion": 1}
-    assert registered(1, -90.0) == ("models:/digits/2", "champion")
-    assert aliases() == {"champion": 2, "challenger": 1}  # who was the champion
-    assert registered(2, -95.0) == ("models:/digits/3", "challenger")
-    assert registered(2, -95.0) == ("models:/digits/3", "challenger")  # an evaluation repeated adds no version
-    assert registered(3, -80.0, data_fingerprint="other") == ("models:/digits/4", None)
-    assert registered(1, -91.0) == ("models:/digits/2", "champion")
-    assert registered(2, -50.0) == ("models:/digits/3", "champion")
-    assert aliases() == {"champion": 3, "challenger": 2}
-    assert client.get_model_version("digits", "2").tags["elbo"] == "-91"
+    @property
+    def aliases(self) -> dict[str, int]:
+        return {name: int(version) for name, version in self.client.get_registered_model("digits").aliases.items()}
 
 
-@pytest.mark.parametrize(
-    ("champion", "wins"),
-    [
-        (None, True),
-        ({"elbo": "-2.0"}, True),
-        ({"elbo": "-1.0"}, False),
-        ({"elbo": "-0.5"}, False),
-        ({}, True),
-        ({"elbo": "-0.5", "weights_sha256": "w"}, True),
-        ({"elbo": "-2.0", "data_fingerprint": "b"}, False),
-        ({"elbo": "-2.0", "likelihood": "bernoulli"}, False),
-    ],
-)
-def test_who_becomes_champion(champion: dict[str, str] | None, wins: bool) -> None:
-    tags = {"data_fingerprint": "a", "likelihood": "logistic", "weights_sha256": "w"}
-    held = None if champion is None else {**tags, "weights_sha256": "v", **champion}
-    assert beats({**tags, "elbo": "-1.0"}, "elbo", held)[0] is wins
+@pytest.fixture
+def registry(tracker: Tracker, client: MlflowClient, tmp_path: Path) -> Registry:
+    return Registry(tracker, client, tmp_path)
+
+
+def test_versions_and_their_aliases(registry: Registry, client: MlflowClient) -> None:
+    assert registry.register(0, {"elbo": -100.0}) == "1 champion"
+    assert registry.aliases == {"champion": 1}
+    assert registry.register(1, {"elbo": -90.0}) == "2 champion"
+    assert registry.aliases == {"champion": 2, "challenger": 1}
+    assert registry.register(2, {"elbo": -95.0}) == "3 challenger"
+    assert registry.register(2, {"elbo": -95.0}) == "3 challenger"  # an evaluation repeated adds no version
+    assert registry.register(3, {"elbo": -80.0}, data_fingerprint="other") == "4 None"
+    assert registry.aliases == {"champion": 2, "challenger": 3}
+    assert client.get_model_version("digits", "2").tags["elbo"] == "-90"
+
+
+def test_scores_that_change_move_the_aliases(registry: Registry) -> None:
+    for number, elbo in enumerate((-100.0, -90.0, -95.0)):
+        registry.register(number, {"elbo": elbo})
+    assert registry.register(1, {"elbo": -99.0}) == "2 challenger"
+    assert registry.aliases == {"champion": 3, "challenger": 2}
+    assert registry.register(1, {"elbo": -500.0}) == "2 None"
+    assert registry.aliases == {"champion": 3, "challenger": 1}
+
+
+def test_aliases_that_a_kill_left_half_moved_are_mended(registry: Registry, client: MlflowClient) -> None:
+    registry.register(0, {"elbo": -100.0})
+    registry.register(1, {"elbo": -90.0})
+    client.delete_registered_model_alias("digits", "challenger")
+    client.set_registered_model_alias("digits", "champion", "1")
+    registry.register(1, {"elbo": -90.0})
+    assert registry.aliases == {"champion": 2, "challenger": 1}
+
+
+def test_a_score_that_is_missing_gives_no_alias(registry: Registry) -> None:
+    registry.register(0, {"elbo": -100.0})
+    assert registry.register(1, {"elbo": -90.0}, select_by="mig") == "2 None"
+    assert registry.aliases == {"champion": 1}
+    assert registry.register(2, {"elbo": -95.0, "mig": 0.3}, select_by="mig") == "3 champion"
+    assert registry.aliases == {"champion": 3}
+
+
+@pytest.mark.parametrize("key", ["data_fingerprint", "likelihood", "evaluate.num_images", "evaluate.seed"])
+def test_only_what_can_be_compared_is_ranked(key: str) -> None:
+    tags = dict.fromkeys(("data_fingerprint", "likelihood", "evaluate.num_images", "evaluate.seed"), "a")
+    versions = {
+        "1": {**tags, "elbo": "-2"},
+        "2": {**tags, "elbo": "-1.5"},
+        "3": {**tags, key: "b", "elbo": "0"},
+        "4": tags,
+        "10": {**tags, "elbo": "-1.5"},
+    }
+    assert ranked(versions, tags, "elbo") == ["2", "10", "1"]
 
 
 def registered_model(tracker: Tracker, folder: Path) -> str:
@@ -185,14 +214,24 @@ def test_a_tampered_model_is_refused(tracker: Tracker, client: MlflowClient, tmp
         mlflow.pyfunc.load_model("models:/digits@champion")
 
 
-def test_a_version_is_fetched(tracker: Tracker, tmp_path: Path) -> None:
+def test_a_version_is_looked_up_and_fetched(tracker: Tracker, tmp_path: Path) -> None:
     uri = registered_model(tracker, tmp_path)
+    expected = weights_sha256(load_model(tmp_path / "0" / "step-00000012"))
     for asked in (uri, "models:/digits@champion"):
-        fetched = fetch(tracker, asked, tmp_path / "model")
-        assert fetched.uri == "models:/digits/1"
-        assert weights_sha256(load_model(fetched.checkpoint)) == weights_sha256(
-            load_model(tmp_path / "0" / "step-00000012")
-        )
+        version = resolve(tracker, asked)
+        assert (version.uri, version.weights_sha256) == ("models:/digits/1", expected)
+        assert weights_sha256(load_model(fetch(tracker, version, tmp_path / "model"))) == expected
     for missing in ("models:/digits/7", "models:/digits@best", "models:/cats/1"):
         with pytest.raises(UserError, match=r"no such version; its models: models:/digits"):
-            fetch(tracker, missing, tmp_path / "model")
+            resolve(tracker, missing)
+
+
+def test_other_weights_than_were_registered_are_refused(tracker: Tracker, client: MlflowClient, tmp_path: Path) -> None:
+    """Whole files of another model, hashes and all."""
+    version = resolve(tracker, registered_model(tracker, tmp_path))
+    location = Path(client.get_logged_model(version.model_id).artifact_location.removeprefix("file://"))
+    for file in checkpoint(tmp_path / "other", seed=5).iterdir():
+        if (target := location / "artifacts" / "checkpoint" / file.name).exists():
+            target.write_bytes(file.read_bytes())
+    with pytest.raises(UserError, match=r"models:/digits/1 holds other weights than were registered: evaluate its"):
+        fetch(tracker, version, tmp_path / "model")

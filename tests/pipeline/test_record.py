@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.config import run_settings
-from pipeline.record import changed_settings, command_line, params, run_name, settings_file
+from pipeline.record import changed_settings, command_line, evaluation_command, params, run_name, settings_file
 from pipeline.settings import read_config
 
 COMMANDS = [
@@ -15,6 +15,13 @@ COMMANDS = [
     ["data=images", "data.folder=/some pictures", "objective.beta=1,2,3"],
     ["preset=release-svhn"],
     ["preset=compare", "model=lvae", "model.norm_heads=true"],
+    ["evaluate.model_name=foo", "evaluate.seed=3", "evaluate.gibbs_steps=1,2", "store=s3://bucket/there"],
+    [
+        "workspace=/some where",
+        "tracking.uri=http://127.0.0.1:5000",
+        "tracking.experiment=a b",
+        "evaluate.select_by=mig",
+    ],
 ]
 
 
@@ -23,7 +30,10 @@ def test_the_command_and_the_settings_file_name_the_same_run(words: list[str], t
     config = read_config(words)
     python, flag, module, *again = shlex.split(command_line(config))
     assert (python, flag, module) == ("python", "-m", "pipeline.run")
-    assert run_settings(read_config(again)) == run_settings(config)
+    repeated = read_config(again)
+    assert run_settings(repeated) == run_settings(config)
+    for name in ("evaluate", "tracking", "workspace", "store"):
+        assert getattr(repeated, name) == getattr(config, name)
     file = tmp_path / "settings.yaml"
     file.write_text(settings_file(run_settings(config)))
     assert run_settings(read_config([f"preset={file}"])) == run_settings(config)
@@ -46,3 +56,10 @@ def test_params_hold_depth_and_capacity() -> None:
     assert len(found) < 15
     assert sorted(found)[:3] == ["capacity.depth", "capacity.latents", "capacity.parameters"]
     assert run_name(read_config(["model.latent_dims=2,3", "seed=4"])) == "vlae-2-3-digits-seed4"
+
+
+def test_the_evaluation_of_a_registered_model_is_repeated() -> None:
+    config = read_config(["stage=evaluate", "model_uri=models:/a@champion", "data.num_images=70", "evaluate.seed=2"])
+    again = read_config(shlex.split(evaluation_command(config, "models:/a/3"))[3:])
+    assert (again.stage, again.model_uri) == (("shard", "evaluate"), "models:/a/3")
+    assert (again.data, again.evaluate) == (config.data, config.evaluate)

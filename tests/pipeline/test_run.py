@@ -177,11 +177,11 @@ def test_the_main_job_and_the_same_command_again(tmp_path: Path) -> None:
     assert again.stderr.count("done before") == 3
 
     # The recorded command and the recorded settings name the same run.
-    command = shlex.split(found.data.tags["command"])[4:]  # without python -m pipeline.run stage=
+    command = shlex.split(found.data.tags["command"])[4:]  # without python -m pipeline.run stage=...
     settings = client.download_artifacts(first["run_id"], "settings.yaml", str(tmp_path))
     for recorded in (command, [f"preset={settings}"]):
-        words = [*recorded, "stage=train", "workspace=ws", "output=json"]
-        named = result_of(run(words, tmp_path))
+        words = ["stage=train", "workspace=ws", "output=json"]
+        named = result_of(run([*(word for word in recorded if not word.startswith("workspace=")), *words], tmp_path))
         assert (named["run_id"], named["stages"]) == (first["run_id"], {"train": "skipped"})
 
 
@@ -196,6 +196,8 @@ def test_a_registered_model_on_its_own_and_on_other_shards(tmp_path: Path) -> No
     assert (other["model_uri"], other["weights_sha256"]) == ("models:/digits/1", trained["weights_sha256"])
     assert other["scores"]["elbo"] != trained["scores"]["elbo"]
     assert result_of(run(words, tmp_path))["stages"] == {"shard": "skipped", "evaluate": "skipped"}
+    moved = small(stage="evaluate", model_uri="models:/digits@champion", data__scene_seed=5)
+    assert "is models:/digits/1 still" in run(moved, tmp_path).stderr  # which is evaluated on these shards already
     # The model's page has its scores on both datasets.
     source = client.get_model_version("digits", "1").source.removeprefix("models:/")
     digests = {metric.dataset_digest for metric in client.get_logged_model(source).metrics if metric.key == "test/elbo"}
@@ -203,6 +205,13 @@ def test_a_registered_model_on_its_own_and_on_other_shards(tmp_path: Path) -> No
     found = client.get_run(other["run_id"])
     assert found.info.status == "FINISHED"
     assert found.data.metrics["test/elbo"] == pytest.approx(other["scores"]["elbo"])
+
+    # Another model takes the alias: the same command evaluates that one.
+    better = result_of(run(small(train__steps=60), tmp_path))
+    assert better["model_uri"] == "models:/digits/2"
+    client.set_registered_model_alias("digits", "champion", "2")
+    second = result_of(run(moved, tmp_path))
+    assert (second["model_uri"], second["weights_sha256"]) == ("models:/digits/2", better["weights_sha256"])
 
     missing = run(small(stage="evaluate", model_uri="models:/digits@best"), tmp_path)
     assert missing.returncode == 1

@@ -23,13 +23,21 @@ def check_rows(codes: Array, factors: Factors) -> None:
     """Refuse what no score of codes and factors is defined for.
 
     Raises:
-        ValueError: not two matrices with as many rows, no rows, or codes that are not finite.
+        ValueError: not two matrices with as many rows, no rows, factors that are no integers, or codes that are
+            not finite.
     """
     if codes.ndim != 2 or factors.ndim != 2 or len(codes) != len(factors) or not len(codes):
         raise ValueError(
             f"codes (N, D) and factors (N, K) must have the same N > 0, got {codes.shape}, {factors.shape}"
         )
+    if not np.issubdtype(factors.dtype, np.integer):
+        raise ValueError(f"factors must be integers, got {factors.dtype}")
     check_codes(codes)
+
+
+def varies(values: Factors) -> NDArray[np.bool_]:
+    """Whether each column of (N, K), or the one of (N,), takes more than one value; np.ptp overflows small integers."""
+    return np.asarray(values.max(axis=0) > values.min(axis=0))
 
 
 def check_split(

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import cho_factor, cho_solve, eigh
 
-from vlae.metrics.arrays import Factors
+from vlae.metrics.arrays import Factors, varies
 
 Images = NDArray[np.generic]
 Floats = NDArray[np.float64]
@@ -51,7 +51,7 @@ def factor_complexity(
     for penalty in sorted({easiest.penalty for easiest in chosen}):
         mine = [k for k, easiest in enumerate(chosen) if easiest.penalty == penalty]
         for k, guess in zip(mine, _predict(gram, cross, [targets[k] for k in mine], penalty), strict=True):
-            if np.ptp(train_factors[:, k]) > 0 and np.ptp(test_factors[:, k]) > 0:
+            if varies(train_factors[:, k]) and varies(test_factors[:, k]):
                 weights = chosen[k].weights
                 out[k] = np.clip(_unexplained(pairs[k][1] @ weights, guess @ weights), 0, 1)
     return out

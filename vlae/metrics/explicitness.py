@@ -6,7 +6,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.preprocessing import StandardScaler
 
-from vlae.metrics.arrays import Array, Factors, check_split
+from vlae.metrics.arrays import Array, Factors, check_split, varies
 
 
 def explicitness_score(train_codes: Array, train_factors: Factors, test_codes: Array, test_factors: Factors) -> float:
@@ -37,7 +37,7 @@ def explicitness_score(train_codes: Array, train_factors: Factors, test_codes: A
     areas = []
     for values, truth in zip(train_factors.T, test_factors.T, strict=True):
         shared = np.intersect1d(values, truth)
-        if np.ptp(values) > 0 and np.ptp(truth) > 0 and len(shared):
+        if varies(values) and varies(truth) and len(shared):
             areas.append(_area(train, values, test, truth, shared))
     return float(np.mean(areas)) if areas else float("nan")
 

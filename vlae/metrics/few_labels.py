@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from vlae.metrics.arrays import Array, check_split
+from vlae.metrics.arrays import Array, check_split, varies
 
 Labels = NDArray[np.integer]
 
@@ -47,7 +47,7 @@ def few_label_accuracy(
     check_split(train_codes, train_labels[:, None], test_codes, test_labels[:, None])
     if not 2 <= count <= len(train_labels) or draws < 1:
         raise ValueError(f"need 2 <= count <= {len(train_labels)} and draws > 0, got {count}, {draws}")
-    if np.ptp(train_labels) == 0 or np.ptp(test_labels) == 0:
+    if not (varies(train_labels) and varies(test_labels)):
         return float("nan")
     scale = StandardScaler().fit(train_codes.astype(np.float64))
     train, test = (scale.transform(codes.astype(np.float64)) for codes in (train_codes, test_codes))

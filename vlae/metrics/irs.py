@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from vlae.metrics.arrays import Array, Factors, check_rows
+from vlae.metrics.arrays import Array, Factors, check_rows, varies
 from vlae.metrics.information import discretise
 
 Floats = NDArray[np.float64]
@@ -35,7 +35,7 @@ def irs_score(codes: Array, factors: Factors, *, bins: int = 20, quantile: float
     check_rows(codes, factors)
     if bins < 1 or not 0 <= quantile <= 1:
         raise ValueError(f"need at least one bin and a quantile in [0, 1], got {bins}, {quantile}")
-    varying = factors[:, np.ptp(factors, axis=0) > 0]
+    varying = factors[:, varies(factors)]
     if not varying.shape[1]:
         return float("nan")
     live = np.ascontiguousarray(codes[:, np.ptp(codes, axis=0) > 0].T, np.float64)

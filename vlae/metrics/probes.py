@@ -9,9 +9,11 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.ensemble import ExtraTreesClassifier
 from sklearn.preprocessing import StandardScaler
 
-from vlae.metrics.arrays import Array, Factors, check_split
+from vlae.metrics.arrays import Array, Factors, check_split, varies
 
 Floats = NDArray[np.float64]
+
+_NOISE = 0.05  # of a chance-corrected accuracy on a few hundred test images
 
 
 def probe_accuracy(
@@ -94,10 +96,13 @@ class RungProbes:
     def upper_unique_share(self) -> float:
         """Share of the whole, summed over factors, that is lost if only the bottom rung is kept.
 
-        About 0 = the bottom rung tells all, 1 = it tells nothing; NaN if the whole code tells nothing.
+        About 0 = the bottom rung tells all, 1 = it tells nothing; NaN if the whole code tells less than .05 of a
+        factor on average, which is the probes' noise: a share of that can be anything.
         """
-        total = float(np.nansum(self.whole))
-        return (total - float(np.nansum(self.alone[0]))) / total if total > 0 else float("nan")
+        known = self.whole[~np.isnan(self.whole)]
+        if not len(known) or known.mean() < _NOISE:
+            return float("nan")
+        return float((known.sum() - np.nansum(self.alone[0])) / known.sum())
 
 
 def probe_rungs(
@@ -142,10 +147,12 @@ def probe_rungs(
 
 def _discriminants(codes: Floats, values: NDArray[np.integer], asked: Floats) -> NDArray[np.integer]:
     """Predicted values of the rows `asked`."""
-    if not 1 < len(np.unique(values)) < len(values):
+    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    known = counts[place] > 1  # one row has no spread
+    if len(np.unique(values[known])) < 2:
         return _majority(values[:, None], len(asked))[:, 0]
     # Shrinkage of a thousandth: latents that are constant or copies leave the covariance singular.
-    fitted = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=1e-3).fit(codes, values)
+    fitted = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=1e-3).fit(codes[known], values[known])
     return np.asarray(fitted.predict(asked))
 
 
@@ -161,8 +168,8 @@ def _majority(factors: Factors, rows: int) -> Factors:
 def _corrected(guesses: Factors, train_factors: Factors, test_factors: Factors) -> Floats:
     accuracy = (guesses == test_factors).mean(axis=0)
     chance = (_majority(train_factors, len(test_factors)) == test_factors).mean(axis=0)
-    varies = (np.ptp(train_factors, axis=0) > 0) & (np.ptp(test_factors, axis=0) > 0)
-    return np.where(varies, (accuracy - chance) / np.where(chance < 1, 1 - chance, 1), np.nan)
+    known = varies(train_factors) & varies(test_factors)
+    return np.where(known, (accuracy - chance) / np.where(chance < 1, 1 - chance, 1), np.nan)
 
 
 def _check_rungs(train_rungs: Sequence[Array], test_rungs: Sequence[Array]) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vlae.metrics.arrays import Array, Factors, check_split
+from vlae.metrics.arrays import Array, Factors, check_split, varies
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -53,7 +53,7 @@ def svm_accuracies(train_codes: Array, train_factors: Factors, test_codes: Array
     """
     check_split(train_codes, train_factors, test_codes, test_factors)
     out = np.full((train_codes.shape[1], train_factors.shape[1]), np.nan)
-    varying = [k for k, column in enumerate(train_factors.T) if np.ptp(column) > 0]
+    varying = np.flatnonzero(varies(train_factors)).tolist()
     if not varying:
         return out
     named = [np.unique(train_factors[:, k], return_inverse=True) for k in varying]
