@@ -20,6 +20,7 @@ from vlae.metrics import (
     factor_vae_score,
     few_label_accuracy,
     gaussian_total_correlation,
+    gaussian_wasserstein_correlation,
     info_mec_scores,
     irs_score,
     jemmig_score,
@@ -42,8 +43,9 @@ _GAPS = {
     "dcimig": dcimig_score,
     "jemmig": jemmig_score,
 }
-_UNSUPERVISED = {
+_UNSUPERVISED: dict[str, Callable[[Array], float]] = {
     "total_correlation": gaussian_total_correlation,
+    "wasserstein_correlation": partial(gaussian_wasserstein_correlation, normalise=True),
     "pairwise_information": mean_pairwise_mutual_information,
 }
 

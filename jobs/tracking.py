@@ -1,6 +1,7 @@
 """MLflow: runs, curves, scores, pictures and the model registry, through explicit client calls."""
 
 import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -37,6 +38,7 @@ class Tracker:
     """
 
     def __init__(self, config: TrackingConfig, workspace: Path) -> None:
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # which may be JSON's
         for name in ("mlflow", "alembic"):
             logging.getLogger(name).setLevel(logging.WARNING)
         self._uri = tracking_uri(config, workspace)

@@ -72,7 +72,8 @@ def test_a_label_alone_has_what_one_factor_defines() -> None:
 
 def test_no_factors_leave_what_needs_none() -> None:
     scores = all_scores(encoded(columns=(), names=()))
-    assert {name.partition("/")[0] for name in scores} == {"total_correlation", "pairwise_information"}
+    unsupervised = {"total_correlation", "wasserstein_correlation", "pairwise_information"}
+    assert {name.partition("/")[0] for name in scores} == unsupervised
 
 
 def test_models_of_other_seeds_are_compared() -> None:
