@@ -102,6 +102,7 @@ def test_codes_do_not_depend_on_the_batch(data: ShardedSplit, name: str, monkeyp
     assert [part.shape for part in many.samples] == [(150, 2), (150, 3)]
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_evaluation(data: ShardedSplit, whole: Evaluation) -> None:
     again, other = (evaluate(untrained(), data, num_images=60, iw_samples=50, seed=seed) for seed in (0, 1))
     first = whole
@@ -127,6 +128,7 @@ def test_a_collapsed_rung_is_seen(data: ShardedSplit) -> None:
     assert scores["active_units/rung_0"] == 2
 
 
+@pytest.mark.slow
 def test_every_measure_has_its_scores(data: ShardedSplit) -> None:
     model = untrained(name="lvae")
     scores = evaluate(model, data, num_images=150).scores

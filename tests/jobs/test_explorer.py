@@ -164,6 +164,7 @@ def test_nothing_comes_from_elsewhere() -> None:
     assert not re.search(r"fetch\(|XMLHttpRequest|WebSocket|localStorage|cookie|\bparent\b|window\.top", page)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dims", "shape", "blur"),
     [((16,) * 6, (3, 128, 128), 8), ((16,) * 6, (3, 128, 128), 1), ((900, 900), (3, 64, 64), 1)],
