@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from jobs.device import to_device
-from vlae.models.base import HierarchicalModel, Latents, rows_at_once
+from vlae.models.base import HierarchicalModel, Inference, Latents, rows_at_once
 
 Array = NDArray[np.float32]
 
@@ -26,9 +26,9 @@ class Codes:
     reconstruction: Array  # (N,) nats
 
     @property
-    def elbo(self) -> float:
-        """Nats per image."""
-        return -float(self.reconstruction.mean()) - sum(float(kl.sum(axis=1).mean()) for kl in self.kl_dims)
+    def mean_kl(self) -> list[Array]:
+        """(D_l,) nats, over the images."""
+        return [kl.mean(axis=0) for kl in self.kl_dims]
 
     @property
     def finite(self) -> bool:
@@ -44,8 +44,7 @@ def rung_codes(model: HierarchicalModel, images: Tensor, generator: torch.Genera
         pixels = to_device(chunk, generator.device)
         drawn = model.infer(pixels, model.noise(len(pixels), generator))
         samples.append(drawn.latents)
-        centres = [posterior.mean for posterior in drawn.posteriors]
-        means.append(centres if model.independent_posteriors else model.means(pixels))
+        means.append(_means(model, drawn, pixels))
     return _joined(means), _joined(samples)
 
 
@@ -65,14 +64,18 @@ def encode(model: HierarchicalModel, images: Tensor, generator: torch.Generator)
         pixels = to_device(chunk, generator.device)
         drawn = model.infer(pixels, model.noise(len(pixels), generator))
         reconstruction.append(model.likelihood.nll(model.decode(drawn.latents), pixels))
-        centres = [posterior.mean for posterior in drawn.posteriors]
-        parts["means"].append(centres if model.independent_posteriors else model.means(pixels))
+        parts["means"].append(_means(model, drawn, pixels))
         parts["samples"].append(drawn.latents)
-        parts["centres"].append(centres)
+        parts["centres"].append([posterior.mean for posterior in drawn.posteriors])
         parts["log_sigmas"].append([posterior.log_sigma for posterior in drawn.posteriors])
         parts["kl_dims"].append(drawn.kl_dims)
     rungs = {name: _joined(batches) for name, batches in parts.items()}
     return Codes(**rungs, reconstruction=torch.cat(reconstruction).cpu().numpy())
+
+
+def _means(model: HierarchicalModel, drawn: Inference, pixels: Tensor) -> Latents:
+    """`model.means`, without another inference where the one that was drawn has them."""
+    return [q.mean for q in drawn.posteriors] if model.independent_posteriors else model.means(pixels)
 
 
 def _joined(batches: Sequence[Latents]) -> list[Array]:

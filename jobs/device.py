@@ -17,9 +17,9 @@ def to_device(images: Tensor, device: torch.device) -> Tensor:
 
 def autocast(config: TrainConfig, device: torch.device) -> AbstractContextManager[Any]:
     """The precision of the networks; likelihood and KL are computed in float32 whatever it is."""
-    if config.precision == "bf16" or (config.precision == "auto" and native_bf16(device)):
-        return torch.autocast(device.type, torch.bfloat16)
-    return nullcontext()
+    if config.precision == "auto":
+        return quick(device)
+    return torch.autocast(device.type, torch.bfloat16) if config.precision == "bf16" else nullcontext()
 
 
 def quick(device: torch.device) -> AbstractContextManager[Any]:

@@ -93,7 +93,7 @@ def dci_family(encoded: Encoded, config: EvaluateConfig) -> Scores:
         encoded.factors[:_TEST_ROWS],
         seed=config.seed,
     )
-    disentanglement, completeness = rung_dci_scores(found.importances, [len(rung.T) for rung in encoded.codes.means])
+    disentanglement, completeness = rung_dci_scores(found.importances, [rung.shape[1] for rung in encoded.codes.means])
     return {
         "dci_disentanglement": found.disentanglement,
         "dci_completeness": found.completeness,

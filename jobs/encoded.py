@@ -15,9 +15,10 @@ from jobs.config import EvaluateConfig
 from jobs.data.split import ShardedSplit
 from jobs.errors import UserError
 from jobs.measures import Sample, sample
+from vlae.metrics import ACTIVE
 from vlae.models.base import HierarchicalModel
 
-TRAIN_IMAGES = 10_000  # that probes learn from, as many as the literature takes
+_TRAIN_IMAGES = 10_000  # that probes learn from, as many as the literature takes
 _SIBLING_IMAGES = 2000  # on which models of other seeds are compared
 
 
@@ -48,7 +49,7 @@ class Encoded:
     @property
     def active(self) -> NDArray[np.bool_]:
         """(D,), latents with a mean KL above .01 nat."""
-        return np.concatenate([kl.mean(axis=0) for kl in self.codes.kl_dims]) > 0.01
+        return np.concatenate(self.codes.mean_kl) > ACTIVE
 
 
 def encode_splits(
@@ -73,7 +74,7 @@ def encode_splits(
     if test.image_shape != model.image_shape:
         raise UserError(f"the model takes images of {model.image_shape}, the test split has {test.image_shape}")
     generator = torch.Generator(next(model.parameters()).device).manual_seed(config.seed)
-    shown, learned = sample(test, config.num_images, config.seed), sample(train, TRAIN_IMAGES, config.seed)
+    shown, learned = sample(test, config.num_images, config.seed), sample(train, _TRAIN_IMAGES, config.seed)
     codes = encode(model, shown.images, generator)
     if not codes.finite:
         raise UserError("the model's ELBO is not finite on the test split: train it anew with a smaller learning rate")

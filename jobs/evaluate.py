@@ -145,6 +145,7 @@ def _draw(
     device = next(model.parameters()).device
     generator = torch.Generator(device).manual_seed(config.seed + 2)
     pixels = to_device(sample(test, min(config.num_images, _DRAWN_IMAGES), config.seed).images, device)
+    elbo = likelihood_scores(encoded.codes, encoded.dimensions, discrete=encoded.discrete)["elbo"]
     figures = draw_scores(encoded.codes, told, encoded.names, measured.chains)
     with quick(device):
         figures |= draw_samples(model, pixels, generator)
@@ -152,10 +153,10 @@ def _draw(
             model,
             pixels,
             title=title,
-            kl_dims=[kl.mean(axis=0) for kl in encoded.codes.kl_dims],
+            kl_dims=encoded.codes.mean_kl,
             information=told if encoded.names else None,
             names=encoded.names,
-            facts={"test images": f"{len(encoded.factors):,}", "ELBO": f"{encoded.codes.elbo:,.1f} nats per image"},
+            facts={"test images": f"{len(encoded.factors):,}", "ELBO": f"{elbo:,.1f} nats per image"},
         )
     return figures, page
 

@@ -20,13 +20,13 @@ from torch import Tensor
 
 from jobs.sprites import LOSSLESS, PLANS, Plan, swap_columns, swap_images
 from vlae.explore import image_noise, latent_strips, rung_swaps
+from vlae.metrics import ACTIVE
 from vlae.models.base import HierarchicalModel, Latents
 from vlae.traversals import sample_images
 
 MOST_BYTES = 4_500_000  # of a page
 _LOSSLESS_BYTES = 2_000_000  # a larger page is better off with fewer bytes than with every bit of its pixels
 _MOST_PIXELS = 60_000_000  # of all pictures together: they take a core a minute or two
-_ACTIVE = 0.01  # nats, as `vlae.metrics.active_units` has it
 _TEMPLATE = Path(__file__).with_name("explorer.html")
 
 Floats = NDArray[np.floating]
@@ -39,7 +39,7 @@ class _Latent(NamedTuple):
 
     @property
     def quiet(self) -> bool:
-        return not self.kl > _ACTIVE
+        return not self.kl > ACTIVE
 
 
 def explorer_page(
@@ -85,7 +85,7 @@ def explorer_page(
 
 
 def _rung(rates: Floats) -> dict[str, Any]:
-    return {"rate": _finite(rates.sum()), "dims": len(rates), "active": int((rates > _ACTIVE).sum())}
+    return {"rate": _finite(rates.sum()), "dims": len(rates), "active": int((rates > ACTIVE).sum())}
 
 
 def _promising(model: HierarchicalModel, noise: Latents, latents: list[_Latent]) -> Iterator[Plan]:

@@ -43,9 +43,8 @@ def log_checkpoint(tracker: Tracker, origin: Origin, checkpoint: Path) -> str:
         if model_id is None:
             model_id = _create(tracker, origin, checkpoint, step, weights)
         outputs = tracker.client.get_run(origin.run_id).outputs
-        if outputs is None or model_id not in [
-            output.model_id for output in outputs.model_outputs
-        ]:  # MLflow takes a link once only
+        linked = [output.model_id for output in outputs.model_outputs] if outputs else []
+        if model_id not in linked:  # MLflow takes a link once only
             tracker.client.log_outputs(origin.run_id, [LoggedModelOutput(model_id, step)])
     scores = _scores_of_step(read_history(checkpoint), step)
     tracker.log_points(origin.run_id, scores, model_id, origin.dataset)

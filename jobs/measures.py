@@ -21,7 +21,7 @@ from vlae.models.base import HierarchicalModel
 from vlae.redundancy import GibbsCurve, gibbs_curve
 
 _INFORMATION_IMAGES = 3000  # every one of them is compared with every other
-_LINEAR_IMAGES = 2000
+LINEAR_IMAGES = 2000  # of each split, that the complexity of the factors is judged by
 _PROBED_IMAGES = 5000  # that a probe learns from
 _CLASSIFIER_IMAGES = 20_000
 _SMALLEST = 16  # pixels that the fixed features need
@@ -59,7 +59,7 @@ def complexity(train: Sample, test: Sample) -> NDArray[np.float64]:
         return np.full(len(train.names), np.nan)
     if not train.names:
         return np.zeros(0)
-    few = slice(_LINEAR_IMAGES)
+    few = slice(LINEAR_IMAGES)
     parts = (part[few] for one in (train, test) for part in (one.images.numpy(), one.factors))
     return factor_complexity(*parts)
 

@@ -9,8 +9,7 @@ from numpy.typing import NDArray
 from jobs.config import EvaluateConfig
 from jobs.data.split import ShardedSplit
 from jobs.device import quick, to_device
-from jobs.encoded import TRAIN_IMAGES
-from jobs.measures import complexity, gibbs, label_classifier, sample
+from jobs.measures import LINEAR_IMAGES, complexity, gibbs, label_classifier, sample
 from jobs.scores import Scores, bound_scores, effect_scores, redundancy_scores
 from vlae.effects import total_effects
 from vlae.models.base import HierarchicalModel
@@ -60,4 +59,4 @@ def measure_model(
         **classified,
         "num_parameters": float(model.num_parameters),
     }
-    return ModelMeasures(scores, complexity(sample(train, TRAIN_IMAGES, config.seed), shown), chains)
+    return ModelMeasures(scores, complexity(sample(train, LINEAR_IMAGES, config.seed), shown), chains)

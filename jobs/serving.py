@@ -20,8 +20,8 @@ from torch import Tensor
 from jobs.checkpoint import export_model, load_model, read_meta
 from jobs.codes import rung_means
 
-CHECKPOINT = "artifacts/checkpoint"  # where it lies in the model
 _NAME = "checkpoint"  # of the artifact
+CHECKPOINT = f"artifacts/{_NAME}"  # where it lies in the model
 _CODE = Path(__file__).with_name("served_model.py")
 
 

@@ -54,7 +54,7 @@ def evaluate(session: Session) -> None:
 
 
 def _evaluate_training(session: Session) -> None:
-    run, workspace = session.run, session.workspace
+    run = session.run
     trained = run.read("train")
     if trained is None:
         raise UserError(f"{run.folder} holds no finished training: add train to the stages")
@@ -65,17 +65,9 @@ def _evaluate_training(session: Session) -> None:
     registered = _register(session, checkpoint, trained, evaluation)
     if origin.run_id != trained["run_id"]:
         write_json(run.folder / "train.json", {**trained, "run_id": origin.run_id})
-    record = {
-        "key": workspace.evaluate_key(),
-        "weights_sha256": trained["weights_sha256"],
-        "model_uri": registered.uri,
-        "scores": evaluation.scores,
-    }
-    write_json(run.folder / "evaluate.json", record)
-    session.report.done("evaluate", score_table(evaluation.scores))
+    _conclude(session, evaluation, weights_sha256=trained["weights_sha256"], model_uri=registered.uri)
     place = f"is the {registered.alias}" if registered.alias else "is neither champion nor challenger"
     session.report.line(f"{'':<9}{registered.uri} {place} ({registered.note})")
-    session.report.line(f"{'':<9}pictures in {run.figures}; open {run.explorer} to explore the rungs")
 
 
 def _scored(session: Session, checkpoint: Path, others: list[Path]) -> Evaluation:
@@ -159,14 +151,14 @@ def _evaluate_registered(session: Session) -> None:
         _log(session, run_id, version.model_id, int(meta["step"]), evaluation)
         tracker.describe(run_id, description(run_id, evaluation.scores, command))
         tracker.end_run(run_id, "FINISHED")
-    record = {
-        "key": key,
-        "run_id": run_id,
-        "weights_sha256": version.weights_sha256,
-        "model_uri": version.uri,
-        "scores": evaluation.scores,
-    }
-    write_json(run.folder / "evaluate.json", record)
-    session.report.done("evaluate", score_table(evaluation.scores))
-    session.report.line(f"{'':<9}{version.uri} on {config.data.name}; pictures in {run.figures}")
-    session.report.line(f"{'':<9}open {run.explorer} to explore the rungs")
+    _conclude(session, evaluation, run_id=run_id, weights_sha256=version.weights_sha256, model_uri=version.uri)
+    session.report.line(f"{'':<9}{version.uri} on {config.data.name}")
+
+
+def _conclude(session: Session, evaluation: Evaluation, **record: str) -> None:
+    """Write the record that the evaluation is done, after all that it speaks of, and say so."""
+    run, scores = session.run, evaluation.scores
+    key = session.workspace.evaluate_key()
+    write_json(run.folder / "evaluate.json", {"key": key, **record, "scores": scores})
+    session.report.done("evaluate", score_table(scores))
+    session.report.line(f"{'':<9}pictures in {run.figures}; open {run.explorer} to explore the rungs")

@@ -26,8 +26,7 @@ def image_noise(model: HierarchicalModel, images: Tensor) -> Latents:
     """
     parts = []
     for pixels in torch.split(images, rows_at_once(images.device)):
-        zeros = [torch.zeros(len(pixels), dim, device=pixels.device) for dim in model.latent_dims]
-        drawn = model.infer(pixels, zeros)  # without noise each sample is its posterior's mean
+        drawn = model.infer_means(pixels)
         parts.append(
             [(q.mean - p.mean) * torch.exp(-p.log_sigma) for q, p in zip(drawn.posteriors, drawn.priors, strict=True)]
         )

@@ -30,8 +30,9 @@ class Noisy:
     def __init__(self, dims: tuple[int, ...], shape: tuple[int, int, int], blur: int = 1) -> None:
         self.latent_dims, self.image_shape, self.blur = dims, shape, blur
 
-    def infer(self, images: torch.Tensor, noise: list[torch.Tensor]) -> SimpleNamespace:
-        standard = [DiagonalGaussian(part, part) for part in noise]
+    def infer_means(self, images: torch.Tensor) -> SimpleNamespace:
+        zeros = [torch.zeros(len(images), dim) for dim in self.latent_dims]
+        standard = [DiagonalGaussian(part, part) for part in zeros]
         return SimpleNamespace(posteriors=standard, priors=standard)
 
     def prior(self, noise: list[torch.Tensor]) -> list[torch.Tensor]:

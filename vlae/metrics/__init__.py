@@ -20,7 +20,7 @@ from vlae.metrics.information import (
 )
 from vlae.metrics.irs import irs_score
 from vlae.metrics.probes import RungProbes, probe_accuracy, probe_rungs
-from vlae.metrics.rates import active_units, rates
+from vlae.metrics.rates import ACTIVE, active_units, rates
 from vlae.metrics.rungs import rung_information, rung_mutual_information
 from vlae.metrics.sap import sap_score
 from vlae.metrics.udr import udr_score
@@ -31,6 +31,7 @@ from vlae.metrics.unsupervised import (
 )
 
 __all__ = [
+    "ACTIVE",
     "DciScores",
     "EncodedPool",
     "FreshImages",

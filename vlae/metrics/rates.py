@@ -7,6 +7,8 @@ from numpy.typing import NDArray
 
 from vlae.metrics.arrays import Array
 
+ACTIVE = 0.01  # nats: a latent with a smaller mean KL is not in use
+
 
 def _checked(kl_dims: Sequence[Array]) -> None:
     shapes = [rung.shape for rung in kl_dims]
@@ -36,7 +38,7 @@ def rates(kl_dims: Sequence[Array]) -> NDArray[np.float64]:
     return np.array([float(rung.sum(axis=1, dtype=np.float64).mean()) for rung in kl_dims])
 
 
-def active_units(kl_dims: Sequence[Array], *, threshold: float = 0.01) -> NDArray[np.int64]:
+def active_units(kl_dims: Sequence[Array], *, threshold: float = ACTIVE) -> NDArray[np.int64]:
     """How many latents of each rung have a mean KL above `threshold` nats, (L,) int, 0..D_l.
 
     Args:

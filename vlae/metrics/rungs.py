@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from vlae.metrics.arrays import Array, Factors, check_rows
+from vlae.metrics.arrays import Array, Factors, check_rows, varies
 from vlae.metrics.beliefs import (
     Floats,
     Labels,
@@ -85,7 +85,7 @@ def _information_and_entropy(
     if not (np.isfinite(means).all() and np.isfinite(log_sigmas).all()):
         raise ValueError("means or log_sigmas hold values that are not finite")
     told, entropies = np.full(factors.shape[1], np.nan), np.zeros(factors.shape[1])
-    varying = [k for k, column in enumerate(factors.T) if len(np.unique(column)) > 1]
+    varying = np.flatnonzero(varies(factors)).tolist()
     labels = [np.unique(factors[:, k], return_inverse=True)[1] for k in varying]
     entropies[varying], told[varying] = [_corrected_entropy(values) for values in labels], 0
     if varying and samples.shape[1]:

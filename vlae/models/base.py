@@ -110,7 +110,10 @@ class HierarchicalModel(nn.Module, ABC):
         """Whether no posterior depends on what was drawn in another rung: the means of `infer` are then `means`."""
         return len(self.latent_dims) == 1
 
+    def infer_means(self, images: Tensor) -> Inference:
+        """`infer` without noise: each sample is its posterior's mean, given the means of the rungs it depends on."""
+        return self.infer(images, [torch.zeros(len(images), dim, device=images.device) for dim in self.latent_dims])
+
     def means(self, images: Tensor) -> Latents:
         """Posterior means, each rung given the means of those it depends on."""
-        zeros = [torch.zeros(len(images), dim, device=images.device) for dim in self.latent_dims]
-        return [posterior.mean for posterior in self.infer(images, zeros).posteriors]
+        return [posterior.mean for posterior in self.infer_means(images).posteriors]
