@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 WORKSPACE ?= workspace
 ARGS ?=
 
-.PHONY: run ui test slow check bench-data bench-step bench-metrics clean
+.PHONY: run ui test slow check bench-data bench-step bench-train bench-metrics clean
 
 run: $(VENV)/installed
 	$(BIN)/python -m pipeline.run stage=shard,train,evaluate workspace=$(WORKSPACE) $(ARGS)
@@ -34,6 +34,9 @@ bench-data: $(VENV)/installed-bench
 
 bench-step: $(VENV)/installed
 	$(BIN)/python -m benchmarks.train_step $(ARGS)
+
+bench-train: $(VENV)/installed
+	$(BIN)/python -m benchmarks.train_loop $(ARGS)
 
 bench-metrics: $(VENV)/installed
 	$(BIN)/python -m benchmarks.metrics $(ARGS)

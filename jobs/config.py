@@ -16,6 +16,15 @@ class TrainConfig(Section):
     num_slices: int = Field(
         8, ge=1, description="fixed slices of the global batch; workers take whole slices, so it bounds their number"
     )
+    exact: bool = Field(
+        False, description="bit-identical weights for any number of workers, and any kills: sums over slices in a tree"
+    )
+    accumulate: int = Field(
+        1,
+        ge=1,
+        description="passes of a worker per step, whose gradients add up; more take less memory; exact: one per slice",
+        json_schema_extra=EXECUTION,
+    )
     shuffle_window: int = Field(
         0, ge=0, description="shards that are shuffled together, for data larger than the local disk; 0: all"
     )
@@ -38,26 +47,64 @@ class TrainConfig(Section):
     )
     compile: bool = Field(False, description="torch.compile the model (needs a C++ compiler on CPU)")
     num_workers: int = Field(1, ge=1, le=4096, description="data-parallel workers", json_schema_extra=EXECUTION)
-    cpus_per_worker: int = Field(
-        0, ge=0, description="CPU threads per worker; 0 shares out the cluster's CPUs", json_schema_extra=EXECUTION
+    min_workers: int = Field(
+        0,
+        ge=0,
+        description="elastic: train with as many workers as there is room for, from this to num_workers; 0: with all",
+        json_schema_extra=EXECUTION,
+    )
+    cpus_per_worker: float = Field(
+        0, ge=0, description="CPUs per worker; 0 shares out the cluster's CPUs", json_schema_extra=EXECUTION
+    )
+    gpus_per_worker: float = Field(
+        1, gt=0, le=1, description="GPU per worker, where they have one; .5: two share one", json_schema_extra=EXECUTION
+    )
+    threads_per_worker: int = Field(
+        0,
+        ge=0,
+        description="CPU threads per worker; 0: as many as its CPUs, or 1 if exact, where they enter the result",
+        json_schema_extra=EXECUTION,
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="auto takes a GPU per worker if there are enough", json_schema_extra=EXECUTION
     )
     checkpoint_every: int = Field(250, ge=1, description="steps between checkpoints", json_schema_extra=EXECUTION)
-    keep_checkpoints: int = Field(2, ge=1, description="newest checkpoints to keep", json_schema_extra=EXECUTION)
+    keep_checkpoints: int = Field(
+        2, ge=1, description="newest checkpoints to keep, beside the best", json_schema_extra=EXECUTION
+    )
+    validate_every: int = Field(
+        0, ge=0, description="steps between validations; 0: at every checkpoint", json_schema_extra=EXECUTION
+    )
     log_every: int = Field(25, ge=1, description="steps between points of the curves", json_schema_extra=EXECUTION)
-    max_failures: int = Field(2, ge=0, description="restarts after the loss of a worker", json_schema_extra=EXECUTION)
+    max_failures: int = Field(
+        3,
+        ge=0,
+        description="restarts after the loss of a worker without a checkpoint between",
+        json_schema_extra=EXECUTION,
+    )
+    max_bad_steps: int = Field(
+        100,
+        ge=1,
+        description="steps in a row without a finite loss and gradient, after which training ends",
+        json_schema_extra=EXECUTION,
+    )
 
     @model_validator(mode="after")
     def _slices_divide(self) -> "TrainConfig":
         if self.batch_size % self.num_slices:
             raise ValueError(f"train.batch_size={self.batch_size} is no multiple of train.num_slices={self.num_slices}")
-        if self.num_slices % self.num_workers:
-            raise ValueError(
-                f"train.num_slices={self.num_slices} is no multiple of train.num_workers={self.num_workers}"
-            )
+        if self.num_workers > self.num_slices:
+            raise ValueError(f"train.num_workers={self.num_workers} is more than train.num_slices={self.num_slices}")
+        if self.min_workers > self.num_workers:
+            raise ValueError(f"train.min_workers={self.min_workers} is more than train.num_workers={self.num_workers}")
         return self
+
+    @property
+    def smallest_pass(self) -> int:
+        """Images that are looked at together, at least: of a worker with the fewest slices, in its shortest pass."""
+        slices = self.num_slices // self.num_workers
+        passes = slices if self.exact else min(self.accumulate, slices)
+        return slices // passes * (self.batch_size // self.num_slices)
 
 
 def _rising(steps: tuple[int, ...]) -> tuple[int, ...]:

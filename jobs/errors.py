@@ -6,3 +6,11 @@ AGAIN = "the same command"
 
 class UserError(Exception):
     """Something outside the program is wrong; the message names the culprit and the mend."""
+
+
+class AwayError(UserError):
+    """A server does not answer, or not as it should: a later try may do."""
+
+
+class DamagedError(UserError):
+    """Something that was written is missing, or not as it was written."""

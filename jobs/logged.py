@@ -47,7 +47,7 @@ def log_checkpoint(tracker: Tracker, origin: Origin, checkpoint: Path) -> str:
         if model_id not in linked:  # MLflow takes a link once only
             tracker.client.log_outputs(origin.run_id, [LoggedModelOutput(model_id, step)])
     scores = _scores_of_step(read_history(checkpoint), step)
-    tracker.log_points(origin.run_id, scores, model_id, origin.dataset)
+    tracker.log_points(origin.run_id, tracker.as_known(origin.run_id, scores), model_id, origin.dataset)
     return model_id
 
 
@@ -78,7 +78,7 @@ def _create(tracker: Tracker, origin: Origin, checkpoint: Path, step: int, weigh
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "model"
         package_model(checkpoint, folder, origin.example, str(model.model_id), origin.run_id)
-        client.log_model_artifacts(model.model_id, str(folder))
+        tracker.log_model(str(model.model_id), folder)
     client.finalize_logged_model(model.model_id, "READY")
     return str(model.model_id)
 

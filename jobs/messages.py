@@ -13,6 +13,11 @@ class Point:
 
 
 @dataclass(frozen=True)
+class Begun:
+    """A worker group is up, and looks for its checkpoint."""
+
+
+@dataclass(frozen=True)
 class Started:
     """A worker group begins, or begins again, after `step` steps whose curve is `history`."""
 
@@ -35,4 +40,28 @@ class Committed:
     step: int
 
 
-Message = Point | Started | Opened | Committed
+@dataclass(frozen=True)
+class Warned:
+    """Something at `step` that the person should know of; training goes on."""
+
+    step: int
+    key: str  # of the MLflow tag `warning.KEY`: letters, digits and underscores
+    text: str
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """Training was asked to stop, and `step` is in the store."""
+
+    step: int
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A worker met an error."""
+
+    reason: str  # for the person
+    final: bool = True  # no restart mends it
+
+
+Message = Point | Begun | Started | Opened | Committed | Warned | Stopped | Failed

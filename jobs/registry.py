@@ -21,6 +21,7 @@ from jobs.tracking import Tracker
 Alias = Literal["champion", "challenger"]
 CHAMPION: Alias = "champion"
 CHALLENGER: Alias = "challenger"
+_MODEL_BYTES = 100_000_000  # of a checkpoint, seldom more; a server reads all of it before it answers
 _LOGGED = "models:/"  # where a version comes from: this and the id of a LoggedModel
 # Tags of a version. ELBOs of other images, or under another kind of p(x|z), cannot be held against each other.
 COMPARABLE = ("data_fingerprint", "likelihood", "evaluate.num_images", "evaluate.seed")
@@ -80,7 +81,7 @@ def fetch(tracker: Tracker, version: Version, folder: Path) -> Path:
     remove_folder(folder)
     folder.mkdir(parents=True)
     mend = "evaluate its training again, to register it anew"
-    with tracker.errors():
+    with tracker.errors(), tracker.transfer(_MODEL_BYTES):
         try:
             place = Path(mlflow.artifacts.download_artifacts(f"{version.uri}/{CHECKPOINT}", dst_path=str(folder)))
         except (MlflowException, FileNotFoundError) as error:

@@ -3,22 +3,26 @@
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import cached_property
 from pathlib import Path
 
 import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag, ViewType
 from mlflow.exceptions import MlflowException
-from sqlalchemy.exc import SQLAlchemyError
+from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 
 from jobs.config import TrackingConfig
-from jobs.errors import AGAIN, UserError
-from jobs.messages import Committed, Message, Point, Started
+from jobs.errors import UserError
+from jobs.messages import Point
+from jobs.spool import missing
+from jobs.tracking_errors import TrackingError, readable_errors
 
 _EXPERIMENT_KIND = "custom_model_development"  # else the UI takes it for an application of language models
 _MOST_METRICS = 1000  # that MLflow takes at once
-_BATCH = 50  # points: a few hundred metrics
+_GONE = ErrorCode.Name(RESOURCE_DOES_NOT_EXIST)
+_TRANSFER_SECONDS, _BYTES_PER_SECOND = 20, 1_000_000
 
 
 def tracking_uri(config: TrackingConfig, workspace: Path) -> str:
@@ -27,46 +31,53 @@ def tracking_uri(config: TrackingConfig, workspace: Path) -> str:
 
 
 class Tracker:
-    """One MLflow experiment.
+    """One MLflow experiment. A server is not asked anything before it has to be.
 
     Args:
         config: where MLflow is.
         workspace: folder of the SQLite file and the artifacts, where there is no server.
 
     Raises:
-        UserError: the server or the database does not answer.
+        UserError: the SQLite file cannot be read or made.
     """
 
     def __init__(self, config: TrackingConfig, workspace: Path) -> None:
         os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # which may be JSON's
         for name in ("mlflow", "alembic"):
             logging.getLogger(name).setLevel(logging.WARNING)
-        self._uri = tracking_uri(config, workspace)
+        logging.getLogger("urllib3").setLevel(logging.ERROR)  # it tells of each call that it tries again
+        self.config, self.uri = config, tracking_uri(config, workspace)
+        self._artifacts = None if config.uri else (workspace / "mlartifacts").as_uri()
         with self.errors():
             # The registry finds logged models through the global address, whatever the client's is.
-            mlflow.set_tracking_uri(self._uri)
-            self.client = MlflowClient(self._uri)
-            found = self.client.get_experiment_by_name(config.experiment)
-            if found is not None and found.lifecycle_stage == "deleted":
-                raise UserError(
-                    f"tracking.experiment={config.experiment} was deleted in MLflow: restore it there or set another"
-                )
-            if found is None:
-                location = None if config.uri else (workspace / "mlartifacts").as_uri()
-                self.experiment = self.client.create_experiment(
-                    config.experiment, artifact_location=location, tags={"mlflow.experimentKind": _EXPERIMENT_KIND}
-                )
-            else:
-                self.experiment = found.experiment_id
+            mlflow.set_tracking_uri(self.uri)
+            self.client = MlflowClient(self.uri)
 
-    @contextmanager
-    def errors(self) -> Iterator[None]:
-        """Turn what MLflow raises in a `with` block into a UserError."""
-        try:
-            yield
-        except (MlflowException, SQLAlchemyError, OSError) as error:
-            reason = str(error).strip().split("\n")[0][:300]
-            raise UserError(f"MLflow at {self._uri} failed: {reason}; run {AGAIN} again to go on") from error
+    @property
+    def home(self) -> dict[str, str]:
+        """Where its runs are, in words that stay true when the workspace moves; the settings hold no secrets."""
+        return {"uri": self.config.uri, "experiment": self.config.experiment}
+
+    @cached_property
+    def experiment(self) -> str:
+        """Id of the experiment, made if there is none.
+
+        Raises:
+            UserError: it was deleted, or MLflow does not answer.
+        """
+        name = self.config.experiment
+        with self.errors():
+            found = self.client.get_experiment_by_name(name)
+            if found is None:
+                tags = {"mlflow.experimentKind": _EXPERIMENT_KIND}
+                return self.client.create_experiment(name, artifact_location=self._artifacts, tags=tags)
+        if found.lifecycle_stage == "deleted":
+            raise UserError(f"tracking.experiment={name} was deleted in MLflow: restore it there or set another")
+        return str(found.experiment_id)
+
+    def errors(self) -> AbstractContextManager[None]:
+        """Turns what MLflow raises in a `with` block into a TrackingError."""
+        return readable_errors(self.uri)
 
     def start_run(
         self,
@@ -105,45 +116,86 @@ class Tracker:
                 self.client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", context)])])
             return run_id
 
-    def curve(self, run_id: str) -> "CurveWriter":
-        """Where a training's messages go."""
-        return CurveWriter(self, run_id)
-
-    def last_step(self, run_id: str, metric: str) -> int:
-        """The largest step with a point of `metric`; -1 if there is none."""
+    def last_steps(self, run_id: str) -> dict[str, int] | None:
+        """The last step of each metric of a run, or None if the run was deleted."""
         with self.errors():
-            history = self.client.get_metric_history(run_id, metric)
-        return max((point.step for point in history), default=-1)
+            try:
+                run = self.client.get_run(run_id)
+            except MlflowException as error:
+                if error.error_code == _GONE:
+                    return None
+                raise
+        if run.info.lifecycle_stage == "deleted":
+            return None
+        return {metric.key: metric.step for metric in run.data.to_proto().metrics}
+
+    def complete_curve(self, run_id: str, history: Sequence[Point]) -> None:
+        """Send what a run lacks of a training's curve."""
+        self.log_points(run_id, missing(history, self.last_steps(run_id) or {}))
+
+    def as_known(self, run_id: str, points: Sequence[Point]) -> list[Point]:
+        """Points as the run has them, where it does: if a step was computed again, its first time and value stay."""
+        found = []
+        for point in points:
+            for key, value in point.metrics.items():
+                with self.errors():
+                    history = self.client.get_metric_history(run_id, key)
+                known = [(metric.timestamp, metric.value) for metric in history if metric.step == point.step]
+                time_ms, first = known[0] if known else (point.time_ms, value)
+                found.append(Point(point.step, time_ms, {key: first}))
+        return found
 
     def log_points(
         self, run_id: str, points: Sequence[Point], model_id: str | None = None, dataset: Dataset | None = None
     ) -> None:
         """Send points of the curves; with `model_id` and `dataset` they are scores of that model on that data."""
         name, digest = (dataset.name, dataset.digest) if dataset else (None, None)
+        metrics = [
+            Metric(key, value, point.time_ms, point.step, model_id, name, digest)
+            for point in points
+            for key, value in point.metrics.items()
+        ]
         with self.errors():
-            for start in range(0, len(points), _BATCH):
-                metrics = [
-                    Metric(key, value, point.time_ms, point.step, model_id, name, digest)
-                    for point in points[start : start + _BATCH]
-                    for key, value in point.metrics.items()
-                ]
-                for begin in range(0, len(metrics), _MOST_METRICS):
-                    self.client.log_batch(run_id, metrics=metrics[begin : begin + _MOST_METRICS])
+            for start in range(0, len(metrics), _MOST_METRICS):
+                self.client.log_batch(run_id, metrics=metrics[start : start + _MOST_METRICS])
+
+    def tag(self, run_id: str, tags: Mapping[str, str]) -> None:
+        """Set tags of a run."""
+        with self.errors():
+            self.client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+
+    @contextmanager
+    def transfer(self, num_bytes: int) -> Iterator[None]:
+        """Wait longer for answers in a `with` block: a server that passes artifacts on gives them when it has done so.
+
+        At a megabyte per second it is in time.
+        """
+        name = "MLFLOW_HTTP_REQUEST_TIMEOUT"
+        usual = os.environ[name]
+        os.environ[name] = str(max(int(usual), _TRANSFER_SECONDS + num_bytes // _BYTES_PER_SECOND))
+        try:
+            yield
+        finally:
+            os.environ[name] = usual
 
     def log_folder(self, run_id: str, folder: Path, name: str) -> None:
         """Keep the files of a folder as artifacts under `name`."""
-        with self.errors():
+        with self.errors(), self.transfer(_largest(folder)):
             self.client.log_artifacts(run_id, str(folder), name)
 
     def log_file(self, run_id: str, path: Path) -> None:
         """Keep a file as an artifact."""
-        with self.errors():
+        with self.errors(), self.transfer(path.stat().st_size):
             self.client.log_artifact(run_id, str(path))
+
+    def log_model(self, model_id: str, folder: Path) -> None:
+        """Keep the files of a folder as those of a LoggedModel."""
+        with self.errors(), self.transfer(_largest(folder)):
+            self.client.log_model_artifacts(model_id, str(folder))
 
     def describe(self, run_id: str, text: str) -> None:
         """What the run's page begins with, in Markdown."""
-        with self.errors():
-            self.client.set_tag(run_id, "mlflow.note.content", text)
+        self.tag(run_id, {"mlflow.note.content": text})
 
     def resume_run(self, run_id: str) -> None:
         """Mark a run as RUNNING."""
@@ -151,54 +203,22 @@ class Tracker:
             self.client.update_run(run_id, status="RUNNING")
 
     @contextmanager
-    def running(self, run_id: str) -> Iterator[None]:
-        """Mark a run as RUNNING for a `with` block, and as FAILED or KILLED if that raises."""
-        self.resume_run(run_id)
+    def marking_failure(self, run_id: str) -> Iterator[None]:
+        """Mark a run as FAILED or KILLED if the `with` block raises, and if MLflow answers."""
         try:
             yield
         except BaseException as error:
-            with suppress(UserError):  # the first error is the one to tell
+            with suppress(TrackingError):  # the first error is the one to tell
                 self.end_run(run_id, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
             raise
 
     def end_run(self, run_id: str, status: str, tags: Mapping[str, str] | None = None) -> None:
         """Close a run as FINISHED, FAILED or KILLED."""
+        self.tag(run_id, tags or {})
         with self.errors():
-            self.client.log_batch(run_id, tags=[RunTag(k, v) for k, v in (tags or {}).items()])
             self.client.set_terminated(run_id, status)
 
 
-class CurveWriter:
-    """Sends the points of committed steps only, so that a kill and a resume leave one continuous curve.
-
-    What could not be sent stays, and goes with the next commit.
-    """
-
-    def __init__(self, tracker: Tracker, run_id: str) -> None:
-        self._tracker, self._run_id = tracker, run_id
-        self._sent = tracker.last_step(run_id, "train/loss")
-        self._pending: list[Point] = []
-
-    def take(self, message: Message) -> None:
-        """Handle one message of the training.
-
-        Raises:
-            UserError: MLflow does not answer; nothing is lost by it.
-        """
-        match message:
-            case Started():
-                # What MLflow has may be less than what was committed: the driver can die in between. The
-                # last step goes again, in case a part of it is missing: equal points are one to MLflow.
-                self._pending = [point for point in message.history if point.step >= self._sent]
-                self._send(message.step)
-            case Point():
-                if message.step > self._sent:
-                    self._pending.append(message)
-            case Committed():
-                self._send(message.step)
-
-    def _send(self, step: int) -> None:
-        ready = [point for point in self._pending if point.step <= step]
-        self._tracker.log_points(self._run_id, ready)
-        self._pending = [point for point in self._pending if point.step > step]
-        self._sent = max([self._sent, *(point.step for point in ready)])
+def _largest(folder: Path) -> int:
+    """Bytes of the largest file below a folder; each is sent by itself."""
+    return max((path.stat().st_size for path in folder.rglob("*")), default=0)

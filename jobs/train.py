@@ -1,67 +1,34 @@
 """The train job: the loop, run by Ray Train on one worker or many, and watched by the driver."""
 
+import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import ray
-import ray.train
-import ray.train.torch
-import torch
 from ray.exceptions import RayError
-from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, WorkerGroupError
+from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer
 
-from jobs.board import Board
+from jobs.board import make_board
 from jobs.cluster import Resources
-from jobs.config import TrainConfig
-from jobs.errors import UserError
-from jobs.loop import TrainJob, Worker, train_model
-from jobs.messages import Message
+from jobs.errors import AGAIN, UserError
+from jobs.messages import Begun, Committed, Failed, Message, Started, Stopped
+from jobs.placement import Placement, place
+from jobs.train_worker import StoppableTorch, train_worker
+from jobs.training import TrainJob
 
 _POLL_SECONDS = 0.25
-
-
-@dataclass(frozen=True)
-class Placement:
-    """What each worker gets."""
-
-    num_cpus: int
-    use_gpu: bool
-
-
-def place(config: TrainConfig, resources: Resources) -> Placement:
-    """CPUs and GPU of each worker.
-
-    Raises:
-        UserError: the cluster is too small; Ray itself would wait for ever.
-    """
-    use_gpu = config.device == "cuda" or (config.device == "auto" and resources.num_gpus >= config.num_workers)
-    if use_gpu and resources.num_gpus < config.num_workers:
-        raise UserError(
-            f"train.num_workers={config.num_workers} with train.device=cuda needs as many GPUs, and the cluster has "
-            f"{resources.num_gpus}: set train.device=cpu or fewer workers"
-        )
-    num_cpus = config.cpus_per_worker or max(1, min(resources.num_cpus // config.num_workers, resources.node_cpus))
-    if num_cpus > max(1, resources.node_cpus):
-        raise UserError(
-            f"train.cpus_per_worker={num_cpus} is more than the largest node of the cluster has, {resources.node_cpus}"
-        )
-    if num_cpus * config.num_workers > resources.num_cpus:
-        raise UserError(
-            f"train.num_workers={config.num_workers} with {num_cpus} CPU each need {num_cpus * config.num_workers}, "
-            f"and the cluster has {resources.num_cpus}: use fewer workers, or set ray.num_cpus to share the CPUs"
-        )
-    return Placement(num_cpus, use_gpu)
+_GRACE_SECONDS = 20.0  # for a last checkpoint: a node that is taken away has thirty or more
+_START_FAILURES = 3  # of a worker group, one after the other
 
 
 def run_training(
     job: TrainJob, resources: Resources, scratch: Path, on_messages: Callable[[list[Message]], None]
-) -> Path:
-    """Train and return the folder of the last checkpoint.
+) -> int:
+    """Train and return the last step, of which there is a checkpoint.
 
     Ray keeps nothing that a resume needs: a worker group finds the newest whole checkpoint by itself.
 
@@ -73,82 +40,133 @@ def run_training(
 
     Raises:
         UserError: the data or the settings do not allow it, or the workers failed too often.
+        KeyboardInterrupt: after a last checkpoint; at once if it comes a second time.
     """
-    board = Board.remote()  # type: ignore[attr-defined]
+    board = make_board()
     trainer = _trainer(job, place(job.train, resources), scratch, board)
-    # In a thread of its own `fit` leaves Ctrl-C to us, and this one is free to watch.
-    with ThreadPoolExecutor(1) as pool:
-        fit = pool.submit(trainer.fit)
+    watch = _Watch(board, job.train.max_failures, on_messages)
+    fit = _in_thread(trainer.fit)
+    try:
         try:
-            while not fit.done():
-                time.sleep(_POLL_SECONDS)
-                on_messages(ray.get(board.take.remote()))
-            on_messages(ray.get(board.take.remote()))
-        except BaseException:
-            ray.shutdown()  # ends the workers, so that the thread can end
+            watch.until(fit.done)
+        except KeyboardInterrupt:
+            watch.stop(fit.done)
             raise
-    return _checkpoint_of(fit)
+    except BaseException:
+        ray.shutdown()  # ends the workers
+        raise
+    return _last_step(fit, watch)
+
+
+def _in_thread(call: Callable[[], Any]) -> Future[Any]:
+    """Call in a thread of its own, which leaves Ctrl-C to this one.
+
+    Nobody waits for it at the end: `fit` may hang when its cluster is shut down.
+    """
+    future: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(call())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="fit", daemon=True).start()
+    return future
+
+
+class _Watch:
+    """Reads the board, hands its messages on, and decides when to give up.
+
+    Args:
+        board: of the workers.
+        max_failures: restarts that are allowed without a checkpoint between them.
+        on_messages: see `run_training`.
+    """
+
+    def __init__(self, board: Any, max_failures: int, on_messages: Callable[[list[Message]], None]) -> None:
+        self._board, self._max_failures, self._hand_on = board, max_failures, on_messages
+        self._starts = 0  # since the last checkpoint
+        self._training = self._stopped = False
+        self.reason = ""  # of the last failure, as the worker told it
+
+    def until(self, done: Callable[[], bool]) -> None:
+        """Watch until the training ends.
+
+        Raises:
+            UserError: a worker met what no restart mends, or there were too many.
+        """
+        while not done():
+            time.sleep(_POLL_SECONDS)
+            self._look()
+        self._look()
+
+    def stop(self, done: Callable[[], bool]) -> None:
+        """Ask for a last checkpoint and wait for it a while."""
+        ray.get(self._board.stop.remote())
+        deadline = time.monotonic() + _GRACE_SECONDS
+        while self._training and not self._stopped and not done() and time.monotonic() < deadline:
+            time.sleep(_POLL_SECONDS / 5)
+            self._look()
+
+    def _look(self) -> None:
+        messages: list[Message] = ray.get(self._board.take.remote())
+        self._hand_on(messages)
+        for message in messages:
+            self._count(message)
+
+    def _count(self, message: Message) -> None:
+        match message:
+            case Begun():
+                self._starts, self._training = self._starts + 1, False
+                if self._starts > self._max_failures + 1:
+                    raise self.failed(f"{self._starts - 1} times without a checkpoint between (train.max_failures)")
+                self.reason = ""
+            case Started():
+                self._training = True
+            case Committed():
+                self._starts = 1
+            case Stopped():
+                self._stopped = True
+            case Failed(reason, final):
+                if final:
+                    raise UserError(reason)
+                self.reason = self.reason or reason  # the others' follow from the first
+
+    def failed(self, how: str) -> UserError:
+        """The error of a training whose workers died."""
+        reason = self.reason or "a worker ended without a word: killed, or its memory was full"
+        return UserError(f"training failed {how}: {reason}; the last checkpoint is kept: run {AGAIN} again to go on")
 
 
 def _trainer(job: TrainJob, placement: Placement, scratch: Path, board: Any) -> TorchTrainer:
+    config = job.train
+    # NCCL refuses two workers on one GPU.
+    shared = 0 < placement.num_gpus < 1 and config.num_workers > 1
     return TorchTrainer(
-        _worker_loop,  # type: ignore[arg-type]  # its annotation denies the return value that Result has
-        train_loop_config={"job": job, "board": board},
+        train_worker,  # type: ignore[arg-type]  # its annotation denies the return value that Result has
+        train_loop_config={"job": job, "board": board, "threads": placement.threads},
+        torch_config=StoppableTorch(backend="gloo" if shared else None, board=board),
         scaling_config=ScalingConfig(
-            num_workers=job.train.num_workers,
-            use_gpu=placement.use_gpu,
-            resources_per_worker={"CPU": placement.num_cpus, **({"GPU": 1} if placement.use_gpu else {})},
+            num_workers=(config.min_workers, config.num_workers) if config.min_workers else config.num_workers,  # type: ignore[arg-type]
+            use_gpu=placement.num_gpus > 0,
+            resources_per_worker=placement.resources,
         ),
         run_config=RunConfig(
             name=f"attempt-{time.time_ns()}",
             storage_path=str(scratch),
             failure_config=FailureConfig(
-                max_failures=job.train.max_failures,
-                controller_failure_limit=1,  # type: ignore[call-arg]  # the annotations are those of V1
+                max_failures=-1,  # `_Watch` knows which of them are too many
+                controller_failure_limit=_START_FAILURES,  # type: ignore[call-arg]  # the annotations are those of V1
             ),
         ),
     )
 
 
-def _checkpoint_of(fit: Future[Any]) -> Path:
+def _last_step(fit: Future[Any], watch: _Watch) -> int:
     try:
-        return Path(fit.result().return_value)
-    except WorkerGroupError as error:
-        cause = next(iter(error.worker_failures.values()), error)
-        raise _readable(cause) from error
+        return int(fit.result().return_value)
     except (TrainingFailedError, RayError) as error:
-        raise _readable(error) from error
-
-
-def _readable(error: BaseException) -> UserError:
-    """A UserError from a worker as it was; anything else in one line with its type."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, UserError):
-            return UserError(str(cause))
-        cause = cause.__cause__ or getattr(cause, "cause", None)
-    lines = [line for line in str(error).strip().split("\n") if line.strip()]
-    return UserError(f"training failed: {lines[-1] if lines else type(error).__name__}")
-
-
-def _worker_loop(config: dict[str, Any]) -> str:
-    """Runs on each worker."""
-    job: TrainJob = config["job"]
-    context = ray.train.get_context()
-    device = ray.train.torch.get_device()
-    if device.type == "cuda":
-        torch.set_float32_matmul_precision("high")
-    world_size = context.get_world_size()
-    worker = Worker(
-        rank=context.get_world_rank(),
-        world_size=world_size,
-        device=device,
-        wrap=_distributed if world_size > 1 else lambda module: module,
-    )
-    board = config["board"]
-    return str(train_model(job, worker, board.post.remote))
-
-
-def _distributed(module: torch.nn.Module) -> torch.nn.Module:
-    wrapped: torch.nn.Module = ray.train.torch.prepare_model(module, move_to_device=False)
-    return wrapped
+        lines = [line for line in str(error).strip().split("\n") if line.strip()]
+        watch.reason = watch.reason or (lines[-1] if lines else type(error).__name__)
+        raise watch.failed("in Ray") from error

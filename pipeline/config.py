@@ -45,9 +45,17 @@ def _model_address(value: str) -> str:
     return value
 
 
+def _run_name(value: str) -> str:
+    """The name of a folder, or nothing."""
+    if value and not _RUN_NAME.fullmatch(value):
+        raise ValueError("must be the name of a run's folder, such as vlae-digits-0123456789ab")
+    return value
+
+
 Stages = Annotated[tuple[Stage, ...], BeforeValidator(split_commas), AfterValidator(_in_order)]
 
 
+_RUN_NAME = re.compile(r"\w[\w-]*-[0-9a-f]{12}")
 _MODEL_ADDRESS = re.compile(r"models:/[\w.-]+(@[\w-]+|/[1-9]\d*)")
 _S3_ADDRESS = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/(?!\.+(/|$))[\w.=-]+)*/?")
 
@@ -66,6 +74,12 @@ class Config(Section):
     model_uri: Annotated[str, AfterValidator(_model_address)] = Field(
         "",
         description="models:/NAME@champion or models:/NAME/3, for stage=evaluate: the registered model to score",
+    )
+    resume: Annotated[str, AfterValidator(_run_name)] = Field(
+        "", description="run to go on with, by the name of its folder in runs/; its settings are taken from its record"
+    )
+    parent: Annotated[str, AfterValidator(_run_name)] = Field(
+        "", description="run whose newest checkpoint a new run of other settings begins with, by its folder in runs/"
     )
     force: Stages = Field((), description="stages to run again although they are done")
     dry_run: bool = Field(False, description="print the plan and do nothing")
@@ -109,11 +123,11 @@ class Config(Section):
                     f"not {self.model.name}"
                 )
         self._progress_fits()
-        share = self.train.batch_size // self.train.num_workers
+        share = self.train.smallest_pass
         heads = getattr(self.model, "norm_heads", False)
         if (heads or self.model.norm == "batch") and share < 2:
             key = "model.norm_heads=true" if heads else "model.norm=batch"
-            raise ValueError(f"{key} needs 2 images or more per worker and step, and this run has {share}")
+            raise ValueError(f"{key} needs 2 images or more in each pass, and this run has {share}")
         return self
 
     def _progress_fits(self) -> None:
@@ -165,7 +179,7 @@ def identity(section: Section) -> dict[str, str]:
 
 def run_settings(config: Config) -> dict[str, str]:
     """The settings that define a training run; as `key=value` words they are a command that repeats it."""
-    settings = {"seed": spell(config.seed)}
+    settings = {"seed": spell(config.seed), **({"parent": config.parent} if config.parent else {})}
     for name in ("data", "model", "objective", "progressive", "train"):
         section = getattr(config, name)
         if name in GROUPS:

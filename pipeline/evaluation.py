@@ -11,7 +11,7 @@ from jobs.evaluate import Evaluation, run_evaluation
 from jobs.files import write_json
 from jobs.logged import log_checkpoint
 from jobs.measures import label_name
-from jobs.messages import Point, Started
+from jobs.messages import Point
 from jobs.registry import Registered, fetch, register
 from pipeline.config import run_settings
 from pipeline.describe import HEADLINES, description
@@ -94,7 +94,7 @@ def _scored(session: Session, checkpoint: Path, others: list[Path]) -> Evaluatio
 def _register(session: Session, checkpoint: Path, trained: Mapping[str, Any], evaluation: Evaluation) -> Registered:
     """Scores, pictures and the model; the curve too, if this MLflow has none of this training."""
     config, tracker, origin = session.config, session.tracker, session.origin
-    tracker.curve(origin.run_id).take(Started(int(trained["step"]), read_history(checkpoint)))
+    tracker.complete_curve(origin.run_id, read_history(checkpoint))
     model_id = log_checkpoint(tracker, origin, checkpoint)
     _log(session, origin.run_id, model_id, int(trained["step"]), evaluation)
     text = description(origin.run_id, evaluation.scores, command_line(config))
@@ -146,7 +146,8 @@ def _evaluate_registered(session: Session) -> None:
     name = f"{version.uri.removeprefix('models:/').replace('/', '-v')}-on-{config.data.name}"
     command = evaluation_command(config, version.uri)
     run_id = session.start_run(name, params, command, context="evaluation")
-    with tracker.running(run_id):
+    tracker.resume_run(run_id)
+    with tracker.marking_failure(run_id):
         evaluation = _scored(session, checkpoint, [])
         _log(session, run_id, version.model_id, int(meta["step"]), evaluation)
         tracker.describe(run_id, description(run_id, evaluation.scores, command))

@@ -28,7 +28,7 @@ def changed_settings(config: Config) -> dict[str, str]:
     chosen = {group: {"name": getattr(config, group).name, **_required(getattr(config, group))} for group in GROUPS}
     default = run_settings(Config.model_validate(chosen)) | {group: getattr(Config(), group).name for group in GROUPS}
     required = {f"{group}.{name}" for group, values in chosen.items() for name in values}
-    return {key: value for key, value in run_settings(config).items() if value != default[key] or key in required}
+    return {key: value for key, value in run_settings(config).items() if value != default.get(key) or key in required}
 
 
 def _required(section: BaseModel) -> dict[str, Any]:

@@ -6,17 +6,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jobs.store.open import open_store
+
 
 @dataclass(frozen=True)
 class Run:
     """One training in the workspace, named by all that determines it."""
 
     folder: Path
+    store: str = ""  # where the checkpoints are kept, if not in the folder: an address
 
     @property
     def checkpoints(self) -> Path:
-        """Folder of the checkpoints."""
+        """Folder of the checkpoints; where they are kept in a store, of copies of them once training has ended."""
         return self.folder / "checkpoints"
+
+    @property
+    def checkpoint_place(self) -> str:
+        """Address of the checkpoints."""
+        return f"{self.store}/runs/{self.folder.name}/checkpoints" if self.store else str(self.checkpoints)
 
     @property
     def scratch(self) -> Path:
@@ -36,7 +44,7 @@ class Run:
     @property
     def has_checkpoint(self) -> bool:
         """Whether there is anything to resume from."""
-        return self.checkpoints.is_dir() and any(not path.name.startswith(".") for path in self.checkpoints.iterdir())
+        return any(True for _ in open_store(self.checkpoint_place).folders("step-"))
 
     def read(self, name: str) -> dict[str, Any] | None:
         """A record (`run`, `train`, `evaluate`) that was written whole, or None."""

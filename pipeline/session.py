@@ -4,6 +4,7 @@ import uuid
 from collections.abc import Mapping
 from contextlib import ExitStack
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 from mlflow.entities import Dataset
@@ -13,6 +14,7 @@ from jobs.data.manifest import Manifest
 from jobs.data.split import ShardedSplit
 from jobs.errors import UserError
 from jobs.files import write_json
+from jobs.leftovers import Leftovers
 from jobs.logged import Origin
 from jobs.registry import Version, resolve
 from jobs.tracking import Tracker
@@ -24,6 +26,7 @@ from pipeline.workspace import Workspace
 from vlae.build import num_parameters
 
 _EXAMPLES = 4  # images that are kept with a model to try it on
+_LEFT_SECONDS = 3.0  # that a command waits, at its end, for the curves of earlier ones
 
 
 class Session:
@@ -43,10 +46,23 @@ class Session:
         """Of the Ray cluster."""
         return self._stack.enter_context(cluster(self.config.ray))
 
+    @property
+    def spools(self) -> Path:
+        """Folder of what MLflow is still to get."""
+        return self.workspace.path / "spool"
+
     @cached_property
     def tracker(self) -> Tracker:
-        """The MLflow experiment."""
-        return Tracker(self.config.tracking, self.workspace.path)
+        """The MLflow experiment. What earlier commands could not send to it is on its way from now on."""
+        tracker = Tracker(self.config.tracking, self.workspace.path)
+        leftovers = Leftovers(tracker, self.spools)
+
+        def finish() -> None:
+            for news in leftovers.finish(_LEFT_SECONDS):
+                self.report.line(f"{'':<9}{news}")
+
+        self._stack.callback(finish)
+        return tracker
 
     @cached_property
     def dataset(self) -> Manifest:
@@ -97,13 +113,34 @@ class Session:
     @cached_property
     def origin(self) -> Origin:
         """The training's MLflow run, and what its models are recorded with."""
-        found = params(self.config, self.count_parameters(self.dataset.image_shape))
-        name = run_name(self.config)
-        run_id = self.start_run(name, found, command_line(self.config), context="training")
-        example = ShardedSplit(self.workspace.access, "train").images(np.arange(_EXAMPLES))
-        return Origin(run_id, name, found, self.data, example)
+        return self._origin(self.start_run(run_name(self.config), self._params, command_line(self.config)))
 
-    def start_run(self, name: str, found: Mapping[str, str], command: str, *, context: str) -> str:
+    def resumed_origin(self) -> Origin | None:
+        """The origin of a training that an earlier command has begun, while MLflow is away; None if there is none."""
+        known = (self.run.read("run") or {}).get("tracking", {})
+        if "run_id" not in known or known != {**self.tracker.home, "run_id": known["run_id"]}:
+            return None
+        self.origin = self._origin(known["run_id"])
+        return self.origin
+
+    def _origin(self, run_id: str) -> Origin:
+        example = ShardedSplit(self.workspace.access, "train").images(np.arange(_EXAMPLES))
+        return Origin(run_id, run_name(self.config), self._params, self.data, example)
+
+    def _parent_tag(self) -> dict[str, str]:
+        """What MLflow shows a run below its parent by, if both are there."""
+        if not self.config.parent:
+            return {}
+        record = self.workspace.other_run(self.config.parent).read("run") or {}
+        known = record.get("tracking", {})
+        here = known == {**self.tracker.home, "run_id": known.get("run_id")}
+        return {"mlflow.parentRunId": known["run_id"]} if here else {}
+
+    @property
+    def _params(self) -> dict[str, str]:
+        return params(self.config, self.count_parameters(self.dataset.image_shape))
+
+    def start_run(self, name: str, found: Mapping[str, str], command: str, *, context: str = "training") -> str:
         """The MLflow run of `run`; the key that finds it is written first, so that no kill leaves a second run."""
         self.run.folder.mkdir(parents=True, exist_ok=True)
         record = self.run.read("run")
@@ -111,5 +148,9 @@ class Session:
             settings = {} if self.config.model_uri else run_settings(self.config)
             record = {"key": uuid.uuid4().hex, "settings": settings, "data_fingerprint": self.dataset.fingerprint}
             write_json(self.run.folder / "run.json", record)
-        tags = {"command": command, "data_fingerprint": self.dataset.fingerprint}
-        return self.tracker.start_run(name, found, self.data, key=record["key"], tags=tags, context=context)
+        tags = {"command": command, "data_fingerprint": self.dataset.fingerprint, **self._parent_tag()}
+        run_id = self.tracker.start_run(name, found, self.data, key=record["key"], tags=tags, context=context)
+        tracking = {**self.tracker.home, "run_id": run_id}
+        if record.get("tracking") != tracking:
+            write_json(self.run.folder / "run.json", {**record, "tracking": tracking})
+        return run_id

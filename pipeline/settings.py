@@ -1,6 +1,7 @@
 """From `key=value` words to a validated configuration, or one line that says which word is wrong."""
 
 import difflib
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from pipeline.config import GROUPS, Config, section_of
+from pipeline.config import GROUPS, Config, run_settings, section_of
 
 PRESETS = Path(__file__).with_name("presets")
 _CREDENTIALS = re.compile(r"//\S*@")
@@ -44,11 +45,35 @@ def read_config(words: Sequence[str]) -> Config:
             raise SettingsError(f"'{key}' is given twice: {key}={updates[key]} and {word}")
         updates[key] = value
     preset = updates.pop("preset", None)
-    config = Config()
+    if "resume" in updates:
+        return _resumed(updates, preset)
     if preset is None:
-        return apply(config, updates)
+        return apply(Config(), updates)
     chosen = read_preset(preset)
-    return apply(config, {**_compatible(chosen, updates), **updates})
+    return apply(Config(), {**_compatible(chosen, updates), **updates})
+
+
+def _resumed(updates: dict[str, Any], preset: str | None) -> Config:
+    """The configuration of a run that goes on: its own settings, and words that change nothing of what it makes."""
+    name = updates["resume"]
+    words = apply(Config(), {key: updates[key] for key in ("resume", "workspace") if key in updates})
+    path = words.workspace / "runs" / name / "run.json"
+    try:
+        settings: dict[str, str] = json.loads(path.read_text())["settings"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SettingsError(
+            f"resume={name}: {path} cannot be read ({error}): runs/ of the workspace has all names"
+        ) from None
+    recorded = apply(Config(), settings)
+    config = apply(recorded, {**(read_preset(preset) if preset else {}), **updates})
+    before, now = run_settings(recorded), run_settings(config)
+    changed = [f"{key} {before.get(key, '(none)')} -> {now[key]}" for key in now if now[key] != before.get(key)]
+    if changed:
+        raise SettingsError(
+            f"resume={name} would change what it makes ({', '.join(changed)}): leave these words out, or start a new "
+            f"run from its newest checkpoint with parent={name}"
+        )
+    return config
 
 
 def _compatible(preset: dict[str, Any], updates: Mapping[str, Any]) -> dict[str, Any]:

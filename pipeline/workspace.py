@@ -160,7 +160,17 @@ class Workspace:
             key = fingerprint(uri, self.config.tracking.uri, dataset.fingerprint)
             return Run(self.path / "runs" / f"{name}-on-{self.config.data.name}-{key}")
         key = fingerprint(run_settings(self.config), dataset.fingerprint)
-        return Run(self.path / "runs" / f"{self.config.model.name}-{self.config.data.name}-{key}")
+        name = f"{self.config.model.name}-{self.config.data.name}-{key}"
+        if self.config.resume not in ("", name):
+            raise UserError(
+                f"resume={self.config.resume} was trained on other data than data={self.config.data.name} is now: "
+                "put the source or the shards back"
+            )
+        return self.other_run(name)
+
+    def other_run(self, name: str) -> Run:
+        """A training by the name of its folder."""
+        return Run(self.path / "runs" / name, self.config.store)
 
     def evaluate_key(self) -> str:
         """Changes with the settings of the evaluation and the place of tracking."""

@@ -51,15 +51,14 @@ def _feistel(value: NDArray[np.uint64], half: int, key: int) -> NDArray[np.uint6
 
 
 def worker_slices(num_slices: int, rank: int, world_size: int) -> range:
-    """Slices of the global batch that worker `rank` of `world_size` computes.
+    """Slices of the global batch that worker `rank` of `world_size` computes: as many as the others', or one more.
 
     Raises:
-        ValueError: num_slices is no multiple of world_size.
+        ValueError: there are more workers than slices.
     """
-    if num_slices % world_size:
-        raise ValueError(f"{num_slices} slices cannot be shared out evenly to {world_size} workers")
-    share = num_slices // world_size
-    return range(rank * share, (rank + 1) * share)
+    if world_size > num_slices:
+        raise ValueError(f"{num_slices} slices cannot be shared out to {world_size} workers")
+    return range(rank * num_slices // world_size, (rank + 1) * num_slices // world_size)
 
 
 class Order:

@@ -5,11 +5,14 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from jobs.errors import UserError
+from jobs.errors import DamagedError
 
 
 class Store(Protocol):
-    """Objects by name below one address. Every method raises UserError when the place does not answer as it should."""
+    """Objects by name below one address. A name may have one folder: `step-1/weights`.
+
+    Every method raises UserError when the place does not answer as it should: an AwayError where a later try may do.
+    """
 
     @property
     def url(self) -> str:
@@ -69,11 +72,11 @@ class Store(Protocol):
         ...
 
 
-def missing(address: str) -> UserError:
+def missing(address: str) -> DamagedError:
     """The error for an object that a manifest names and that is not there."""
-    return UserError(f"{address} is missing: write it again with force=shard")
+    return DamagedError(f"{address} is missing: write it again with force=shard")
 
 
-def damaged(address: str, found: str, expected: str) -> UserError:
+def damaged(address: str, found: str, expected: str) -> DamagedError:
     """The error for an object whose bytes are not those that were written."""
-    return UserError(f"{address} is damaged (sha256 {found[:12]}, manifest {expected[:12]}): use force=shard")
+    return DamagedError(f"{address} is damaged (sha256 {found[:12]}, manifest {expected[:12]}): use force=shard")

@@ -37,14 +37,14 @@ class LocalStore:
 
     def write(self, name: str, content: bytes) -> None:
         with self.scratch() as scratch:
-            _write_file(scratch / name, content)
-            self.publish(scratch / name, name)
+            _write_file(scratch / "content", content)
+            self.publish(scratch / "content", name)
 
     def create(self, name: str, content: bytes) -> bytes:
         with self.scratch() as scratch:
-            _write_file(scratch / name, content)
+            _write_file(scratch / "content", content)
             try:
-                os.link(scratch / name, self._folder / name)
+                os.link(scratch / "content", self._folder / name)
             except FileExistsError:
                 return (self._folder / name).read_bytes()
         return content
@@ -63,9 +63,14 @@ class LocalStore:
             shutil.rmtree(folder, ignore_errors=True)
 
     def publish(self, path: Path, name: str) -> None:
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-        path.replace(self._folder / name)
+        final = self._folder / name
+        try:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+            final.parent.mkdir(exist_ok=True)
+            path.replace(final)
+        except OSError as error:
+            raise _explained(error, final) from error
 
     def local_path(self, name: str) -> Path:
         return self._folder / name
@@ -86,16 +91,20 @@ class LocalStore:
             raise damaged(str(path), digest, sha256)
 
     def names(self, prefix: str = "") -> list[str]:
-        return [entry.name for entry in self._entries() if entry.name.startswith(prefix) and entry.is_file()]
+        return [name for name, entry in self._entries(prefix) if entry.is_file()]
 
     def folders(self, prefix: str = "") -> list[str]:
-        return [entry.name for entry in self._entries() if entry.name.startswith(prefix) and entry.is_dir()]
+        return [name for name, entry in self._entries(prefix) if entry.is_dir()]
 
     def clear(self, first: str) -> None:  # noqa: ARG002  (the folder goes at once)
         remove_folder(self._folder)
 
     def remove(self, name: str) -> None:
-        (self._folder / name).unlink(missing_ok=True)
+        path = self._folder / name
+        path.unlink(missing_ok=True)
+        if path.parent != self._folder:
+            with suppress(OSError):  # it holds something yet
+                path.parent.rmdir()
 
     def sweep(self) -> None:
         for name in self.folders(_SCRATCH):
@@ -104,10 +113,12 @@ class LocalStore:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(self._folder / name)
 
-    def _entries(self) -> list[os.DirEntry[str]]:
+    def _entries(self, prefix: str) -> list[tuple[str, os.DirEntry[str]]]:
+        """What begins so, by name."""
+        folder, slash, start = prefix.rpartition("/")
         try:
-            with os.scandir(self._folder) as entries:
-                return list(entries)
+            with os.scandir(self._folder / folder) as entries:
+                return [(folder + slash + entry.name, entry) for entry in entries if entry.name.startswith(start)]
         except FileNotFoundError:
             return []
 

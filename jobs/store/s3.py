@@ -20,7 +20,7 @@ import botocore.exceptions
 from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 
-from jobs.errors import UserError
+from jobs.errors import AwayError, UserError
 from jobs.store.base import damaged, missing
 from jobs.store.s3_errors import ABSENT, LOST_RACE, CutError, code_of, explained, may_pass
 
@@ -155,7 +155,7 @@ class S3Store:
             except CutError as error:
                 tries = 1 if file.tell() > start else tries + 1
                 if tries == self._tries:
-                    raise UserError(f"{self._url}/{name}: S3 cuts its replies ({error}); run again later") from error
+                    raise AwayError(f"{self._url}/{name}: S3 cuts its replies ({error}); run again later") from error
         file.flush()
         return digest.hexdigest()
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import boto3.exceptions
 import botocore.exceptions
 
-from jobs.errors import UserError
+from jobs.errors import AwayError, UserError
 
 _CREDENTIALS = re.compile(r"//[^/]*@")
 ABSENT = {"404", "NoSuchKey", "NotFound"}
@@ -47,29 +47,30 @@ def explained(address: str) -> Iterator[None]:
     except UserError:
         raise
     except botocore.exceptions.ClientError as error:
-        raise UserError(f"{address}: {_advice(code_of(error), str(error))}") from error
+        raise _advice(address, code_of(error), str(error)) from error
     except boto3.exceptions.S3UploadFailedError as error:
         code = next((code for code in sorted(_REFUSED | {"NoSuchBucket"}) if f"({code})" in str(error)), "")
-        raise UserError(f"{address}: {_advice(code, str(error))}") from error
+        raise _advice(address, code, str(error)) from error
     except (botocore.exceptions.NoCredentialsError, botocore.exceptions.PartialCredentialsError) as error:
         advice = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile"
         raise UserError(f"{address}: no credentials for S3; {advice}") from error
     except botocore.exceptions.BotoCoreError as error:  # some of these are an OSError too
-        raise UserError(f"{address}: {_silence(error)}") from error
+        raise _silence(address, error) from error
     except OSError as error:
         raise UserError(f"{error.filename or address}: {error.strerror or error}; mend that and run again") from error
     except Exception as error:
-        raise UserError(f"{address}: {_silence(error)}") from error
+        raise _silence(address, error) from error
 
 
-def _silence(error: Exception) -> str:
+def _silence(address: str, error: Exception) -> AwayError:
     reason = _CREDENTIALS.sub("//", " ".join(str(error).split())) or type(error).__name__
-    return f"S3 does not answer as it should ({reason}); run again when it does"
+    return AwayError(f"{address}: S3 does not answer as it should ({reason}); run again when it does")
 
 
-def _advice(code: str, text: str) -> str:
+def _advice(address: str, code: str, text: str) -> UserError:
     if code in _REFUSED:
-        return f"S3 refuses the credentials ({code}): check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and their rights"
+        advice = "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and their rights"
+        return UserError(f"{address}: S3 refuses the credentials ({code}): {advice}")
     if code == "NoSuchBucket":
-        return "the bucket does not exist: create it, or set store= to another"
-    return f"S3 failed ({' '.join(text.split())}): run again when it works"
+        return UserError(f"{address}: the bucket does not exist: create it, or set store= to another")
+    return AwayError(f"{address}: S3 failed ({' '.join(text.split())}): run again when it works")

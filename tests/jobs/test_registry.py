@@ -12,12 +12,13 @@ import torch
 from mlflow import MlflowClient
 from mlflow.entities import Dataset
 
-from jobs.checkpoint import load_model, save_checkpoint, weights_sha256
+from jobs.checkpoint import FORMAT, load_model, weights_sha256
 from jobs.codes import encode
 from jobs.errors import UserError
 from jobs.logged import Origin, log_checkpoint
 from jobs.messages import Point
 from jobs.registry import fetch, ranked, register, resolve
+from jobs.snapshot import Snapshot
 from jobs.tracking import Tracker
 from vlae.build import build_model
 from vlae.config import HvaeConfig, VlaeConfig
@@ -29,21 +30,23 @@ IMAGES = torch.randint(0, 256, (5, 3, 16, 16), dtype=torch.uint8, generator=torc
 def checkpoint(folder: Path, seed: int = 0, kind: type[VlaeConfig | HvaeConfig] = VlaeConfig, step: int = 12) -> Path:
     config = kind(latent_dims=(2, 3), width=4, hidden=8)
     model = build_model(config, (3, 16, 16), seed)
-    return save_checkpoint(
-        folder,
-        step=step,
-        model=model,
-        model_config=config,
-        optimizer=torch.optim.AdamW(model.parameters()),
-        ema=None,
-        history=[
-            Point(step - 2, 1_700_000_000_000, {"validation/elbo": -3.0}),
-            Point(step, 1_700_000_001_000, {"train/loss": 2.0, "train/images_per_second": 5.0}),
-            Point(step, 1_700_000_002_000, {"validation/elbo": -2.5}),
-        ],
-        data_fingerprint="abc",
-        keep=2,
-    )
+    history = [
+        Point(step - 2, 1_700_000_000_000, {"validation/elbo": -3.0}),
+        Point(step, 1_700_000_001_000, {"train/loss": 2.0, "train/images_per_second": 5.0}),
+        Point(step, 1_700_000_002_000, {"validation/elbo": -2.5}),
+    ]
+    meta = {
+        "format": FORMAT,
+        "step": step,
+        "model": config.model_dump(mode="json"),
+        "image_shape": (3, 16, 16),
+        "data_fingerprint": "abc",
+    }
+    path = folder / f"step-{step:08d}"
+    path.mkdir(parents=True, exist_ok=True)
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    Snapshot(step, -2.5, weights, None, {}, history, [], meta).write(path)
+    return path
 
 
 def origin(tracker: Tracker) -> Origin:

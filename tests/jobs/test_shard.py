@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import ray
-from conftest import descendants, write_dataset
+from conftest import write_dataset
 from kill_sharding import CONFIG, SOURCE
+from servers.processes import descendants
 
 from jobs.cluster import Resources, cluster
 from jobs.config import RayConfig

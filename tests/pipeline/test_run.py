@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import descendants
 from mlflow import MlflowClient
 from PIL import Image
+from servers.processes import descendants
 
 from jobs.data.sources.config import DEBIAN_FASHION_MNIST
 from jobs.errors import UserError

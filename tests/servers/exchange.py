@@ -7,9 +7,13 @@ from typing import Literal, NamedTuple
 
 from servers.wire import Body, Head, discard, forward, harmed, no_body, read_body, read_head, read_to_end
 
-Kind = Literal["503", "reset", "hang", "truncate", "lose", "flip", "flip_upload"]
+Kind = Literal["500", "503", "reset", "hang", "truncate", "lose", "flip", "flip_upload"]
 GONE = (ConnectionError, asyncio.IncompleteReadError)  # one of the two sides has left
-SLOW_DOWN = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
+# What S3 says. MLflow's client looks at the status alone.
+REFUSALS = {
+    "500": ("Internal Server Error", "InternalError", "We encountered an internal error. Please try again."),
+    "503": ("Slow Down", "SlowDown", "Please reduce your request rate."),
+}
 
 
 class Stream(NamedTuple):
@@ -20,7 +24,7 @@ class Stream(NamedTuple):
 
 
 async def refuse(kind: Kind, request: Head, client: Stream) -> None:
-    """The faults that keep a request from the server: 503, reset and hang. No request can follow."""
+    """The faults that keep a request from the server: 500, 503, reset and hang. No request can follow."""
     if kind == "hang":
         await discard(read_to_end(client.reader))
         return
@@ -31,9 +35,11 @@ async def refuse(kind: Kind, request: Head, client: Stream) -> None:
         client.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, no_linger)
         client.writer.transport.abort()
         return
-    body = b"" if request.words[0] == "HEAD" else SLOW_DOWN
+    reason, code, message = REFUSALS[kind]
+    content = f"<Error><Code>{code}</Code><Message>{message}</Message></Error>".encode()
+    body = b"" if request.words[0] == "HEAD" else content
     fields = f"Content-Type: application/xml\r\nContent-Length: {len(body)}\r\nConnection: close"
-    client.writer.write(f"HTTP/1.1 503 Slow Down\r\n{fields}\r\n\r\n".encode() + body)
+    client.writer.write(f"HTTP/1.1 {kind} {reason}\r\n{fields}\r\n\r\n".encode() + body)
 
 
 async def relay(kind: Kind | None, request: Head, client: Stream, server: Stream) -> bool:

@@ -1,4 +1,4 @@
-"""A proxy between an S3 client and its server that harms chosen requests in chosen ways.
+"""A proxy between an HTTP client and its server, such as S3 or MLflow, that harms chosen requests in chosen ways.
 
 What is not harmed passes byte by byte, the Host header too: the server sees the host that the client has signed.
 """
@@ -8,7 +8,7 @@ import contextlib
 import re
 import socket
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from types import TracebackType
@@ -23,10 +23,10 @@ from servers.wire import read_head
 class Fault:
     """What befalls requests `first` to `first + count - 1` of those with this method and path.
 
-    "503", "reset" and "hang" keep a request from the server: the proxy answers SlowDown, or resets the connection,
-    or holds it without a word until the client leaves. The others let the server do its work: "truncate" ends the
-    connection half-way through the reply's body, "lose" ends it before the reply, "flip" and "flip_upload" turn over
-    one bit in the middle of the reply's or the request's body.
+    "500", "503", "reset" and "hang" keep a request from the server: the proxy answers InternalError or SlowDown, or
+    resets the connection, or holds it without a word until the client leaves. The others let the server do its work:
+    "truncate" ends the connection half-way through the reply's body, "lose" ends it before the reply, "flip" and
+    "flip_upload" turn over one bit in the middle of the reply's or the request's body.
 
     Attributes:
         kind: see above.
@@ -69,7 +69,7 @@ class FaultProxy:
     """HTTP/1.1 on a free port of 127.0.0.1, in a thread of its own. Any thread may call any method.
 
     Attributes:
-        endpoint: URL, from `start` on.
+        endpoint: URL, from the first `start` on.
     """
 
     def __init__(self, server: str, *faults: Fault) -> None:
@@ -110,11 +110,11 @@ class FaultProxy:
             self._rules, self._hits = [], []
 
     def start(self) -> None:
-        """Take a port and answer on it. Of two calls, the second raises."""
+        """Take a port, the same each time, and answer on it. Raises if it runs already."""
         with self._lock:
             if self._thread is not None:
                 raise RuntimeError("the proxy runs already")
-            listener = socket.create_server(("127.0.0.1", 0))
+            listener = socket.create_server(("127.0.0.1", urlsplit(self.endpoint).port or 0))
             self.endpoint = f"http://127.0.0.1:{listener.getsockname()[1]}"
             started: Future[asyncio.AbstractEventLoop] = Future()
             self._stopping = asyncio.Event()
@@ -138,6 +138,18 @@ class FaultProxy:
         if self._errors:
             errors, self._errors = self._errors, []
             raise RuntimeError("; ".join(errors))
+
+    @contextlib.contextmanager
+    def refusing(self) -> Iterator[None]:
+        """Within, connections are refused, and those that were open are ended; after, all is as it was before."""
+        self.stop()
+        try:
+            with socket.socket() as placeholder:  # else the port could be given to someone else meanwhile
+                placeholder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                placeholder.bind(("127.0.0.1", urlsplit(self.endpoint).port))
+                yield
+        finally:
+            self.start()
 
     async def _main(self, listener: socket.socket, started: "Future[asyncio.AbstractEventLoop]") -> None:
         async with await asyncio.start_server(self._serve, sock=listener):
@@ -186,7 +198,7 @@ class FaultProxy:
             kinds = [kind for rule in self._rules if (kind := rule.judge(method, path))]
             kind = kinds[0] if kinds else None
             self._hits.append(Hit(method, path, kind))
-        if kind in ("503", "reset", "hang"):
+        if kind in ("500", "503", "reset", "hang"):
             await refuse(kind, request, client)
             return False
         # A connection for each request: one that is kept can be closed by the server just as it is used.

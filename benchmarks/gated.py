@@ -1,0 +1,201 @@
+"""Training loops in processes of their own, which stand still between the rounds.
+
+Each contestant has its threads to itself, as it would by itself. Two loops in one process would know of each other:
+OpenMP's threads no longer wait actively once a process has more of them than the machine has cores.
+"""
+
+import multiprocessing
+import os
+import tempfile
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from benchmarks.bare_loop import bare_loop
+from benchmarks.harness import Contestant
+from jobs.data.split import ShardedSplit
+from jobs.loop import train_model
+from jobs.messages import Message, Point
+from jobs.training import TrainJob, Worker
+from vlae.build import build_model
+
+_WARM_UP = 25  # steps: rounds end that many after the checkpoints, whose writing is in the time of the round
+_SAMPLE = 4  # steps that say how long a step takes
+
+Post = Callable[[Message], None]
+Stop = Callable[[], bool]
+
+
+class Loop(Protocol):
+    """What a contestant does, in each of its processes."""
+
+    @property
+    def job(self) -> TrainJob: ...
+
+    @property
+    def threads(self) -> int: ...
+
+    @property
+    def workers(self) -> int: ...
+
+    def train(self, rank: int, post: Post, stop: Stop) -> None: ...
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """The loop of the product, as its workers run it."""
+
+    job: TrainJob
+    threads: int
+    workers: int = 1
+
+    def train(self, rank: int, post: Post, stop: Stop) -> None:
+        wrap = _distributed if self.workers > 1 else Worker.wrap
+        stop = _AtTheSteps(stop, self.job.train.checkpoint_every)
+        train_model(self.job, Worker(rank=rank, world_size=self.workers, wrap=wrap, stop=stop), post)
+
+
+@dataclass(frozen=True)
+class Bare:
+    """The peer."""
+
+    job: TrainJob
+    threads: int
+    workers: int = 1
+
+    def train(self, rank: int, post: Post, stop: Stop) -> None:  # noqa: ARG002
+        data = ShardedSplit(self.job.data, "train")
+        images = data.gather(np.arange(len(data)))[0].permute(0, 2, 3, 1)
+        model = build_model(self.job.model, data.image_shape, self.job.seed)
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+        def log(step: int, loss: float) -> None:
+            post(Point(step, 0, {"train/loss": loss}))
+
+        bare_loop(model, images, self.job.train, self.job.objective, log, stop)
+
+
+def _distributed(module: nn.Module) -> nn.Module:
+    """As `jobs.train_worker` has it of Ray."""
+    return DistributedDataParallel(module, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
+class _AtTheSteps:
+    """Asks at every step, given a loop that does not ask at those that save."""
+
+    def __init__(self, stop: Stop, checkpoint_every: int) -> None:
+        self._stop, self._every, self._step = stop, checkpoint_every, 0
+
+    def __call__(self) -> bool:
+        self._step += 1
+        if self._step % self._every == 0:
+            self._step += 1
+            self._stop()
+        return self._stop()
+
+
+class _Gate:
+    """Lets a loop do so many steps, says that they are done, and holds it until more are wanted."""
+
+    def __init__(self, pipe: Connection) -> None:
+        self._pipe, self._left = pipe, _WARM_UP
+
+    def __call__(self) -> bool:
+        self._left -= 1
+        if self._left == 0:
+            self._pipe.send(None)
+            self._left = self._pipe.recv()
+        return False
+
+
+def _start(loop: Loop, rank: int, meeting: str, pipe: Connection, posts: Connection) -> None:
+    warnings.simplefilter("ignore", FutureWarning)  # new words for what we say to DistributedDataParallel
+    torch.set_num_threads(loop.threads)
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    if loop.workers > 1:
+        dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=loop.workers)
+    lock = threading.Lock()
+
+    def post(message: Message) -> None:
+        with lock:
+            posts.send(message)
+
+    loop.train(rank, post, _Gate(pipe))
+
+
+class Group:
+    """The processes of one contestant, warmed up; as a context manager it ends them.
+
+    Args:
+        loop: what they do.
+        take: receives what the first of them posts, in a thread.
+    """
+
+    def __init__(self, loop: Loop, take: Post | None = None) -> None:
+        self._loop, self._take = loop, take
+        self.losses: dict[int, float] = {}  # by step
+        context: Any = multiprocessing.get_context("spawn")
+        self._folder = tempfile.TemporaryDirectory()
+        self._pipe, pipe = context.Pipe()
+        posts, sender = context.Pipe(duplex=False)
+        meeting = str(Path(self._folder.name) / "meeting")
+        self._processes = [
+            context.Process(target=_start, args=(loop, rank, meeting, pipe, sender), daemon=True)
+            for rank in range(loop.workers)
+        ]
+        for process in self._processes:
+            process.start()
+        pipe.close()  # so that the end of the processes is seen
+        sender.close()
+        threading.Thread(target=self._receive, args=(posts,), daemon=True).start()
+        self._pipe.recv()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for process in self._processes:
+            process.kill()
+            process.join()
+        self._folder.cleanup()
+
+    def contestant(self, name: str, steps: int) -> Contestant:
+        """Whose rounds have so many steps."""
+        return Contestant(name, lambda: self.run(steps))
+
+    def run(self, steps: int) -> int:
+        """So many steps; returns the number of images."""
+        self._pipe.send(steps)
+        self._pipe.recv()
+        return steps * self._loop.job.train.batch_size
+
+    def steps_in(self, seconds: float) -> int:
+        """About as many steps as it does in that time."""
+        start = time.perf_counter()
+        self.run(_SAMPLE)
+        return max(1, round(seconds * _SAMPLE / (time.perf_counter() - start)))
+
+    def _receive(self, posts: Connection) -> None:
+        while True:
+            try:
+                message = posts.recv()
+            except EOFError:
+                return
+            if isinstance(message, Point) and "train/loss" in message.metrics:
+                self.losses[message.step] = message.metrics["train/loss"]
+            if self._take is not None:
+                self._take(message)
