@@ -55,7 +55,10 @@ def proxy(faulty_s3: tuple[str, FaultProxy]) -> FaultProxy:
     return faulty_s3[1]
 
 
-@pytest.mark.parametrize("kind", ["503", "hang", "reset", "refused"])
+SLOW = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("503", "hang", "reset")]
+
+
+@pytest.mark.parametrize("kind", ["refused", *SLOW])
 def test_a_store_that_is_away_is_an_error(url: str, proxy: FaultProxy, tmp_path: Path, kind: str) -> None:
     with proxy.refusing() if kind == "refused" else harmed(proxy, kind):
         for call in CALLS.values():
@@ -71,6 +74,7 @@ def harmed(proxy: FaultProxy, kind: str, path: str = "") -> Iterator[None]:
     proxy.clear()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["503", "hang", "truncate"])
 @pytest.mark.parametrize("name", ["00000007/checkpoint.json", "model.safetensors", "optimizer.safetensors"])
 def test_one_that_breaks_off_is_no_damage(url: str, proxy: FaultProxy, tmp_path: Path, kind: str, name: str) -> None:

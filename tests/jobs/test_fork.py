@@ -113,7 +113,7 @@ def test_an_average_may_begin_or_end(digit_dataset: Path, tmp_path: Path, theirs
     trained = load_file(newest(parent) / ("trained.safetensors" if theirs else "model.safetensors"))
     child = child_of(parent, tmp_path / "child", ema_decay=ours, steps=6)
     training = prepare(child, Worker())
-    weights = {name: tensor for name, tensor in training.model.state_dict().items()}
+    weights = dict(training.model.state_dict())
     assert same(weights, trained)
     if ours:
         assert same(dict(training.ema.module.state_dict()), trained)
@@ -129,7 +129,7 @@ def test_what_cannot_be_taken_over_is_said(parent: TrainJob, tmp_path: Path) -> 
         with pytest.raises(UserError, match=match):
             fork(Checkpoints(place), child, "my-parent", settings, "", steps)
         assert child.folders() == []
-        assert [path for path in (tmp_path / "child").glob("*")] == []
+        assert list((tmp_path / "child").glob("*")) == []
 
     nothing = str(tmp_path / "nothing")
     wrong("parent=my-parent has no whole checkpoint: train it first, or leave parent= out", {}, place=nothing)

@@ -64,7 +64,7 @@ def test_words() -> None:
         (["--steps"], "'--steps' is not key=value; --help lists every key"),
         (["=3"], "'=3' is not key=value"),
         (["train.batch_size=10"], "train.batch_size=10 is no multiple of train.num_slices=8"),
-        (["train.num_workers=3"], "train.num_slices=8 is no multiple of train.num_workers=3"),
+        (["train.num_workers=9"], "train.num_workers=9 is more than train.num_slices=8"),
         (["preset=nope"], "preset=nope does not exist; --help lists them; a .yaml file is one too"),
         (["preset=release-mnits"], "preset=release-mnits does not exist; did you mean release-mnist, "),
         (["model.scale=abc"], "model.scale=abc: must be a number above 0 and up to 1, or learned, or optimal"),
@@ -84,7 +84,7 @@ def test_words() -> None:
             "progressive.fade_steps=5000 is longer than a stage, progressive.stage_steps=400",
         ),
         (["progressive.stage_steps=700", "progressive.fade_steps=200"], "ends before all 3 rungs are in"),
-        (["model.norm=batch", "train.batch_size=8", "train.num_workers=8"], "norm=batch needs 2 images or more per"),
+        (["model.norm=batch", "train.batch_size=8", "train.num_workers=8"], "norm=batch needs 2 images or more in each pass"),
         (
             ["model=lvae", "model.norm_heads=true", "train.batch_size=1", "train.num_slices=1"],
             "norm_heads=true needs 2",

@@ -1,0 +1,14 @@
+"""Whatever is killed, whenever: the same weights, the same checkpoints, the same curves."""
+
+from pathlib import Path
+
+import pytest
+from chaos import VICTIMS, chaos
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_twenty_kills(tmp_path: Path) -> None:
+    killed = chaos(seed=0, kills=20, steps=3000, folder=tmp_path)
+    assert killed.total() >= 20
+    assert set(killed) == set(VICTIMS)
