@@ -8,7 +8,7 @@ average where there is one, and then the trained weights lie beside it for a res
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ class Restored:
     history: list[Point]
     pending: list[list[float]]  # values of the steps since the last point of the curve
     machine: Mapping[str, Any] | None = None  # that an exact run has been trained on
+    passed_over: Sequence[int] = ()  # steps of newer checkpoints, which are damaged
 
 
 def weights_sha256(model: nn.Module) -> str:
@@ -86,7 +87,14 @@ def restore(
     if ema is not None:
         ema.module.load_state_dict(load_file(path / WEIGHTS))
         ema.n_averaged.fill_(meta["ema_updates"])
-    saved = load_file(path / OPTIMIZER)
+    state = _optimizer_state(load_file(path / OPTIMIZER), model)
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    pending = json.loads((path / HISTORY).read_text())["pending"]
+    return Restored(meta["step"], read_history(path), pending, meta["machine"])
+
+
+def _optimizer_state(saved: Mapping[str, Tensor], model: nn.Module) -> dict[int, dict[str, Tensor]]:
+    """State by the number that the optimiser gives a parameter, from state by its name."""
     trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     state: dict[int, dict[str, Tensor]] = {index: {} for index in range(len(trained))}
     numbers = {name: index for index, (name, _) in enumerate(trained)}
@@ -96,9 +104,7 @@ def restore(
         # A fused optimiser walks parameter and state in memory order: they must be laid out alike.
         laid_out = torch.empty_like(parameter).copy_(tensor) if tensor.shape == parameter.shape else tensor
         state[numbers[name]][entry] = laid_out
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    pending = json.loads((path / HISTORY).read_text())["pending"]
-    return Restored(meta["step"], read_history(path), pending, meta["machine"])
+    return state
 
 
 def _check_shape(meta: Mapping[str, Any], model: HierarchicalModel, name: str) -> None:

@@ -45,6 +45,8 @@ def train_model(job: TrainJob, worker: Worker, post: Callable[[Message], None]) 
     with memory_errors(job.train), deterministic(job.train.exact), ExitStack() as stack:
         training = prepare(job, worker)
         _check_machine(training, post)
+        for step in training.restored.passed_over:
+            post(Warned(training.step, f"damaged_{step}", f"the checkpoint of step {step} is damaged and passed over"))
         curve = Curve(training, Health(job.train, job.objective, job.progressive, post), post)
         for opened, total in training.loader.open(training.step):
             post(Opened(opened, total))

@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -131,14 +131,16 @@ def _take_up(
     place = Checkpoints(job.checkpoints)
     with tempfile.TemporaryDirectory(prefix="vlae-") as folder:
         newest: Path | None = None
+        damaged: list[int] = []
         if worker.rank == 0:
             place.sweep()
             newest = place.newest(Path(folder))
+            damaged = [step for step in place.steps() if newest is None or step > place.step_of(newest)]
         if worker.world_size > 1:
             step = torch.tensor(place.step_of(newest) if newest else -1, device=worker.device)
             dist.broadcast(step, 0)
             if worker.rank and step >= 0:
                 newest = place.fetch(int(step), Path(folder))
         if newest is None:
-            return Restored(0, [], [])
-        return restore(newest, model, optimizer, ema, job.settings)
+            return Restored(0, [], [], passed_over=damaged)
+        return replace(restore(newest, model, optimizer, ema, job.settings), passed_over=damaged)

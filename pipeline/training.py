@@ -62,7 +62,7 @@ def _begin_with_parent(session: Session) -> None:
         UserError: it cannot be taken over.
     """
     config, run = session.config, session.run
-    if not config.parent or run.has_checkpoint:
+    if not config.parent or Checkpoints(run.checkpoint_place).steps():
         return
     parent = session.workspace.other_run(config.parent)
     if parent.read("run") is None:

@@ -101,7 +101,10 @@ class LocalStore:
 
     def remove(self, name: str) -> None:
         path = self._folder / name
-        path.unlink(missing_ok=True)
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise _explained(error, path) from error
         if path.parent != self._folder:
             with suppress(OSError):  # it holds something yet
                 path.parent.rmdir()
@@ -121,6 +124,8 @@ class LocalStore:
                 return [(folder + slash + entry.name, entry) for entry in entries if entry.name.startswith(start)]
         except FileNotFoundError:
             return []
+        except OSError as error:
+            raise _explained(error, self._folder / folder) from error
 
 
 def _write_file(path: Path, content: bytes) -> None:

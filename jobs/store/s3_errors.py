@@ -54,6 +54,8 @@ def explained(address: str) -> Iterator[None]:
     except (botocore.exceptions.NoCredentialsError, botocore.exceptions.PartialCredentialsError) as error:
         advice = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile"
         raise UserError(f"{address}: no credentials for S3; {advice}") from error
+    except botocore.exceptions.ParamValidationError as error:
+        raise UserError(f"{address}: {' '.join(str(error).split())}: set store= to another") from error
     except botocore.exceptions.BotoCoreError as error:  # some of these are an OSError too
         raise _silence(address, error) from error
     except OSError as error:

@@ -87,7 +87,7 @@ def test_there_is_always_a_whole_one_on_s3(
 
 
 def test_whoever_looks_while_it_is_trained_finds_one(digit_dataset: Path, tmp_path: Path) -> None:
-    job = small_job(digit_dataset, tmp_path / "place", checkpoint_every=1, keep_checkpoints=1, steps=40)
+    job = small_job(digit_dataset, tmp_path / "place", checkpoint_every=1, keep_checkpoints=1)
     found: list[int] = []
     first, done = threading.Event(), threading.Event()
 

@@ -101,6 +101,7 @@ def test_a_store_that_stays_away(
     assert Checkpoints(job.checkpoints).newest(tmp_path).name == "step-00000002"
 
 
+@pytest.mark.slow
 def test_a_silent_store_does_not_hold_training_up(
     digit_dataset: Path, faulty_s3: tuple[str, FaultProxy], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -131,6 +132,7 @@ def join_writers() -> None:
             assert not thread.is_alive()
 
 
+@pytest.mark.slow
 def test_an_error_in_training_does_not_wait_for_a_store_that_is_away(
     digit_dataset: Path, faulty_s3: tuple[str, FaultProxy], impatient: None, tmp_path: Path
 ) -> None:

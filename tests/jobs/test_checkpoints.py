@@ -30,7 +30,7 @@ def training(digit_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> T
     return training
 
 
-@pytest.fixture(params=["folder", "s3"])
+@pytest.fixture(params=["folder", pytest.param("s3", marks=pytest.mark.slow)])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "folder":
         return str(tmp_path / "place")

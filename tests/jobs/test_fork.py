@@ -86,6 +86,7 @@ def test_weights_moments_and_curve_are_the_parents(parent: TrainJob, tmp_path: P
     assert newest(parent).name == "step-00000003"
 
 
+@pytest.mark.slow
 def test_on_s3(parent: TrainJob, tmp_path: Path, faulty_s3: tuple[str, FaultProxy]) -> None:
     bucket, proxy = faulty_s3
     first = child_of(parent, f"s3://{bucket}/first")

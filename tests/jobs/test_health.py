@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small_job import run, small_job
+from small_job import put, run, small_job
 
 from jobs.checkpoint import read_meta
 from jobs.checkpoints import Checkpoints
@@ -182,18 +182,18 @@ def little_memory(megabytes: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_AS, limits)
 
 
-@pytest.mark.parametrize("size", [{"width": 512, "hidden": 4096}, {"width": 128}])
+@pytest.mark.parametrize("size", [{"width": 512, "hidden": 4096}, {"width": 256}])
 def test_a_full_memory_is_one_clear_error(job: TrainJob, size: dict[str, int]) -> None:
     """There is no room for the weights, or for what they make of a batch."""
-    train = job.train.model_copy(update={"steps": 1})
+    train = job.train.model_copy(update={"batch_size": 208, "accumulate": 2})
     large = replace(job, model=VlaeConfig(**{**SIZE, **size}), train=train)
-    run(large if size["width"] < 512 else replace(job, train=train))
-    train = train.model_copy(update={"steps": 2, "batch_size": 208, "accumulate": 2})
+    place = Checkpoints(job.checkpoints)
+    put(place, prepare(large if size["width"] == 256 else job, Worker()), 1)
     said = "out of memory with train.batch_size=208 in 2 passes of each worker: use train.accumulate=4, .* is kept$"
-    with little_memory(200), pytest.raises(UserError, match=said) as error:
-        run(replace(large, train=train))
+    with little_memory(150), pytest.raises(UserError, match=said) as error:
+        run(large)
     assert "allocate memory" in str(error.value.__cause__)
-    assert Checkpoints(job.checkpoints).newest(Path("/nowhere")).name == "step-00000001"
+    assert place.newest(Path("/nowhere")).name == "step-00000001"
 
 
 @pytest.mark.parametrize("said", ["CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `x`", "std::bad_alloc"])

@@ -15,7 +15,7 @@ from jobs.config import TrainConfig
 from jobs.data.loader import BatchLoader
 from jobs.errors import UserError
 from jobs.loop import train_model
-from jobs.messages import Committed, Message, Point, Started
+from jobs.messages import Committed, Message, Point, Started, Warned
 from jobs.step import BAD, learning_rate, slice_noise, train_step
 from jobs.training import Training, TrainJob, Worker, prepare
 from vlae.config import AnyModelConfig, HvaeConfig, LvaeConfig, ObjectiveConfig, ProgressiveConfig, VlaeConfig
@@ -136,6 +136,9 @@ def test_a_damaged_checkpoint_is_passed_over(job: TrainJob) -> None:
     assert Checkpoints(job.checkpoints).newest(Path("/nowhere")) == checkpoint.with_name("step-00000010")
     again, messages = run(job)
     assert again == checkpoint
+    assert [m.text for m in messages if isinstance(m, Warned)] == [
+        "the checkpoint of step 12 is damaged and passed over"
+    ]
     assert steps_of(messages) == [12]
     assert read_meta(again)["weights_sha256"] == expected
 

@@ -155,21 +155,23 @@ def finish(command: Command, seconds: float) -> dict[str, Any]:
 def disturb(command: Command, s3: S3Server, mlflow: MlflowServer, kills: int, chance: random.Random) -> Counter[str]:
     """Kill so many processes, unless training ends before; what was killed how often."""
     killed: Counter[str] = Counter()
-    while killed.total() < kills:
+    victims = [VICTIMS[number % len(VICTIMS)] for number in range(kills)]
+    chance.shuffle(victims)
+    while victims:
         wake = time.monotonic() + chance.uniform(0, LONGEST_PAUSE)
         while time.monotonic() < wake:
             if command.ended():
                 return killed
             time.sleep(0.05)
-        victim = chance.choice(VICTIMS)
+        victim = victims[-1]
         if victim in ("mlflow", "s3"):
             server = mlflow if victim == "mlflow" else s3
             server.kill()
             time.sleep(chance.uniform(0, LONGEST_OUTAGE))
             server.restart()
         elif not command.kill(victim):
-            continue
-        killed[victim] += 1
+            continue  # there is none at this instant
+        killed[victims.pop()] += 1
         print(f"{killed.total()}: {victim}, start {command.starts}", flush=True)
     return killed
 

@@ -9,6 +9,6 @@ from chaos import VICTIMS, chaos
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_twenty_kills(tmp_path: Path) -> None:
-    killed = chaos(seed=0, kills=20, steps=3000, folder=tmp_path)
+    killed = chaos(seed=0, kills=20, steps=2000, folder=tmp_path)
     assert killed.total() >= 20
     assert set(killed) == set(VICTIMS)

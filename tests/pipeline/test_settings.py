@@ -84,7 +84,10 @@ def test_words() -> None:
             "progressive.fade_steps=5000 is longer than a stage, progressive.stage_steps=400",
         ),
         (["progressive.stage_steps=700", "progressive.fade_steps=200"], "ends before all 3 rungs are in"),
-        (["model.norm=batch", "train.batch_size=8", "train.num_workers=8"], "norm=batch needs 2 images or more in each pass"),
+        (
+            ["model.norm=batch", "train.batch_size=8", "train.num_workers=8"],
+            "norm=batch needs 2 images or more in each pass",
+        ),
         (
             ["model=lvae", "model.norm_heads=true", "train.batch_size=1", "train.num_slices=1"],
             "norm_heads=true needs 2",
