@@ -78,15 +78,15 @@ class Checkpoints:
 
     def newest(self, folder: Path) -> Path | None:
         """The newest whole checkpoint, as `fetch` gives it; damaged ones are passed over."""
-        seen: list[int] = []
-        while (steps := self.steps()) != seen:  # a training may have put newer ones in the place of those seen
-            seen = steps
-            for step in reversed(steps):
+        while True:
+            there = sorted(self.folders())
+            for step in reversed(there):
                 try:
                     return self.fetch(step, folder)
                 except DamagedError:
                     continue
-        return None
+            if sorted(self.folders()) == there:  # else a training has put newer ones in the place of those seen
+                return None
 
     def fetch(self, step: int, folder: Path) -> Path:
         """A checkpoint as a local folder, verified: where it lies, or copied below `folder` if it is on S3.

@@ -153,9 +153,9 @@ def test_a_checkpoint_that_is_replaced_meanwhile_is_no_missing_one(
     place: Checkpoints, training: Training, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between the look and the copy, a training that keeps one has published a newer one and dropped what was seen."""
-    look, moved = place.steps, []
+    look, moved = place.folders, []
 
-    def steps() -> list[int]:
+    def folders() -> list[int]:
         seen = look()
         if not moved:
             moved.append(True)
@@ -164,7 +164,7 @@ def test_a_checkpoint_that_is_replaced_meanwhile_is_no_missing_one(
                 place.drop(step)
         return seen
 
-    monkeypatch.setattr(place, "steps", steps)
+    monkeypatch.setattr(place, "folders", folders)
     assert newest(place, tmp_path) == "step-00000009"
 
 
