@@ -79,13 +79,13 @@ class Checkpoints:
     def newest(self, folder: Path) -> Path | None:
         """The newest whole checkpoint, as `fetch` gives it; damaged ones are passed over."""
         while True:
-            there = sorted(self.folders())
-            for step in reversed(there):
+            there = sorted(self.folders()), self.steps()
+            for step in reversed(there[0]):
                 try:
                     return self.fetch(step, folder)
                 except DamagedError:
                     continue
-            if sorted(self.folders()) == there:  # else a training has put newer ones in the place of those seen
+            if (sorted(self.folders()), self.steps()) == there:  # else newer ones have come in the place of those seen
                 return None
 
     def fetch(self, step: int, folder: Path) -> Path:
