@@ -27,6 +27,7 @@ from benchmarks.bare_loop import bare_loop
 from benchmarks.harness import Contestant
 from jobs.data.split import ShardedSplit
 from jobs.loop import train_model
+from jobs.memory import keep_freed_memory
 from jobs.messages import Message, Point
 from jobs.training import TrainJob, Worker
 from vlae.build import build_model
@@ -64,6 +65,7 @@ class Pipeline:
     def train(self, rank: int, post: Post, stop: Stop) -> None:
         wrap = _distributed if self.workers > 1 else Worker.wrap
         stop = _AtTheSteps(stop, self.job.train.checkpoint_every)
+        keep_freed_memory()  # as a training worker does
         train_model(self.job, Worker(rank=rank, world_size=self.workers, wrap=wrap, stop=stop), post)
 
 

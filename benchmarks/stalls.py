@@ -22,6 +22,7 @@ from jobs.cluster import cluster
 from jobs.config import RayConfig
 from jobs.curve import Curve
 from jobs.loop import StoppedError, train_model
+from jobs.memory import keep_freed_memory
 from jobs.messages import Committed, Message
 from jobs.sender import Sender
 from jobs.train_worker import StopSignal
@@ -100,6 +101,7 @@ def worker(job: TrainJob, board: Any, threads: int, steps: int) -> Record:
     ):
         setattr(owner, name, record.around(part, getattr(owner, name)))
     torch.set_num_threads(threads)
+    keep_freed_memory()
     ask = record.around(_OTHERS[1], StopSignal(board))
     stop = lambda: ask() or len(record.calls[_STEP]) >= steps  # noqa: E731
     with suppress(StoppedError):

@@ -16,6 +16,7 @@ from ray.train.torch.config import _TorchBackend
 
 from jobs.errors import UserError
 from jobs.loop import StoppedError, train_model
+from jobs.memory import keep_freed_memory
 from jobs.messages import Begun, Failed
 from jobs.training import TrainJob, Worker
 
@@ -83,6 +84,7 @@ def train_worker(config: dict[str, Any]) -> int:
     job: TrainJob = config["job"]
     board = config["board"]
     torch.set_num_threads(config["threads"])
+    keep_freed_memory()
     context = ray.train.get_context()
     device = ray.train.torch.get_device()
     if device.type == "cuda":

@@ -59,22 +59,11 @@ class Training:
     module: nn.Module  # the model as it is called: compiled and distributed where asked for
     optimizer: torch.optim.Optimizer
     ema: AveragedModel | None  # of the weights, if asked for
+    running: list[Tensor]  # changed without a gradient: statistics of batch normalisation, an optimal scale
+    counters: list[Tensor]  # integers of the model's state: batches that batch normalisation has seen
     bad: Tensor  # float32 scalar on the device: 1 if the last step's loss or gradient was not finite
     restored: Restored  # where it was taken up
     step: int  # updates made
-
-    @property
-    def running(self) -> list[Tensor]:
-        """What training changes without a gradient: statistics of batch normalisation, an optimal scale."""
-        return [tensor for tensor in self._untrained() if tensor.is_floating_point()]
-
-    @property
-    def counters(self) -> list[Tensor]:
-        """Integers of the model's state: batches that batch normalisation has seen."""
-        return [tensor for tensor in self._untrained() if not tensor.is_floating_point()]
-
-    def _untrained(self) -> list[Tensor]:
-        return [tensor for tensor in self.model.state_dict(keep_vars=True).values() if not tensor.requires_grad]
 
 
 def prepare(job: TrainJob, worker: Worker) -> Training:
@@ -109,7 +98,10 @@ def prepare(job: TrainJob, worker: Worker) -> Training:
     module: nn.Module = torch.compile(model) if config.compile else model  # type: ignore[assignment]
     if not config.exact:  # which adds gradients up itself
         module = worker.wrap(module)
-    return Training(job, worker, loader, model, module, optimizer, ema, bad, restored, restored.step)
+    untrained = [tensor for tensor in model.state_dict(keep_vars=True).values() if not tensor.requires_grad]
+    running = [tensor for tensor in untrained if tensor.is_floating_point()]
+    counters = [tensor for tensor in untrained if not tensor.is_floating_point()]
+    return Training(job, worker, loader, model, module, optimizer, ema, running, counters, bad, restored, restored.step)
 
 
 def keeps_resident(config: TrainConfig, data: ShardedSplit, device: torch.device) -> torch.device | None:
