@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,8 @@ def run_training(
         try:
             watch.until(fit.done)
         except KeyboardInterrupt:
-            watch.stop(fit.done)
+            with suppress(RayError):  # the signal may have gone to Ray's processes, too
+                watch.stop(fit.done)
             raise
     except BaseException:
         ray.shutdown()  # ends the workers

@@ -77,20 +77,16 @@ class Command:
     environment: dict[str, str]
     words: Callable[[int], list[str]]  # for so many workers
     starts: int = 0
-    process: "subprocess.Popen[str] | None" = None
+    process: "subprocess.Popen[bytes] | None" = None
     errors: list[str] = field(default_factory=list)  # last lines of starts that failed by themselves
 
     def start(self) -> None:
         workers = WORKERS[self.starts % len(WORKERS)]
         self.starts += 1
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "pipeline.run", *self.words(workers)],
-            cwd=self.folder,
-            env=self.environment,
-            stdout=(self.folder / "stdout").open("w"),
-            stderr=(self.folder / f"stderr-{self.starts}").open("w"),
-            text=True,
-        )
+        command = [sys.executable, "-m", "pipeline.run", *self.words(workers)]
+        errors = self.folder / f"stderr-{self.starts}"
+        with (self.folder / "stdout").open("w") as out, errors.open("w") as err:
+            self.process = subprocess.Popen(command, cwd=self.folder, env=self.environment, stdout=out, stderr=err)
 
     def ended(self) -> bool:
         """Whether the training is done. A start that failed is made again, as its message asks."""

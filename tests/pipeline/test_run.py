@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -269,8 +270,11 @@ def test_kill_9_of_the_whole_tree_and_the_same_command(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(tmp_path: Path, number: int) -> None:
+@pytest.mark.parametrize(("number", "kill"), [(signal.SIGINT, os.killpg), (signal.SIGTERM, os.kill)])
+def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(
+    tmp_path: Path, number: int, kill: Callable[[int, int], None]
+) -> None:
+    """A terminal tells the whole group, which Ray's processes ignore; a supervisor tells the command."""
     process = subprocess.Popen(
         command(LONG),
         cwd=tmp_path,
@@ -281,7 +285,7 @@ def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(tmp_path: Path, number: int)
     )
     wait_for(lambda: checkpoints(tmp_path), process)
     tree = descendants(process.pid)
-    os.killpg(process.pid, number)  # to the whole group, as a terminal does
+    kill(process.pid, number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert errors.splitlines()[-1] == "stopped; the same command goes on where this one was"
