@@ -17,6 +17,7 @@ class Board:
 
     def __init__(self) -> None:
         self._messages: list[Message] = []
+        self._first = 0  # place of the first message that is kept
         self._stopping = False
 
     def post(self, message: Message) -> None:
@@ -25,10 +26,11 @@ class Board:
             self._stopping = False
         self._messages.append(message)
 
-    def take(self) -> list[Message]:
-        """All messages since the last call."""
-        taken, self._messages = self._messages, []
-        return taken
+    def take(self, seen: int) -> list[Message]:
+        """All messages but the first `seen`, which are forgotten: whoever takes has handled them."""
+        self._messages = self._messages[seen - self._first :]
+        self._first = seen
+        return self._messages
 
     def stop(self) -> None:
         """Ask the workers to make a checkpoint and end."""

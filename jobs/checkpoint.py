@@ -26,7 +26,7 @@ from vlae.build import build_model
 from vlae.config import ModelConfig
 from vlae.models.base import HierarchicalModel
 
-FORMAT = 4
+FORMAT = 5
 META, WEIGHTS, HISTORY = "checkpoint.json", "model.safetensors", "history.json"
 OPTIMIZER, TRAINED = "optimizer.safetensors", "trained.safetensors"
 _FILES = {WEIGHTS, OPTIMIZER, HISTORY}  # beside the JSON part; TRAINED is there where there is an average

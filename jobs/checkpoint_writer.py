@@ -140,6 +140,9 @@ class CheckpointWriter:
             folder.mkdir()
             snapshot.write(folder)
             self._place.publish(folder)
+        if not self._place.complete(snapshot.step):
+            # Workers that took this one for dead have swept its parts. Nothing older may be dropped for it.
+            raise AwayError(f"the checkpoint of step {snapshot.step} was removed while it was written")
 
     def _tidy(self, snapshot: Snapshot) -> None:
         """Drop what is not to be kept beside a snapshot that is published."""

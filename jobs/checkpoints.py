@@ -50,6 +50,14 @@ class Checkpoints:
         for name in (*names, META):
             self._store.publish(folder / name, self._name(step, name))
 
+    def complete(self, step: int) -> bool:
+        """Whether all files of a checkpoint are there."""
+        content = self._store.read(self._name(step, META))
+        if content is None:
+            return False
+        there = set(self._store.names(self._name(step, "")))
+        return all(self._name(step, name) in there for name in parse_meta(content, self._name(step))["files"])
+
     def scratch(self) -> AbstractContextManager[Path]:
         """A local folder to write in, for the time of a `with` block."""
         return self._store.scratch()

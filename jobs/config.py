@@ -73,7 +73,10 @@ class TrainConfig(Section):
         2, ge=1, description="newest checkpoints to keep, beside the best", json_schema_extra=EXECUTION
     )
     validate_every: int = Field(
-        0, ge=0, description="steps between validations; 0: at every checkpoint", json_schema_extra=EXECUTION
+        0,
+        ge=0,
+        description="steps between validations, beside those at checkpoints; 0: none beside",
+        json_schema_extra=EXECUTION,
     )
     log_every: int = Field(25, ge=1, description="steps between points of the curves", json_schema_extra=EXECUTION)
     max_failures: int = Field(

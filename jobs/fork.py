@@ -41,8 +41,11 @@ def fork(
             copy.mkdir()
             for file in meta["files"]:
                 shutil.copyfile(newest / file, copy / file)
-            # On other data its score is another, with which no later one can be compared.
-            score = meta["score"] if meta["data_fingerprint"] == data_fingerprint else None
+            # On other data, or with other noise, its score cannot be compared with the child's.
+            alike = meta["data_fingerprint"] == data_fingerprint and meta["settings"].get("seed") == settings.get(
+                "seed"
+            )
+            score = meta["score"] if alike else None
             changed = {"settings": dict(settings), "data_fingerprint": data_fingerprint, "score": score}
             write_json(copy / META, seal({**meta, **changed}))
             child.publish(copy)

@@ -74,7 +74,7 @@ def _run(
         curve.add(values, step, config.batch_size, log=last or step % config.log_every == 0)
         saves = last or step % config.checkpoint_every == 0
         score = None
-        if (saves and not config.validate_every) or (config.validate_every and step % config.validate_every == 0):
+        if saves or (config.validate_every and step % config.validate_every == 0):
             score = _validate(training, curve, validation)
         if writer is None:
             continue
@@ -98,15 +98,21 @@ def _validate(training: Training, curve: Curve, validation: Validation) -> float
 
 
 def _check_machine(training: Training, post: Callable[[Message], None]) -> None:
-    """Exact training goes on with the threads that it began with.
+    """Exact training goes on with the kind of device and the threads that it began with.
 
     Raises:
-        UserError: this worker has another number of them.
+        UserError: this worker has others.
     """
     began = training.restored.machine
     if not training.job.train.exact or began is None:
         return
     here = machine(training.worker.device)
+    if began["device"] != here["device"]:
+        raise UserError(
+            f"train.exact=true: this training began on {began['device']} and would go on on {here['device']}, which "
+            f"enters the result: set train.device={began['device']}, with a GPU or a share of one for each worker "
+            "(train.gpus_per_worker) if that is cuda"
+        )
     if began["threads"] != here["threads"]:
         raise UserError(
             f"train.exact=true: this training began with {began['threads']} threads per worker, which enter the "

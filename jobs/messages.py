@@ -1,6 +1,8 @@
 """What a training tells whoever watches it."""
 
+import json
 from dataclasses import dataclass, field
+from functools import cached_property
 
 
 @dataclass(frozen=True)
@@ -10,6 +12,11 @@ class Point:
     step: int
     time_ms: int  # since the epoch
     metrics: dict[str, float]
+
+    @cached_property
+    def json(self) -> str:
+        """Made once: each checkpoint holds the whole curve."""
+        return json.dumps({"step": self.step, "time_ms": self.time_ms, "metrics": self.metrics})
 
 
 @dataclass(frozen=True)

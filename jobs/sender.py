@@ -172,10 +172,13 @@ class Sender:
             last = self._written.is_set()
             try:
                 self._deliver()
-            except TrackingError as error:
+            except (TrackingError, OSError) as error:
+                trouble = error if isinstance(error, TrackingError) else TrackingAwayError(str(self._path), str(error))
                 if self._trouble is None:
-                    self._news.put(f"training goes on without MLflow, its curve waits in {self._path}: {error.reason}")
-                self._trouble = error
+                    self._news.put(
+                        f"training goes on without MLflow, its curve waits in {self._path}: {trouble.reason}"
+                    )
+                self._trouble = trouble
                 # Once it is to end, it asks once more at once, and then often.
                 (self._stop if self._closing.is_set() else self._closing).wait(pause)
                 pause = _SHORTEST if self._closing.is_set() else min(2 * pause, _LONGEST)
@@ -197,7 +200,7 @@ class Sender:
             if not self._deleted:
                 self._news.put(f"the run {self._run_id} was deleted in MLflow: its curve is sent there no more")
             self._deleted = True
-        elif not self._resumed:
+        elif not self._resumed and not self._stop.is_set():  # else somebody has said how it ended
             self._tracker.resume_run(self._run_id)
             self._resumed = True
         if self._trouble is not None:

@@ -1,7 +1,8 @@
 """The state of a training at one step, copied to the CPU: what a checkpoint is written from while training goes on."""
 
+import json
 import platform
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,8 @@ class Snapshot:
 
     def write(self, folder: Path) -> None:
         """Write the files of a checkpoint into an empty folder, the one that makes it whole last."""
-        write_json(folder / HISTORY, {"points": [asdict(point) for point in self.history], "pending": self.pending})
+        points = ",\n".join([point.json for point in self.history])
+        (folder / HISTORY).write_text(f'{{"points": [{points}],\n"pending": {json.dumps(self.pending)}}}\n')
         mode = (folder / HISTORY).stat().st_mode  # safetensors leaves files that no other user may read
         files = {WEIGHTS: self.weights, OPTIMIZER: self.optimizer, TRAINED: self.trained}
         for name, tensors in files.items():
@@ -90,10 +92,11 @@ def take_snapshot(
 def machine(device: torch.device) -> dict[str, Any]:
     """What the bits of a sum depend on, besides the program."""
     if device.type == "cuda":
-        return {"processor": torch.cuda.get_device_name(device), "threads": 0}
+        return {"device": "cuda", "processor": torch.cuda.get_device_name(device), "threads": 0}
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return {"processor": names[0] if names else platform.machine(), "threads": torch.get_num_threads()}
+    processor = names[0] if names else platform.machine()
+    return {"device": "cpu", "processor": processor, "threads": torch.get_num_threads()}
 
 
 def _copies(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -28,7 +28,7 @@ def train_step(training: Training, images: Tensor) -> Tensor:
     """One update of the weights, by this worker's uint8 images of the step.
 
     An update whose loss or gradient is not finite is left out: weights, moments, their average and running statistics
-    stay as they were.
+    stay as they were, and only counters go on.
 
     Returns:
         float32 (4 + L,) on the device: loss, reconstruction, gradient norm, 1 if the update was left out, then the KL

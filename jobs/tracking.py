@@ -2,6 +2,7 @@
 
 import logging
 import os
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import cached_property
@@ -22,6 +23,7 @@ from jobs.tracking_errors import TrackingError, readable_errors
 _EXPERIMENT_KIND = "custom_model_development"  # else the UI takes it for an application of language models
 _MOST_METRICS = 1000  # that MLflow takes at once
 _GONE = ErrorCode.Name(RESOURCE_DOES_NOT_EXIST)
+_LAST_SECONDS = 3.0  # that an ending command waits for MLflow to hear of it
 _TRANSFER_SECONDS, _BYTES_PER_SECOND = 20, 1_000_000
 
 
@@ -208,9 +210,15 @@ class Tracker:
         try:
             yield
         except BaseException as error:
-            with suppress(TrackingError):  # the first error is the one to tell
-                self.end_run(run_id, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
+            last = threading.Thread(target=self._try_to_end, args=(run_id, status), daemon=True)
+            last.start()
+            last.join(_LAST_SECONDS)
             raise
+
+    def _try_to_end(self, run_id: str, status: str) -> None:
+        with suppress(TrackingError):  # there is another error to tell
+            self.end_run(run_id, status)
 
     def end_run(self, run_id: str, status: str, tags: Mapping[str, str] | None = None) -> None:
         """Close a run as FINISHED, FAILED or KILLED."""

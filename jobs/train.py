@@ -16,6 +16,7 @@ from ray.train.torch import TorchTrainer
 from jobs.board import make_board
 from jobs.cluster import Resources
 from jobs.errors import AGAIN, UserError
+from jobs.interrupts import interrupts_later
 from jobs.messages import Begun, Committed, Failed, Message, Started, Stopped
 from jobs.placement import Placement, place
 from jobs.train_worker import StoppableTorch, train_worker
@@ -88,6 +89,7 @@ class _Watch:
 
     def __init__(self, board: Any, max_failures: int, on_messages: Callable[[list[Message]], None]) -> None:
         self._board, self._max_failures, self._hand_on = board, max_failures, on_messages
+        self._seen = 0  # messages
         self._starts = 0  # since the last checkpoint
         self._training = self._stopped = False
         self.reason = ""  # of the last failure, as the worker told it
@@ -112,8 +114,10 @@ class _Watch:
             self._look()
 
     def _look(self) -> None:
-        messages: list[Message] = ray.get(self._board.take.remote())
-        self._hand_on(messages)
+        messages: list[Message] = ray.get(self._board.take.remote(self._seen))
+        with interrupts_later():  # a message is handed on once, and none is lost
+            self._hand_on(messages)
+            self._seen += len(messages)
         for message in messages:
             self._count(message)
 

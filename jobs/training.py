@@ -18,6 +18,7 @@ from jobs.data.order import Order
 from jobs.data.shard_files import DataAccess
 from jobs.data.split import ShardedSplit
 from jobs.ema import average_weights
+from jobs.errors import AwayError, DamagedError
 from vlae.build import build_model
 from vlae.config import AnyModelConfig, ObjectiveConfig, ProgressiveConfig
 from vlae.models.base import HierarchicalModel
@@ -132,7 +133,19 @@ def _take_up(
             step = torch.tensor(place.step_of(newest) if newest else -1, device=worker.device)
             dist.broadcast(step, 0)
             if worker.rank and step >= 0:
-                newest = place.fetch(int(step), Path(folder))
+                newest = _fetch(place, int(step), Path(folder))
         if newest is None:
             return Restored(0, [], [], passed_over=damaged)
         return replace(restore(newest, model, optimizer, ema, job.settings), passed_over=damaged)
+
+
+def _fetch(place: Checkpoints, step: int, folder: Path) -> Path:
+    """The checkpoint that rank 0 has found whole.
+
+    Raises:
+        AwayError: it is gone since: the writer of an earlier group may have lived a moment longer.
+    """
+    try:
+        return place.fetch(step, folder)
+    except DamagedError as error:
+        raise AwayError(f"the checkpoint went away while the workers took it up: {error}") from error

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.checkpoint import read_history, read_meta
+from jobs.checkpoints import Checkpoints
 from jobs.errors import UserError
 from jobs.evaluate import Evaluation, run_evaluation
 from jobs.files import write_json
@@ -58,7 +59,9 @@ def _evaluate_training(session: Session) -> None:
     trained = run.read("train")
     if trained is None:
         raise UserError(f"{run.folder} holds no finished training: add train to the stages")
-    checkpoint = run.checkpoints / trained["checkpoint"]
+    checkpoint = run.checkpoint(trained["checkpoint"])
+    if not checkpoint.exists():  # the copy of one that is on S3
+        checkpoint = Checkpoints(run.checkpoint_place).fetch(int(trained["step"]), run.checkpoints)
     others = siblings(run, run_settings(session.config), session.dataset.fingerprint)
     origin = session.origin  # MLflow is asked first: what would fail then fails before the work
     evaluation = _scored(session, checkpoint, others)

@@ -112,7 +112,7 @@ def results(workspace: Workspace) -> dict[str, Any]:
     trained = (run.read("train") if run else None) or {}
     scored = (run.read("evaluate") if run else None) or {}
     return {
-        "checkpoint": str(run.checkpoints / trained["checkpoint"]) if run and trained else None,
+        "checkpoint": str(run.checkpoint(trained["checkpoint"])) if run and trained else None,
         **{name: trained.get(name, scored.get(name)) for name in ("run_id", "weights_sha256")},
         **{name: scored.get(name) for name in ("model_uri", "scores")},
     }

@@ -26,6 +26,10 @@ class Run:
         """Address of the checkpoints."""
         return f"{self.store}/runs/{self.folder.name}/checkpoints" if self.store else str(self.checkpoints)
 
+    def checkpoint(self, name: str) -> Path:
+        """A checkpoint of a finished training by the name of its folder: where it lies, or the copy of one on S3."""
+        return open_store(self.checkpoint_place).local_path(name) or self.checkpoints / name
+
     @property
     def scratch(self) -> Path:
         """Ray's own notes; of no use once the training has ended."""
@@ -65,10 +69,12 @@ def siblings(run: Run, settings: Mapping[str, str], data_fingerprint: str) -> li
     """
     found = {}
     for folder in run.folder.parent.iterdir():
-        other = Run(folder)
+        other = Run(folder, run.store)
         record, trained = other.read("run"), other.read("train")
         if folder == run.folder or not record or not trained or record.get("data_fingerprint") != data_fingerprint:
             continue
         if {**record["settings"], "seed": ""} == {**settings, "seed": ""}:
-            found[int(record["settings"]["seed"])] = other.checkpoints / trained["checkpoint"]
+            checkpoint = other.checkpoint(trained["checkpoint"])
+            if checkpoint.is_dir():  # else it was trained with another store
+                found[int(record["settings"]["seed"])] = checkpoint
     return [found[seed] for seed in sorted(found)]

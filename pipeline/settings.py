@@ -59,13 +59,17 @@ def _resumed(updates: dict[str, Any], preset: str | None) -> Config:
     words = apply(Config(), {key: updates[key] for key in ("resume", "workspace") if key in updates})
     path = words.workspace / "runs" / name / "run.json"
     try:
-        settings: dict[str, str] = json.loads(path.read_text())["settings"]
+        record: dict[str, Any] = json.loads(path.read_text())
+        settings: dict[str, str] = record["settings"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise SettingsError(
             f"resume={name}: {path} cannot be read ({error}): runs/ of the workspace has all names"
         ) from None
     recorded = apply(Config(), settings)
-    config = apply(recorded, {**(read_preset(preset) if preset else {}), **updates})
+    tracking = record.get("tracking", {})
+    places = {f"tracking.{key}": tracking[key] for key in ("uri", "experiment") if key in tracking}
+    places["store"] = record.get("store", "")
+    config = apply(recorded, {**places, **(read_preset(preset) if preset else {}), **updates})
     before, now = run_settings(recorded), run_settings(config)
     changed = [f"{key} {before.get(key, '(none)')} -> {now[key]}" for key in now if now[key] != before.get(key)]
     if changed:

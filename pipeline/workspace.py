@@ -192,6 +192,11 @@ def find(workspace: Workspace, stage: Stage) -> Found:
         return _find_evaluation(workspace, run)
     trained = run.read("train") if run else None
     if run and stage == "train":
+        if workspace.config.resume and not trained and not run.has_checkpoint:
+            raise UserError(
+                f"resume={workspace.config.resume} has no checkpoint in {run.checkpoint_place}: set store= to where it "
+                "has, or give the words of the command that began it"
+            )
         return "done" if trained else "partial" if run.has_checkpoint else "nothing"
     if run is None or trained is None:
         message = missing_input(stage, workspace.config.stage)

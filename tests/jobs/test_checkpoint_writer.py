@@ -196,6 +196,33 @@ def test_a_place_that_can_no_longer_be_written(digit_dataset: Path, tmp_path: Pa
         assert Checkpoints(job.checkpoints).newest(tmp_path).name in ("step-00000002", "step-00000003")
 
 
+def test_one_that_others_swept_while_it_was_written_is_written_again(
+    undisturbed: TrainJob, impatient: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And until then no older one is dropped."""
+    job = replace(
+        undisturbed,
+        checkpoints=str(tmp_path / "place"),
+        train=undisturbed.train.model_copy(update={"keep_checkpoints": 1, "checkpoint_every": 4}),
+    )
+    publish, seen = Checkpoints.publish, []
+
+    def publish_and_lose(place: Checkpoints, folder: Path) -> None:
+        publish(place, folder)
+        if folder.name == "step-00000008" and not seen:
+            (tmp_path / "place/step-00000008/model.safetensors").unlink()
+            newest = place.newest(tmp_path)
+            seen.append(newest and place.step_of(newest))
+
+    monkeypatch.setattr(Checkpoints, "publish", publish_and_lose)
+    messages = run(job)
+    assert seen == [4]
+    assert steps_of(messages, Committed)[0] == 4
+    assert 12 in Checkpoints(job.checkpoints).steps()
+    (told,) = (message for message in messages if isinstance(message, Warned))
+    assert "was removed while it was written" in told.text
+
+
 def test_an_error_of_the_writer_ends_training(digit_dataset: Path, tmp_path: Path) -> None:
     """Somebody has put a file where the folder was."""
     place = tmp_path / "place"

@@ -55,14 +55,28 @@ def test_a_run_that_is_not_there(workspace: str) -> None:
         read_config(["resume=vlae-digits-000000000000", workspace])
 
 
+def test_a_run_goes_on_where_its_checkpoints_and_its_curve_are(workspace: str, tmp_path: Path) -> None:
+    path = tmp_path / "runs" / NAME / "run.json"
+    places = {"store": "s3://bucket/place", "tracking": {"uri": "http://h:5000", "experiment": "e", "run_id": "r"}}
+    path.write_text(json.dumps({**json.loads(path.read_text()), **places}))
+    config = read_config([f"resume={NAME}", workspace])
+    assert (config.store, config.tracking.uri, config.tracking.experiment) == (
+        "s3://bucket/place",
+        "http://h:5000",
+        "e",
+    )
+    assert read_config([f"resume={NAME}", workspace, "tracking.uri=http://other"]).tracking.uri == "http://other"
+
+
 @pytest.mark.slow
 def test_a_child_goes_on_from_its_parent(tmp_path: Path) -> None:
-    words = small(stage="shard,train", train__steps=20, store="elsewhere")
+    words = small(stage="shard,train,evaluate", train__steps=20, store="elsewhere")
     first = result_of(run(words, tmp_path))
+    assert (tmp_path / "elsewhere") in Path(first["checkpoint"]).parents
+    assert (Path(first["checkpoint"]) / "checkpoint.json").exists()
+    assert first["scores"]["elbo"] < 0
     name = Path(first["checkpoint"]).parents[1].name
-    again = result_of(
-        run(["stage=train", "workspace=ws", "store=elsewhere", "output=json", f"resume={name}"], tmp_path)
-    )
+    again = result_of(run(["stage=train", "workspace=ws", "output=json", f"resume={name}"], tmp_path))
     assert (again["stages"], again["weights_sha256"]) == ({"train": "skipped"}, first["weights_sha256"])
 
     child = small(stage="train", train__steps=40, train__learning_rate=0.002, parent=name, store="elsewhere")
@@ -79,6 +93,10 @@ def test_a_child_goes_on_from_its_parent(tmp_path: Path) -> None:
     assert result_of(run(child, tmp_path))["stages"] == {"train": "skipped"}
 
     before = sorted(path.name for path in (tmp_path / "ws/runs").iterdir())
+    (tmp_path / "ws/runs" / name / "train.json").unlink()
+    lost = run(["stage=train", "workspace=ws", "store=nowhere", f"resume={name}", "data.num_images=600"], tmp_path)
+    assert lost.returncode == 1
+    assert "no shards" in lost.stderr or "has no checkpoint in" in lost.stderr
     for wrong, message in (
         ({"train__steps": 20}, "has made 20 steps: set train.steps above that"),
         ({"train__steps": 40, "model__width": 8}, "has another model (model.width 4 -> 8)"),

@@ -1,0 +1,41 @@
+"""What the driver and its workers say to each other, without a cluster."""
+
+import os
+import signal
+
+import pytest
+
+from jobs.board import Board
+from jobs.interrupts import interrupts_later
+from jobs.messages import Begun, Committed, Message
+
+
+def test_a_board_keeps_what_nobody_has_handled() -> None:
+    board = Board.__ray_metadata__.modified_class()
+    messages: list[Message] = [Begun(), Committed(1), Committed(2)]
+    for message in messages[:2]:
+        board.post(message)
+    assert board.take(0) == messages[:2]
+    board.post(messages[2])
+    assert board.take(0) == messages  # the first answer was lost on its way
+    assert board.take(2) == messages[2:]
+    assert board.take(3) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_waits_for_the_end_of_the_block(number: int) -> None:
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    done = []
+
+    def interrupted(step: int) -> None:
+        os.kill(os.getpid(), number)
+        done.append(step)
+
+    try:
+        with pytest.raises(KeyboardInterrupt), interrupts_later():
+            interrupted(1)
+        with pytest.raises(KeyboardInterrupt):  # and afterwards it does not wait
+            interrupted(2)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert done == [1]
