@@ -113,10 +113,12 @@ def stalls(job: TrainJob, sender: Sender, threads: int) -> None:
     """Train over two checkpoints, with Ray, the driver's polling and MLflow beside it; print what was waited for."""
     steps = 2 * job.train.checkpoint_every + job.train.checkpoint_every // 5 + _WARM_UP
     with cluster(RayConfig()), sender:
-        board = make_board()
+        board, seen = make_board(), 0
         task = ray.remote(worker).options(num_cpus=1).remote(job, board, threads, steps)
         while not ray.wait([task], timeout=_POLL_SECONDS)[0]:
-            for message in ray.get(board.take.remote()):
+            messages = ray.get(board.take.remote(seen))
+            seen += len(messages)
+            for message in messages:
                 sender.take(message)
         total, record = ray.get(task).warm()
     print(f"{len(record.calls[_STEP])} steps in {total:.1f} s, of which")
