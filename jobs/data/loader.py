@@ -60,8 +60,8 @@ class BatchLoader:
 
     def images(self, step: int) -> Tensor:
         """This worker's images of `step`, its slices one after the other: (n, C, H, W) uint8 on the device."""
-        numbers = self.order.batch(step).reshape(self._num_slices, -1)
-        mine = numbers[self.slices.start : self.slices.stop].reshape(-1)
+        size = self.slice_size
+        mine = self.order.share(step, range(self.slices.start * size, self.slices.stop * size))
         images = self._read(step, mine) if self._resident is None else self._gather(self._resident, mine)
         if self._copies is None:
             return images

@@ -91,19 +91,30 @@ class Order:
 
     def batch(self, step: int) -> NDArray[np.int64]:
         """Samples of the global batch of `step`, (batch_size,) int64 in [0, num_samples)."""
-        start = step * self.batch_size
-        first, last = start // self._block_size, (start + self.batch_size - 1) // self._block_size
-        # In blocks, because small batches would cost far more per sample.
-        parts = [self._block(number) for number in range(first, last + 1)]
-        start -= first * self._block_size
-        return (parts[0] if first == last else np.concatenate(parts))[start : start + self.batch_size]
+        return self.share(step, range(self.batch_size))
 
-    def _compute_block(self, number: int) -> NDArray[np.int64]:
-        """Samples at the places of a block in the endless sequence of epochs."""
-        place = number * self._block_size + np.arange(self._block_size, dtype=np.int64)
+    def share(self, step: int, places: range) -> NDArray[np.int64]:
+        """Samples at some neighbouring places of the global batch of `step`, (len(places),) int64.
+
+        A worker that always asks for the same places pays for these alone, however large the global batch is.
+        """
+        number, row = divmod(step, self._steps(places))
+        samples: NDArray[np.int64] = self._block(number, places)[row]
+        return samples
+
+    def _steps(self, places: range) -> int:
+        """So many steps are computed together, because few samples at a time would cost far more each."""
+        return max(1, self._block_size // len(places))
+
+    def _compute_block(self, number: int, places: range) -> NDArray[np.int64]:
+        """Samples at these places of the batches of a block of steps, (steps, len(places))."""
+        count = self._steps(places)
+        starts = (number * count + np.arange(count, dtype=np.int64)) * self.batch_size
+        place = (starts[:, None] + np.arange(places.start, places.stop, dtype=np.int64)).reshape(-1)
         epochs, position = np.divmod(place, self.num_samples)
         first, last = int(epochs[0]), int(epochs[-1])
-        return np.concatenate([self._visit(epoch, position[epochs == epoch]) for epoch in range(first, last + 1)])
+        parts = [self._visit(epoch, position[epochs == epoch]) for epoch in range(first, last + 1)]
+        return np.concatenate(parts).reshape(count, len(places))
 
     def windows(self, step: int) -> list[NDArray[np.int64]]:
         """Shards of the window that `step` ends in and of the one after it; empty where there are no windows."""

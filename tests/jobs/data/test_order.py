@@ -135,3 +135,13 @@ def test_workers_share_the_slices_out(world_size: int) -> None:
 def test_more_workers_than_slices_are_refused() -> None:
     with pytest.raises(ValueError, match=r"8 slices.*9 workers"):
         worker_slices(8, 0, 9)
+
+
+def test_a_share_of_the_batch_is_that_part_of_it() -> None:
+    """Whatever the steps before, through the ends of epochs and of windows."""
+    for window in (0, 3):
+        order = Order([70, 30, 5, 95, 40, 60, 8], batch_size=48, seed=2, window=window)
+        for step in (0, 1, 6, 7, 40, 3):
+            whole = order.batch(step)
+            for places in (range(48), range(1), range(12, 24), range(47, 48)):
+                assert order.share(step, places).tolist() == whole[places.start : places.stop].tolist()
