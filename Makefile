@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 WORKSPACE ?= workspace
 ARGS ?=
 
-.PHONY: run ui test slow check bench-data bench-step bench-train bench-metrics clean
+.PHONY: run ui test slow check bench-data bench-step bench-train bench-scale bench-metrics clean
 
 run: $(VENV)/installed
 	$(BIN)/python -m pipeline.run stage=shard,train,evaluate workspace=$(WORKSPACE) $(ARGS)
@@ -37,6 +37,9 @@ bench-step: $(VENV)/installed
 
 bench-train: $(VENV)/installed
 	$(BIN)/python -m benchmarks.train_loop $(ARGS)
+
+bench-scale: $(VENV)/installed
+	$(BIN)/python -m benchmarks.scale $(ARGS)
 
 bench-metrics: $(VENV)/installed
 	$(BIN)/python -m benchmarks.metrics $(ARGS)
