@@ -21,7 +21,7 @@ from pydantic import BeforeValidator, Field
 
 from benchmarks.harness import machine, read_settings
 from jobs.data.manifest import MANIFEST, Manifest, Shard, read_manifest, write_manifest
-from jobs.data.order import Order, worker_slices
+from jobs.data.order import Order, slice_places, worker_slices
 from jobs.data.source import Factor
 from jobs.store.open import open_store
 from vlae.config import Section, split_commas
@@ -54,12 +54,6 @@ def shard_sizes(samples: int) -> NDArray[np.int64]:
     return sizes
 
 
-def places(rank: int, ranks: int, images: int) -> range:
-    """Of a rank in the global batch."""
-    mine = worker_slices(ranks, rank, ranks)
-    return range(mine.start * images, mine.stop * images)
-
-
 def once(settings: ScaleSettings) -> None:
     """Mark the samples of every rank over one epoch. As many are read as there are: if all are marked, each was once.
 
@@ -74,7 +68,7 @@ def once(settings: ScaleSettings) -> None:
     for rank in range(ranks):
         start = time.perf_counter()
         order = Order(shard_sizes(samples), batch_size=ranks * images, seed=settings.seed, window=settings.window)
-        mine = places(rank, ranks, images)
+        mine = slice_places(worker_slices(ranks, rank, ranks), images)
         numbers = np.concatenate([order.share(step, mine) for step in range(steps)])
         seconds.append(time.perf_counter() - start)
         seen[numbers] = True
@@ -93,7 +87,7 @@ def once(settings: ScaleSettings) -> None:
 def cost(samples: int, ranks: int, images: int, window: int) -> str:
     """Of one rank in the middle: time of a step and of the first one, memory held and at most."""
     sizes = shard_sizes(samples)
-    mine = places(ranks // 2, ranks, images)
+    mine = slice_places(worker_slices(ranks, ranks // 2, ranks), images)
     tracemalloc.start()
     began = time.perf_counter()
     order = Order(sizes, batch_size=ranks * images, seed=0, window=window)

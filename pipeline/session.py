@@ -146,8 +146,12 @@ class Session:
         record = self.run.read("run")
         if record is None:
             settings = {} if self.config.model_uri else run_settings(self.config)
-            record = {"key": uuid.uuid4().hex, "settings": settings, "data_fingerprint": self.dataset.fingerprint}
-            record["store"] = self.config.store
+            record = {
+                "key": uuid.uuid4().hex,
+                "settings": settings,
+                "data_fingerprint": self.dataset.fingerprint,
+                "store": self.config.store,
+            }
             write_json(self.run.folder / "run.json", record)
         tags = {"command": command, "data_fingerprint": self.dataset.fingerprint, **self._parent_tag()}
         run_id = self.tracker.start_run(name, found, self.data, key=record["key"], tags=tags, context=context)

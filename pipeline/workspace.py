@@ -192,12 +192,7 @@ def find(workspace: Workspace, stage: Stage) -> Found:
         return _find_evaluation(workspace, run)
     trained = run.read("train") if run else None
     if run and stage == "train":
-        if workspace.config.resume and not trained and not run.has_checkpoint:
-            raise UserError(
-                f"resume={workspace.config.resume} has no checkpoint in {run.checkpoint_place}: set store= to where it "
-                "has, or give the words of the command that began it"
-            )
-        return "done" if trained else "partial" if run.has_checkpoint else "nothing"
+        return "done" if trained else _find_checkpoints(workspace, run)
     if run is None or trained is None:
         message = missing_input(stage, workspace.config.stage)
         if message:
@@ -215,6 +210,18 @@ def _find_shards(workspace: Workspace) -> Found:
         return "done"
     store = workspace.data_store
     return "partial" if store and finished_tasks(store) else "nothing"
+
+
+def _find_checkpoints(workspace: Workspace, run: Run) -> Found:
+    """Whether an unfinished training has any; one that is to go on must."""
+    if run.has_checkpoint:
+        return "partial"
+    if workspace.config.resume:
+        raise UserError(
+            f"resume={workspace.config.resume} has no checkpoint in {run.checkpoint_place}: set store= to where it "
+            "has, or give the words of the command that began it"
+        )
+    return "nothing"
 
 
 def _find_evaluation(workspace: Workspace, run: Run | None) -> Found:

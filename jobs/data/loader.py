@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from jobs.data.order import Order, worker_slices
+from jobs.data.order import Order, slice_places, worker_slices
 from jobs.data.split import ShardedSplit
 
 _AHEAD = 2  # batches that wait for the training
@@ -40,6 +40,7 @@ class BatchLoader:
     ) -> None:
         self.data, self.order = data, order
         self._num_slices, self.slices = num_slices, worker_slices(num_slices, rank, world_size)
+        self._places = slice_places(self.slices, self.slice_size)
         self._device = device or torch.device("cpu")
         self._cuda = self._device.type == "cuda"
         self._copies = torch.cuda.Stream(self._device) if self._cuda else None  # type: ignore[no-untyped-call]
@@ -60,8 +61,7 @@ class BatchLoader:
 
     def images(self, step: int) -> Tensor:
         """This worker's images of `step`, its slices one after the other: (n, C, H, W) uint8 on the device."""
-        size = self.slice_size
-        mine = self.order.share(step, range(self.slices.start * size, self.slices.stop * size))
+        mine = self.order.share(step, self._places)
         images = self._read(step, mine) if self._resident is None else self._gather(self._resident, mine)
         if self._copies is None:
             return images

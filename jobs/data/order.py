@@ -61,6 +61,11 @@ def worker_slices(num_slices: int, rank: int, world_size: int) -> range:
     return range(rank * num_slices // world_size, (rank + 1) * num_slices // world_size)
 
 
+def slice_places(slices: range, slice_size: int) -> range:
+    """Places in the global batch of some neighbouring slices of `slice_size` images."""
+    return range(slices.start * slice_size, slices.stop * slice_size)
+
+
 class Order:
     """Which samples each step reads.
 
