@@ -36,8 +36,12 @@ class Resources:
 
 
 @contextmanager
-def cluster(config: RayConfig) -> Iterator[Resources]:
+def cluster(config: RayConfig, *, dashboard: bool = False) -> Iterator[Resources]:
     """A running Ray cluster for the time of a `with` block.
+
+    Args:
+        config: which.
+        dashboard: whether one that is started here has Ray's dashboard.
 
     Raises:
         UserError: no cluster answers at `config.address`.
@@ -53,7 +57,7 @@ def cluster(config: RayConfig) -> Iterator[Resources]:
         ray.init(
             address=config.address,
             num_cpus=(config.num_cpus or None) if local else None,
-            include_dashboard=False if local else None,
+            include_dashboard=dashboard if local else None,
             object_store_memory=_OBJECT_STORE_BYTES if local else None,
             log_to_driver=False,
             logging_level=logging.ERROR,

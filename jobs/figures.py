@@ -39,7 +39,7 @@ def sheets(parts: list[tuple[str, Tensor]], columns: int) -> bytes:
     for axis, (title, sheet) in zip(axes, tiled, strict=False):
         axis.set_title(title, fontsize=11)
         axis.imshow(sheet, interpolation="nearest")
-    return _png(figure)
+    return png(figure)
 
 
 def heat_map(values: NDArray[np.float64], rows: list[str], columns: list[str], title: str) -> bytes:
@@ -53,7 +53,7 @@ def heat_map(values: NDArray[np.float64], rows: list[str], columns: list[str], t
     for (row, column), value in np.ndenumerate(values):
         text = "-" if np.isnan(value) else f"{value:.2f}"
         axis.text(column, row, text, ha="center", va="center", color="black" if value > 0.6 else "white", fontsize=9)
-    return _png(figure)
+    return png(figure)
 
 
 def bars(values: Sequence[float], labels: Sequence[str], notes: Sequence[str], title: str, unit: str) -> bytes:
@@ -78,7 +78,7 @@ def bars(values: Sequence[float], labels: Sequence[str], notes: Sequence[str], t
     axis.set_xlabel(unit)
     axis.set_title(title, fontsize=11)
     axis.spines[["top", "right"]].set_visible(False)
-    return _png(figure)
+    return png(figure)
 
 
 def curve(
@@ -107,10 +107,11 @@ def curve(
     if levels:
         axis.legend(frameon=False, fontsize=9)
     axis.spines[["top", "right"]].set_visible(False)
-    return _png(figure)
+    return png(figure)
 
 
-def _png(figure: Figure) -> bytes:
+def png(figure: Figure) -> bytes:
+    """A figure as bytes."""
     buffer = io.BytesIO()
     FigureCanvasAgg(figure).print_png(buffer)  # type: ignore[no-untyped-call]
     return buffer.getvalue()

@@ -19,6 +19,15 @@ def write_json(path: Path, value: Any) -> None:
     partial.replace(path)
 
 
+def read_json(path: Path) -> dict[str, Any] | None:
+    """A JSON object that was written whole, or None."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
 def file_sha256(path: Path) -> str:
     """sha256 of a file's bytes (hex)."""
     with path.open("rb") as file:

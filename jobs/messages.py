@@ -4,6 +4,8 @@ import json
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from jobs.search.space import Values
+
 
 @dataclass(frozen=True)
 class Point:
@@ -71,4 +73,21 @@ class Failed:
     final: bool = True  # no restart mends it
 
 
-Message = Point | Begun | Started | Opened | Committed | Warned | Stopped | Failed
+@dataclass(frozen=True)
+class Scored:
+    """What a trial of a search is worth after `step` steps, by objective; more is better."""
+
+    step: int
+    scores: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a trial of a search tells."""
+
+    number: int  # of the trial
+    values: Values  # of the settings that are searched
+    message: "Message"
+
+
+Message = Point | Begun | Started | Opened | Committed | Warned | Stopped | Failed | Scored | Told

@@ -1,10 +1,11 @@
-"""What each training worker gets of the cluster."""
+"""What each training worker gets of the cluster, and how many trials of a search train at once."""
 
 from dataclasses import dataclass
 
 from jobs.cluster import Resources
 from jobs.config import TrainConfig
 from jobs.errors import UserError
+from jobs.search.config import TuneConfig
 
 
 @dataclass(frozen=True)
@@ -49,3 +50,39 @@ def place(config: TrainConfig, resources: Resources) -> Placement:
         )
     threads = config.threads_per_worker or (1 if config.exact else max(1, int(num_cpus)))
     return Placement(num_cpus, config.gpus_per_worker if use_gpu else 0, threads)
+
+
+@dataclass(frozen=True)
+class Room:
+    """What the trials of a search get."""
+
+    at_once: int  # trials
+    placement: Placement  # of each of their workers
+
+
+def place_trials(train: TrainConfig, tune: TuneConfig, resources: Resources) -> Room:
+    """Share the cluster out among trials: as many at once as there is room for, each with what is then left.
+
+    Args:
+        train: settings of every trial, `num_workers` of which are Ray Train's.
+        tune: how many trials, and how many of them at once.
+        resources: of the cluster.
+
+    Raises:
+        UserError: there is no room for one trial, or not for as many as `tune.max_concurrent`.
+    """
+    workers = train.num_workers
+    wanted = min(tune.trials, tune.max_concurrent or max(1, resources.num_cpus // workers))
+    share = resources.num_cpus / (workers * wanted)
+    num_cpus = train.cpus_per_worker or min(float(int(share)) or share, max(1, resources.node_cpus))
+    placement = place(train.model_copy(update={"cpus_per_worker": num_cpus}), resources)
+    at_once = int(resources.num_cpus / (workers * num_cpus) + 1e-6)
+    if placement.num_gpus:
+        at_once = min(at_once, int(resources.num_gpus / (workers * placement.num_gpus) + 1e-6))
+    if at_once < (tune.max_concurrent and wanted):
+        raise UserError(
+            f"tune.max_concurrent={tune.max_concurrent}: there is room for {at_once} trials of {workers} workers with "
+            f"{num_cpus:g} CPU and {placement.num_gpus:g} GPU each; lower it, or train.cpus_per_worker or "
+            "train.gpus_per_worker"
+        )
+    return Room(max(1, min(wanted, at_once)), placement)

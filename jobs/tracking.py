@@ -22,6 +22,7 @@ from jobs.tracking_errors import TrackingError, readable_errors
 
 _EXPERIMENT_KIND = "custom_model_development"  # else the UI takes it for an application of language models
 _MOST_METRICS = 1000  # that MLflow takes at once
+PARENT_RUN = "mlflow.parentRunId"  # tag by which MLflow shows a run below another
 _GONE = ErrorCode.Name(RESOURCE_DOES_NOT_EXIST)
 _LAST_SECONDS = 3.0  # that an ending command waits for MLflow to hear of it
 _TRANSFER_SECONDS, _BYTES_PER_SECOND = 20, 1_000_000
@@ -45,6 +46,7 @@ class Tracker:
 
     def __init__(self, config: TrackingConfig, workspace: Path) -> None:
         os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # which may be JSON's
+        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
         for name in ("mlflow", "alembic"):
             logging.getLogger(name).setLevel(logging.WARNING)
         logging.getLogger("urllib3").setLevel(logging.ERROR)  # it tells of each call that it tries again

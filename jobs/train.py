@@ -28,7 +28,12 @@ _START_FAILURES = 3  # of a worker group, one after the other
 
 
 def run_training(
-    job: TrainJob, resources: Resources, scratch: Path, on_messages: Callable[[list[Message]], None]
+    job: TrainJob,
+    resources: Resources,
+    scratch: Path,
+    on_messages: Callable[[list[Message]], None],
+    *,
+    end: Callable[[], None] = ray.shutdown,
 ) -> int:
     """Train and return the last step, of which there is a checkpoint.
 
@@ -39,6 +44,7 @@ def run_training(
         resources: of the running cluster.
         scratch: folder for Ray's own notes, seen by every node; of no use after the call.
         on_messages: called in this thread with what the workers posted, several times a second.
+        end: ends the workers of a training that failed or was stopped, unless the end of this process does.
 
     Raises:
         UserError: the data or the settings do not allow it, or the workers failed too often.
@@ -47,7 +53,7 @@ def run_training(
     board = make_board()
     trainer = _trainer(job, place(job.train, resources), scratch, board)
     watch = _Watch(board, job.train.max_failures, on_messages)
-    fit = _in_thread(trainer.fit)
+    fit = in_thread(trainer.fit)
     try:
         try:
             watch.until(fit.done)
@@ -56,12 +62,12 @@ def run_training(
                 watch.stop(fit.done)
             raise
     except BaseException:
-        ray.shutdown()  # ends the workers
+        end()
         raise
     return _last_step(fit, watch)
 
 
-def _in_thread(call: Callable[[], Any]) -> Future[Any]:
+def in_thread(call: Callable[[], Any]) -> Future[Any]:
     """Call in a thread of its own, which leaves Ctrl-C to this one.
 
     Nobody waits for it at the end: `fit` may hang when its cluster is shut down.

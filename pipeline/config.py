@@ -10,10 +10,12 @@ from pydantic.fields import FieldInfo
 from jobs.config import EvaluateConfig, RayConfig, TrackingConfig, TrainConfig
 from jobs.data.config import AbsolutePath
 from jobs.data.sources.config import DataConfig, DigitsConfig
+from jobs.search.config import TuneConfig
 from vlae.config import ModelConfig, ObjectiveConfig, ProgressiveConfig, Section, VlaeConfig, split_commas
 
-Stage = Literal["shard", "train", "evaluate"]
+Stage = Literal["shard", "tune", "train", "evaluate"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
+MAIN_STAGES: tuple[Stage, ...] = ("shard", "train", "evaluate")  # of one model, without a search
 
 
 def _in_order(stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
@@ -63,7 +65,9 @@ _S3_ADDRESS = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/(?!\.+(/|$))[\
 class Config(Section):
     """Everything that a command can set."""
 
-    stage: Stages = Field(STAGES, min_length=1, description="stages to run, in the pipeline's order however written")
+    stage: Stages = Field(
+        MAIN_STAGES, min_length=1, description="stages to run, in the pipeline's order however written"
+    )
     workspace: Annotated[AbsolutePath, AfterValidator(_plain_for_sqlite)] = Field(
         "workspace", validate_default=True, description="folder for shards, runs, MLflow's database and artifacts"
     )
@@ -89,6 +93,7 @@ class Config(Section):
     objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig)
     progressive: ProgressiveConfig = Field(default_factory=ProgressiveConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)
+    tune: TuneConfig = Field(default_factory=TuneConfig)
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
     tracking: TrackingConfig = Field(default_factory=TrackingConfig)
     ray: RayConfig = Field(default_factory=RayConfig)
@@ -102,8 +107,22 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _registered_models_are_trained(self) -> "Config":
-        if self.model_uri and "train" in self.stage:
+        if self.model_uri and {"tune", "train"} & set(self.stage):
             raise ValueError(f"model_uri={self.model_uri} is a trained model: set stage=evaluate, or shard,evaluate")
+        return self
+
+    @model_validator(mode="after")
+    def _searches_have_a_space(self) -> "Config":
+        if "tune" not in self.stage:
+            return self
+        if not self.tune.space:
+            raise ValueError(
+                "stage=tune needs a space to search, such as tune.space.model.latent_dims=18/9,9/6,6,6, or "
+                "preset=digits-search, which has one"
+            )
+        for key in ("resume", "parent"):
+            if getattr(self, key):
+                raise ValueError(f"{key}= is of one training, and stage=tune makes many: leave one of them out")
         return self
 
     @model_validator(mode="after")
@@ -165,16 +184,23 @@ def spell(value: Any) -> str:
         return "none"
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, dict):
+        return " ".join(f"{key}={spell(one)}" for key, one in value.items())
     return ",".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
 
 
 def identity(section: Section) -> dict[str, str]:
     """The settings of a section that change what is made, in command-line spelling, without the name."""
-    return {
-        name: spell(getattr(section, name))
-        for name, field in type(section).model_fields.items()
+    return {name: spell(getattr(section, name)) for name in defining(type(section))}
+
+
+def defining(section: type[BaseModel]) -> list[str]:
+    """The names of the settings of a section that change what is made."""
+    return [
+        name
+        for name, field in section.model_fields.items()
         if name != "name" and not (isinstance(field.json_schema_extra, dict) and "execution" in field.json_schema_extra)
-    }
+    ]
 
 
 def run_settings(config: Config) -> dict[str, str]:

@@ -5,9 +5,11 @@ import math
 from jobs.data.sources.build import open_source
 from jobs.errors import UserError
 from pipeline.config import Config, Stage
+from pipeline.finding import find
 from pipeline.plan import NEEDS, Step, decide
 from pipeline.report import duration
-from pipeline.workspace import Workspace, find
+from pipeline.searches import Search
+from pipeline.workspace import Workspace
 
 # Seen on two cores of a 2024 server CPU with the default model and 32x32 colour images; see docs/architecture.md.
 _IMAGES_PER_SECOND = 850
@@ -24,11 +26,13 @@ def make_plan(config: Config) -> list[tuple[Step, str]]:
     plan: list[tuple[Step, str]] = []
     running: list[Stage] = []
     for stage in config.stage:
-        needed = NEEDS.get(stage)
+        needed = "tune" if stage == "train" and "tune" in running else NEEDS.get(stage)
         if needed in running and stage not in config.force:
             step = Step(stage, "run", f"after {needed}, unless that makes what was there before")
         else:
             step = decide(stage, find(workspace, stage), forced=config.force)
+            if stage == "tune" and step.action == "skip":
+                workspace = Workspace(Search(workspace).best())
         if step.action != "skip":
             running.append(stage)
         plan.append((step, "" if step.action == "skip" else _cost(workspace, stage)))
@@ -45,9 +49,12 @@ def _cost(workspace: Workspace, stage: Stage) -> str:
             return f"but its source is not here: {error}"
         tasks = math.ceil(samples / config.data.samples_per_task)
         return f"{samples:,} images in {tasks} tasks, about {samples * (size + _TAR_OVERHEAD) / 1e6:.0f} MB"
-    if stage == "train":
-        images = config.train.steps * config.train.batch_size
+    if stage in ("tune", "train"):
+        trials = config.tune.trials if stage == "tune" else 1
+        steps = config.tune.budget(config.train.steps) if stage == "tune" else config.train.steps
+        images = trials * steps * config.train.batch_size
         seconds = images / _IMAGES_PER_SECOND
         speed = f"the {_IMAGES_PER_SECOND} images/s of the default model on 2 cores"
-        return f"{images:,} images, {duration(seconds)} at {speed}"
+        most = f"{trials} trials, none stopped early: " if stage == "tune" else ""
+        return f"{most}{images:,} images, {duration(seconds)} at {speed}"
     return f"{config.evaluate.num_images:,} test images at most, a minute or two for small models"

@@ -18,6 +18,7 @@ after a kill it goes on.
 
     python -m pipeline.run
     python -m pipeline.run stage=shard,train,evaluate data=fashion_mnist model=hvae train.steps=3000
+    python -m pipeline.run stage=shard,tune,train,evaluate tune.space.model.latent_dims=18/9,9/6,6,6
     python -m pipeline.run data=images data.folder=~/pictures model.latent_dims=4,4,10
 
 exit code: 0 well, 1 failed, 2 a wrong word, 130 interrupted
@@ -63,6 +64,8 @@ def _rows(prefix: str, fields: dict[str, FieldInfo]) -> list[str]:
 
 
 def _field_row(key: str, field: FieldInfo) -> str:
+    if get_origin(field.annotation) is dict:
+        return _row(f"{key}.KEY", "a/b/c|low..high", "", field.description or "")
     default = "required" if field.default is PydanticUndefined else spell(field.default)
     return _row(key, _type_name(field.annotation), default, field.description or "")
 

@@ -10,7 +10,7 @@ Action = Literal["run", "resume", "skip"]
 Found = Literal["done", "partial", "nothing"]
 
 # The stage whose output a stage reads.
-NEEDS: dict[Stage, Stage] = {"train": "shard", "evaluate": "train"}
+NEEDS: dict[Stage, Stage] = {"tune": "shard", "train": "shard", "evaluate": "train"}
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,8 @@ def missing_input(stage: Stage, requested: Collection[Stage]) -> str | None:
     needed = NEEDS.get(stage)
     if needed is None or needed in requested:
         return None
+    stages = [one for one in STAGES[: STAGES.index(stage) + 1] if one != "tune" or one in (stage, *requested)]
     return (
         f"{stage} needs the output of {needed}, which is not there for these settings and this data: "
-        f"run stage={','.join(STAGES[: STAGES.index(stage) + 1])} (what is done is not done again)"
+        f"run stage={','.join(stages)} (what is done is not done again)"
     )

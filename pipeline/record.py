@@ -7,7 +7,9 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
-from pipeline.config import GROUPS, STAGES, Config, run_settings, spell
+from jobs.search.config import TuneConfig
+from pipeline.config import GROUPS, MAIN_STAGES, STAGES, Config, identity, run_settings, spell
+from pipeline.settings import SPACE
 
 # Shown for every run, whatever they are set to; other settings only where they are not the default.
 _ALWAYS = (
@@ -38,7 +40,28 @@ def _required(section: BaseModel) -> dict[str, Any]:
 
 def command_line(config: Config) -> str:
     """The command that repeats a training and its evaluation, with every setting that is not the default."""
-    return _command(f"stage={','.join(STAGES)}", changed_settings(config) | _surroundings(config))
+    return _command(f"stage={','.join(MAIN_STAGES)}", changed_settings(config) | _surroundings(config))
+
+
+def search_command(config: Config) -> str:
+    """The command that repeats a search, and trains and evaluates its best."""
+    fixed = {key: value for key, value in changed_settings(config).items() if key not in config.tune.space}
+    return _command(f"stage={','.join(STAGES)}", fixed | _search(config) | _surroundings(config))
+
+
+def _search(config: Config) -> dict[str, str]:
+    """The settings of the search that are not the default."""
+    plain, found = TuneConfig(), {f"{SPACE}{key}": text for key, text in config.tune.space.items()}
+    for key in TuneConfig.model_fields:
+        if key != "space" and getattr(config.tune, key) != getattr(plain, key):
+            found[f"tune.{key}"] = spell(getattr(config.tune, key))
+    return found
+
+
+def search_params(config: Config) -> dict[str, str]:
+    """What searches are compared by."""
+    searched = {f"{SPACE}{key}": text for key, text in config.tune.space.items()}
+    return {**{f"tune.{key}": value for key, value in identity(config.tune).items() if key != "space"}, **searched}
 
 
 def evaluation_command(config: Config, model_uri: str) -> str:

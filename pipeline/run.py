@@ -11,11 +11,13 @@ from typing import Any
 from jobs.errors import AGAIN, UserError
 from pipeline.config import Config
 from pipeline.dry_run import make_plan
+from pipeline.finding import find
 from pipeline.help import help_text
 from pipeline.plan import decide
 from pipeline.report import Reporter
+from pipeline.searches import Search, check_space
 from pipeline.settings import SettingsError, read_config
-from pipeline.workspace import Workspace, find
+from pipeline.workspace import Workspace
 
 _INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
@@ -27,6 +29,7 @@ def main(words: Sequence[str]) -> int:
         return 0
     try:
         config = read_config(words)
+        check_space(config)
     except SettingsError as error:
         return _fail(f"error: {error}", 2)
     # A supervisor's polite stop is handled like Ctrl-C.
@@ -84,25 +87,30 @@ def run_pipeline(config: Config, report: Reporter) -> dict[str, Any]:
     outcome: dict[str, str] = {}
     with ExitStack() as stack:
         stack.callback(report.clear)
-        session = None
+        session, search = None, None
         for stage in config.stage:
             found = find(workspace, stage)
             step = decide(stage, found, forced=config.force)
             report.step(step)
             if step.action == "skip":
                 outcome[stage] = "skipped"
-                continue
-            if stage == "shard":
-                workspace.require_source()
-            if session is None:
-                # Loads Ray, torch and MLflow: seconds that a wrong word or a skip need not pay.
-                from pipeline.session import Session  # noqa: PLC0415
-                from pipeline.stages import run_stage  # noqa: PLC0415
+            else:
+                if stage == "shard":
+                    workspace.require_source()
+                if session is None:
+                    # Loads Ray, torch and MLflow: seconds that a wrong word or a skip need not pay.
+                    from pipeline.session import Session  # noqa: PLC0415
+                    from pipeline.stages import run_stage  # noqa: PLC0415
 
-                session = Session(workspace, report, stack)
-            run_stage(session, stage, anew=stage in config.force)
-            outcome[stage] = "resumed" if step.action == "resume" else "done"
-    return {"stages": outcome, **results(workspace)}
+                    session = Session(workspace, report, stack, search.run_id if search else "")
+                run_stage(session, stage, anew=stage in config.force)
+                outcome[stage] = "resumed" if step.action == "resume" else "done"
+            if stage == "tune":
+                search = Search(workspace)
+                workspace = Workspace(search.best())
+                session = session and session.trial(workspace.config, search.run_id)
+    found_trials = {"search": search.summary()} if search else {}
+    return {"stages": outcome, **results(workspace), **found_trials}
 
 
 def results(workspace: Workspace) -> dict[str, Any]:

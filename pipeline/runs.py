@@ -1,11 +1,11 @@
 """The trainings and evaluations in a workspace: a folder each, with records that are whole. Light: no torch."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jobs.files import read_json
 from jobs.store.open import open_store
 
 
@@ -52,11 +52,7 @@ class Run:
 
     def read(self, name: str) -> dict[str, Any] | None:
         """A record (`run`, `train`, `evaluate`) that was written whole, or None."""
-        try:
-            content = json.loads((self.folder / f"{name}.json").read_text())
-        except (OSError, ValueError):
-            return None
-        return content if isinstance(content, dict) else None
+        return read_json(self.folder / f"{name}.json")
 
 
 def siblings(run: Run, settings: Mapping[str, str], data_fingerprint: str) -> list[Path]:

@@ -1,10 +1,11 @@
 """What the stages of one command share: settings, cluster, tracking, dataset. Imported once something has to run."""
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from mlflow.entities import Dataset
@@ -13,12 +14,12 @@ from jobs.cluster import Resources, cluster
 from jobs.data.manifest import Manifest
 from jobs.data.split import ShardedSplit
 from jobs.errors import UserError
-from jobs.files import write_json
+from jobs.files import read_json, write_json
 from jobs.leftovers import Leftovers
 from jobs.logged import Origin
 from jobs.registry import Version, resolve
-from jobs.tracking import Tracker
-from pipeline.config import run_settings
+from jobs.tracking import PARENT_RUN, Tracker
+from pipeline.config import Config, run_settings
 from pipeline.record import command_line, params, run_name
 from pipeline.report import Reporter
 from pipeline.runs import Run
@@ -36,15 +37,28 @@ class Session:
         workspace: of the command's settings.
         report: where progress goes.
         stack: closes what the session opened.
+        search_run: MLflow's run of the search that this training is a trial of, if it is.
     """
 
-    def __init__(self, workspace: Workspace, report: Reporter, stack: ExitStack) -> None:
+    def __init__(self, workspace: Workspace, report: Reporter, stack: ExitStack, search_run: str = "") -> None:
         self.workspace, self.config, self.report, self._stack = workspace, workspace.config, report, stack
+        self._search_run = search_run
+
+    def trial(self, config: Config, search_run: str) -> "Session":
+        """A session of other settings of model and training, on the same cluster, dataset and MLflow."""
+        other = Session(Workspace(config), self.report, self._stack, search_run)
+        other.workspace.source = self.workspace.source
+        other.tracker, other.dataset = self.tracker, self.dataset
+        if "resources" in vars(self):  # Ray runs
+            other.resources = self.resources
+        return other
 
     @cached_property
     def resources(self) -> Resources:
         """Of the Ray cluster."""
-        return self._stack.enter_context(cluster(self.config.ray))
+        # Ray Train within Ray Tune frees the workers of a trial that was stopped through Ray's dashboard.
+        nested = "tune" in self.config.stage and self.config.train.num_workers > 1
+        return self._stack.enter_context(cluster(self.config.ray, dashboard=nested))
 
     @property
     def spools(self) -> Path:
@@ -129,33 +143,48 @@ class Session:
 
     def _parent_tag(self) -> dict[str, str]:
         """What MLflow shows a run below its parent by, if both are there."""
+        if self._search_run:
+            return {PARENT_RUN: self._search_run}
         if not self.config.parent:
             return {}
         record = self.workspace.other_run(self.config.parent).read("run") or {}
         known = record.get("tracking", {})
         here = known == {**self.tracker.home, "run_id": known.get("run_id")}
-        return {"mlflow.parentRunId": known["run_id"]} if here else {}
+        return {PARENT_RUN: known["run_id"]} if here else {}
 
     @property
     def _params(self) -> dict[str, str]:
         return params(self.config, self.count_parameters(self.dataset.image_shape))
 
     def start_run(self, name: str, found: Mapping[str, str], command: str, *, context: str = "training") -> str:
-        """The MLflow run of `run`; the key that finds it is written first, so that no kill leaves a second run."""
-        self.run.folder.mkdir(parents=True, exist_ok=True)
-        record = self.run.read("run")
-        if record is None:
-            settings = {} if self.config.model_uri else run_settings(self.config)
-            record = {
-                "key": uuid.uuid4().hex,
-                "settings": settings,
-                "data_fingerprint": self.dataset.fingerprint,
-                "store": self.config.store,
-            }
-            write_json(self.run.folder / "run.json", record)
+        """The MLflow run of `run`."""
+        fresh = {
+            "settings": {} if self.config.model_uri else run_settings(self.config),
+            "data_fingerprint": self.dataset.fingerprint,
+            "store": self.config.store,
+        }
         tags = {"command": command, "data_fingerprint": self.dataset.fingerprint, **self._parent_tag()}
-        run_id = self.tracker.start_run(name, found, self.data, key=record["key"], tags=tags, context=context)
+        return self.remembered(
+            self.run.folder / "run.json",
+            fresh,
+            lambda key: self.tracker.start_run(name, found, self.data, key=key, tags=tags, context=context),
+        )
+
+    def remembered(self, path: Path, fresh: Mapping[str, Any], start: Callable[[str], str]) -> str:
+        """The MLflow run of the record at `path`; the key that finds it is written first: no kill leaves a second run.
+
+        Args:
+            path: of the record, made with `fresh` if there is none.
+            fresh: what a new record holds besides.
+            start: from the key to the run's id.
+        """
+        path.parent.mkdir(parents=True, exist_ok=True)
+        record = read_json(path)
+        if record is None:
+            record = {"key": uuid.uuid4().hex, **fresh}
+            write_json(path, record)
+        run_id = start(record["key"])
         tracking = {**self.tracker.home, "run_id": run_id}
         if record.get("tracking") != tracking:
-            write_json(self.run.folder / "run.json", {**record, "tracking": tracking})
+            write_json(path, {**record, "tracking": tracking})
         return run_id

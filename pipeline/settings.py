@@ -10,8 +10,9 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from pipeline.config import GROUPS, Config, run_settings, section_of
+from pipeline.config import GROUPS, Config, defining, run_settings, section_of
 
+SPACE = "tune.space."  # what the keys of a search space begin with
 PRESETS = Path(__file__).with_name("presets")
 _CREDENTIALS = re.compile(r"//\S*@")
 _HELP = "--help lists every key"
@@ -137,10 +138,13 @@ def apply(config: Config, updates: Mapping[str, Any]) -> Config:
             raise SettingsError(_unknown_value(group, chosen, list(members)))
         if chosen != tree[group]["name"]:
             tree[group] = {"name": chosen}
+    chosen_members = {group: tree[group]["name"] for group in GROUPS}
     for key, value in updates.items():
-        _check_key(key, {group: tree[group]["name"] for group in GROUPS})
+        _check_key(key, chosen_members)
         section, _, name = key.partition(".")
-        if name:
+        if key.startswith(SPACE):
+            tree["tune"]["space"][key.removeprefix(SPACE)] = value
+        elif name:
             tree[section][name] = value
         elif key not in GROUPS:
             tree[key] = value
@@ -161,14 +165,31 @@ def known_keys() -> dict[str, list[str]]:
                     if setting != "name":
                         keys.setdefault(f"{name}.{setting}", []).append(f"{name}={member}")
         elif section := section_of(field):
-            keys |= {f"{name}.{setting}": [] for setting in section.model_fields}
+            keys |= {f"{name}.{setting}": [] for setting in section.model_fields if f"{name}.{setting}." != SPACE}
         else:
             keys[name] = []
     return keys
 
 
+def searchable_keys() -> list[str]:
+    """The settings that a search may try values of: what defines a training, but its data and its length."""
+    keys = ["seed", "model", *(f"model.{name}" for member in GROUPS["model"].values() for name in defining(member))]
+    for name in ("objective", "progressive", "train"):
+        section = section_of(Config.model_fields[name])
+        keys += [f"{name}.{setting}" for setting in defining(section)] if section else []
+    return [key for key in dict.fromkeys(keys) if key != "train.steps"]
+
+
 def _check_key(key: str, chosen: Mapping[str, str]) -> None:
     keys = known_keys()
+    if key.startswith(SPACE):
+        allowed: dict[str, list[str]] = {f"{SPACE}{one}": [] for one in searchable_keys()}
+        if key not in allowed and key.removeprefix(SPACE) in keys:
+            raise SettingsError(
+                f"'{key}': a search tries settings of the model and of its training that change what is made, and "
+                f"'{key.removeprefix(SPACE)}' is none; the steps of a trial are tune.steps"
+            )
+        keys = allowed
     if key not in keys or key == "preset":
         near = difflib.get_close_matches(key, keys, n=1, cutoff=0.5)
         raise SettingsError(f"unknown key '{key}'; " + (f"did you mean '{near[0]}'?" if near else _HELP))

@@ -12,8 +12,11 @@ from jobs.files import remove_folder
 from jobs.shard import run_sharding
 from pipeline.config import Stage
 from pipeline.evaluation import evaluate
+from pipeline.runs import Run
+from pipeline.searches import Search
 from pipeline.session import Session
 from pipeline.training import train
+from pipeline.tuning import tune
 
 
 def run_stage(session: Session, stage: Stage, *, anew: bool) -> None:
@@ -22,12 +25,13 @@ def run_stage(session: Session, stage: Stage, *, anew: bool) -> None:
     Raises:
         UserError: the user can mend it; what was finished is kept.
     """
-    stages: dict[Stage, Callable[[Session], None]] = {"shard": _shard, "train": train, "evaluate": evaluate}
+    stages: dict[Stage, Callable[[Session], None]]
+    stages = {"shard": _shard, "tune": tune, "train": train, "evaluate": evaluate}
     workspace = session.workspace
     with ExitStack() as locks:
         if stage != "shard":
             locks.enter_context(workspace.lock(workspace.data_name, shared=True))
-        locks.enter_context(workspace.lock(workspace.data_name if stage == "shard" else session.run.folder.name))
+        locks.enter_context(workspace.lock(_place(session, stage)))
         if anew:
             _forget(session, stage)
         try:
@@ -39,15 +43,31 @@ def run_stage(session: Session, stage: Stage, *, anew: bool) -> None:
             raise UserError(f"Ray failed: {reason}; run {AGAIN} again to go on") from error
 
 
+def _place(session: Session, stage: Stage) -> str:
+    """Name of the folder that a stage writes in."""
+    if stage == "shard":
+        return session.workspace.data_name
+    return (Search(session.workspace) if stage == "tune" else session.run).folder.name
+
+
 def _forget(session: Session, stage: Stage) -> None:
     """Remove what an earlier command left of a stage."""
     if stage == "evaluate":
         (session.run.folder / "evaluate.json").unlink(missing_ok=True)
+    elif stage == "tune":
+        search = Search(session.workspace)
+        for trial in search.trials:
+            _forget_run(session.workspace.other_run(trial.run))
+        remove_folder(search.folder)
     elif stage == "train":
-        Checkpoints(session.run.checkpoint_place).clear()
-        remove_folder(session.run.folder)
+        _forget_run(session.run)
     elif store := session.workspace.data_store:
         store.clear(MANIFEST)
+
+
+def _forget_run(run: Run) -> None:
+    Checkpoints(run.checkpoint_place).clear()
+    remove_folder(run.folder)
 
 
 def _shard(session: Session) -> None:

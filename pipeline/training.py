@@ -8,6 +8,7 @@ from typing import Any
 
 from jobs.checkpoint import read_history, read_meta
 from jobs.checkpoints import Checkpoints
+from jobs.data.shard_files import DataAccess
 from jobs.errors import AGAIN, DamagedError, UserError
 from jobs.files import write_json
 from jobs.fork import fork
@@ -17,10 +18,11 @@ from jobs.sender import Sender
 from jobs.tracking_errors import TrackingAwayError, TrackingError
 from jobs.train import run_training
 from jobs.training import TrainJob
-from pipeline.config import run_settings
+from pipeline.config import Config, run_settings
 from pipeline.evaluation import check_evaluation
 from pipeline.follow import Follower
 from pipeline.record import settings_file
+from pipeline.runs import Run
 from pipeline.session import Session
 
 _AWAY_SECONDS = 30.0  # that the end of a training waits for an MLflow that is away
@@ -42,8 +44,9 @@ def train(session: Session) -> None:
         with tracker.marking_failure(origin.run_id), Sender(tracker, origin.run_id, session.spools) as sender:
             follow = Follower(sender, report, session.config.train.steps)
             checkpoint = _last_checkpoint(session) or _run_training(session, follow)
+            report.progress("train    sending the rest of the curve, and the checkpoints, to MLflow ...")
             try:
-                meta = _record(session, origin, sender, checkpoint)
+                meta = record_training(session, origin, sender, checkpoint)
             except TrackingError as error:
                 raise UserError(
                     f"training is finished and nothing is lost, but MLflow at {error.uri} failed: {error.reason}; "
@@ -105,22 +108,36 @@ def _last_checkpoint(session: Session) -> Path | None:
 def _run_training(session: Session, follow: Follower) -> Path:
     """Train; the last checkpoint."""
     config, run = session.config, session.run
-    job = TrainJob(
+    job = train_job(config, session.workspace.access, run)
+    step = run_training(job, session.resources, run.scratch, follow)
+    return Checkpoints(run.checkpoint_place).fetch(step, run.checkpoints)
+
+
+def train_job(config: Config, access: DataAccess, run: Run) -> TrainJob:
+    """What the workers need to know."""
+    return TrainJob(
         model=config.model,
         objective=config.objective,
         progressive=config.progressive,
         train=config.train,
         seed=config.seed,
-        data=session.workspace.access,
+        data=access,
         checkpoints=run.checkpoint_place,
         settings=run_settings(config),
     )
-    step = run_training(job, session.resources, run.scratch, follow)
-    return Checkpoints(run.checkpoint_place).fetch(step, run.checkpoints)
 
 
-def _record(session: Session, origin: Origin, sender: Sender, checkpoint: Path) -> dict[str, Any]:
+def record_training(
+    session: Session, origin: Origin, sender: Sender, checkpoint: Path, patience: float = _AWAY_SECONDS
+) -> dict[str, Any]:
     """Curve, settings and checkpoints of a finished training to MLflow, then the record that it is finished.
+
+    Args:
+        session: of the training.
+        origin: its run.
+        sender: of its curve.
+        checkpoint: of its last step.
+        patience: how long to bear with an MLflow that takes nothing, s.
 
     Returns:
         What the last checkpoint says of itself.
@@ -129,14 +146,9 @@ def _record(session: Session, origin: Origin, sender: Sender, checkpoint: Path) 
         TrackingError: MLflow failed; the same command goes on here.
     """
     run, tracker, meta = session.run, session.tracker, read_meta(checkpoint)
-    session.report.progress("train    sending the rest of the curve to MLflow ...")
     sender.take(Started(meta["step"], read_history(checkpoint)))
-    sender.close(_AWAY_SECONDS)
-    with tempfile.TemporaryDirectory() as folder:
-        settings = Path(folder) / "settings.yaml"
-        settings.write_text(settings_file(run_settings(session.config)))
-        tracker.log_file(origin.run_id, settings)
-    session.report.progress("train    keeping the checkpoints in MLflow ...")
+    sender.close(patience)
+    log_settings(session, origin)
     place = Checkpoints(run.checkpoint_place)
     for step in place.steps():
         with suppress(DamagedError):
@@ -145,3 +157,11 @@ def _record(session: Session, origin: Origin, sender: Sender, checkpoint: Path) 
     record = {name: meta[name] for name in ("step", "weights_sha256")}
     write_json(run.folder / "train.json", {"run_id": origin.run_id, "checkpoint": checkpoint.name, **record})
     return meta
+
+
+def log_settings(session: Session, origin: Origin) -> None:
+    """All settings of the training as an artifact, which is a preset."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "settings.yaml"
+        path.write_text(settings_file(run_settings(session.config)))
+        session.tracker.log_file(origin.run_id, path)

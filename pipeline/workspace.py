@@ -1,4 +1,4 @@
-"""Where everything lies in the workspace, and what is there already. Light: no torch, no Ray."""
+"""Where everything lies in the workspace. Light: no torch, no Ray."""
 
 import fcntl
 import hashlib
@@ -10,15 +10,14 @@ from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
-from jobs.data.manifest import MANIFEST, Manifest, finished_tasks, read_manifest
+from jobs.data.manifest import MANIFEST, Manifest, read_manifest
 from jobs.data.shard_files import DataAccess
 from jobs.data.source import Source
 from jobs.data.sources.build import open_source
 from jobs.errors import UserError
 from jobs.store.base import Store
 from jobs.store.open import open_store
-from pipeline.config import Config, Stage, identity, run_settings, spell
-from pipeline.plan import Found, missing_input
+from pipeline.config import Config, identity, run_settings, spell
 from pipeline.runs import Run
 
 
@@ -159,14 +158,18 @@ class Workspace:
             name = re.sub(r"[@/]", "-", uri.removeprefix("models:/"))
             key = fingerprint(uri, self.config.tracking.uri, dataset.fingerprint)
             return Run(self.path / "runs" / f"{name}-on-{self.config.data.name}-{key}")
-        key = fingerprint(run_settings(self.config), dataset.fingerprint)
-        name = f"{self.config.model.name}-{self.config.data.name}-{key}"
+        name = self.training_name(dataset.fingerprint)
         if self.config.resume not in ("", name):
             raise UserError(
                 f"resume={self.config.resume} was trained on other data than data={self.config.data.name} is now: "
                 "put the source or the shards back"
             )
         return self.other_run(name)
+
+    def training_name(self, data_fingerprint: str) -> str:
+        """Of the folder of the training of these settings on that dataset."""
+        key = fingerprint(run_settings(self.config), data_fingerprint)
+        return f"{self.config.model.name}-{self.config.data.name}-{key}"
 
     def other_run(self, name: str) -> Run:
         """A training by the name of its folder."""
@@ -176,59 +179,3 @@ class Workspace:
         """Changes with the settings of the evaluation and the place of tracking."""
         tracking = {name: spell(getattr(self.config.tracking, name)) for name in ("uri", "experiment")}
         return fingerprint(identity(self.config.evaluate), tracking)
-
-
-def find(workspace: Workspace, stage: Stage) -> Found:
-    """What earlier commands left of a stage, for these settings and inputs.
-
-    Raises:
-        UserError: the input of the stage is not there, and no requested stage makes it.
-    """
-    if stage == "shard":
-        return _find_shards(workspace)
-    dataset = workspace.dataset()
-    run = workspace.run(dataset) if dataset else None
-    if workspace.config.model_uri:
-        return _find_evaluation(workspace, run)
-    trained = run.read("train") if run else None
-    if run and stage == "train":
-        return "done" if trained else _find_checkpoints(workspace, run)
-    if run is None or trained is None:
-        message = missing_input(stage, workspace.config.stage)
-        if message:
-            raise UserError(message)
-        return "nothing"
-    scored = run.read("evaluate")
-    wanted = {"key": workspace.evaluate_key(), "weights_sha256": trained["weights_sha256"]}
-    return "done" if scored and wanted.items() <= scored.items() else "nothing"
-
-
-def _find_shards(workspace: Workspace) -> Found:
-    if "shard" in workspace.config.force:  # whatever there is, damaged or not
-        return "nothing"
-    if workspace.dataset():
-        return "done"
-    store = workspace.data_store
-    return "partial" if store and finished_tasks(store) else "nothing"
-
-
-def _find_checkpoints(workspace: Workspace, run: Run) -> Found:
-    """Whether an unfinished training has any; one that is to go on must."""
-    if run.has_checkpoint:
-        return "partial"
-    if workspace.config.resume:
-        raise UserError(
-            f"resume={workspace.config.resume} has no checkpoint in {run.checkpoint_place}: set store= to where it "
-            "has, or give the words of the command that began it"
-        )
-    return "nothing"
-
-
-def _find_evaluation(workspace: Workspace, run: Run | None) -> Found:
-    """Whether a registered version has been evaluated on these data; an alias is looked up later."""
-    if run is None:
-        if "shard" not in workspace.config.stage:
-            raise UserError("evaluate needs shards, and there are none of this data: run stage=shard,evaluate")
-        return "nothing"
-    scored = run.read("evaluate")
-    return "done" if scored and scored["key"] == workspace.evaluate_key() else "nothing"

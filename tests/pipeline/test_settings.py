@@ -51,7 +51,7 @@ def test_words() -> None:
         (["model.latent_dims=3,0"], "model.latent_dims=0: input should be greater"),
         (["model.latent_dims="], "model.latent_dims=: input should be a valid integer"),
         (["objective.beta=nan"], "objective.beta=nan: input should be a finite number"),
-        (["stage=shrad"], "stage=shrad is not one of shard, train, evaluate; did you mean 'shard'?"),
+        (["stage=shrad"], "stage=shrad is not one of shard, tune, train, evaluate; did you mean 'shard'?"),
         (["stage="], "stage= is not one of"),
         (["model=vae2"], "model=vae2 is not one of vlae, hvae, lvae, vae"),
         (["data=images"], "data.folder is missing: set it to a folder of pictures"),

@@ -1,0 +1,1 @@
+"""A search over settings: its space, its proposals, its trials."""

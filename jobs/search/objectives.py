@@ -1,0 +1,51 @@
+"""What a search maximises, measured on validation images, which neither training nor the final scores look at."""
+
+from collections.abc import Callable, Collection
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from jobs.codes import Codes, encode
+from jobs.data.split import ShardedSplit
+from jobs.measures import information, sample
+from jobs.search.config import Objective
+from vlae.metrics import mig_score, mig_sup_score, modularity_score, rung_compactness, rung_modularity
+from vlae.models.base import HierarchicalModel
+
+_IMAGES = 2000
+
+_OF_MEANS: dict[Objective, Callable[[NDArray[np.float32], NDArray[np.int64]], float]] = {
+    "mig": mig_score,
+    "mig_sup": mig_sup_score,
+    "modularity": modularity_score,
+}
+_OF_RUNGS: dict[Objective, Callable[[NDArray[np.float64]], float]] = {
+    "rung_compactness": rung_compactness,
+    "rung_modularity": rung_modularity,
+}
+
+
+def objective_scores(
+    model: HierarchicalModel, validation: ShardedSplit, objectives: Collection[Objective], seed: int
+) -> dict[str, float]:
+    """Those of the objectives that need the factors, as docs/metrics.md defines them; all but `elbo`.
+
+    Args:
+        model: in evaluation mode, on its device.
+        validation: at most 2,000 of its images are encoded.
+        objectives: which; `elbo` is what the training's own validation gives, and left out here.
+        seed: picks images and noise.
+    """
+    wanted = [name for name in objectives if name != "elbo"]
+    if not wanted:
+        return {}
+    shown = sample(validation, _IMAGES, seed)
+    codes = encode(model, shown.images, torch.Generator(next(model.parameters()).device).manual_seed(seed))
+    return {name: _score(name, codes, shown.factors) for name in wanted}
+
+
+def _score(name: Objective, codes: Codes, factors: NDArray[np.int64]) -> float:
+    if name in _OF_MEANS:
+        return float(_OF_MEANS[name](np.concatenate(codes.means, axis=1), factors))
+    return float(_OF_RUNGS[name](information(codes, factors)))

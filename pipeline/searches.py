@@ -1,0 +1,161 @@
+"""The searches in a workspace: their space as settings, the record of their trials, what came out. Light: no torch."""
+
+import json
+from collections.abc import Collection
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from jobs.errors import UserError
+from jobs.files import read_json, write_json
+from jobs.search.records import Trial, best_first
+from jobs.search.space import Values, examples, parse_dimension
+from pipeline.config import Config, identity, run_settings
+from pipeline.plan import Found
+from pipeline.settings import SPACE, SettingsError, apply
+from pipeline.workspace import Workspace, fingerprint
+
+_EXAMPLES = 500  # points of a space that are looked at before anything is done
+
+
+def trial_config(config: Config, values: Values) -> Config:
+    """The settings of a trial: those of the command, with these values and a trial's number of steps.
+
+    Raises:
+        SettingsError: the values do not go together.
+    """
+    tune, train = config.tune, config.train
+    often = {}
+    if tune.scheduler == "asha":  # which looks at a trial when it has a checkpoint
+        often["train.checkpoint_every"] = min(train.checkpoint_every, tune.grace(train.steps))
+    return apply(config, {**values, "train.steps": tune.budget(train.steps), **often})
+
+
+def check_space(config: Config) -> None:
+    """See that each value of each setting goes together with some values of the others.
+
+    Raises:
+        SettingsError: one does not; the message is that of the first try.
+    """
+    if "tune" not in config.stage:
+        return
+    if config.tune.steps > config.train.steps:
+        raise SettingsError(f"tune.steps={config.tune.steps} is more than train.steps={config.train.steps}")
+    if "model.likelihood" in config.tune.space and "elbo" in config.tune.objectives:
+        raise SettingsError(
+            f"{SPACE}model.likelihood: ELBOs of several likelihoods cannot be compared: search with one, or with "
+            "other tune.objectives"
+        )
+    space = {key: parse_dimension(text) for key, text in config.tune.space.items()}
+    wrong: dict[tuple[str, Any], str] = {}
+    right: set[tuple[str, Any]] = set()
+    for values in examples(space, _EXAMPLES):
+        try:
+            trial_config(config, values)
+            right |= set(values.items())
+        except SettingsError as error:
+            wrong = {**dict.fromkeys(values.items(), str(error)), **wrong}
+    for (key, value), reason in wrong.items():
+        if (key, value) not in right:
+            raise SettingsError(f"{SPACE}{key}={value} goes with no other value of the space: {reason}")
+
+
+class Search:
+    """One search in the workspace, named by all that determines its trials but their number.
+
+    Args:
+        workspace: of the command's settings.
+
+    Raises:
+        UserError: there are no shards to train on.
+    """
+
+    def __init__(self, workspace: Workspace) -> None:
+        config, dataset = workspace.config, workspace.dataset()
+        if dataset is None:
+            raise UserError("no shards to search on: add shard to the stages")
+        self.config = config
+        fixed = {key: value for key, value in run_settings(config).items() if key not in config.tune.space}
+        key = fingerprint(fixed, identity(config.tune), dataset.fingerprint)
+        self.folder = workspace.path / "searches" / f"{config.model.name}-{config.data.name}-{key}"
+
+    @property
+    def identity_file(self) -> Path:
+        """What finds the search in MLflow."""
+        return self.folder / "search.json"
+
+    @property
+    def scratch(self) -> Path:
+        """Ray's own notes; of no use once the search has ended."""
+        return self.folder / "ray"
+
+    @property
+    def figures(self) -> Path:
+        """Pictures of the whole search."""
+        return self.folder / "figures"
+
+    @cached_property
+    def trials(self) -> list[Trial]:
+        """By their numbers.
+
+        Raises:
+            UserError: the record of them is damaged.
+        """
+        path = self.folder / "trials.json"
+        try:
+            return [Trial.load(record) for record in json.loads(path.read_text())]
+        except FileNotFoundError:
+            return []
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise UserError(f"{path} cannot be read ({error}): search anew with force=tune") from error
+
+    def save(self) -> None:
+        """Write the record of the trials."""
+        write_json(self.folder / "trials.json", [trial.dump() for trial in self.trials])
+
+    def close(self, *, exhausted: bool) -> None:
+        """Write that the search has ended, after all that it made."""
+        write_json(self.folder / "tune.json", {"trials": self.config.tune.trials, "exhausted": exhausted})
+
+    @property
+    def found(self) -> Found:
+        """What earlier commands left of it."""
+        record = read_json(self.folder / "tune.json") or {"trials": 0, "exhausted": False}
+        if record["exhausted"] or record["trials"] >= self.config.tune.trials:
+            return "done"
+        return "partial" if self.trials else "nothing"
+
+    @property
+    def run_id(self) -> str:
+        """MLflow's; empty if it has none."""
+        return str(((read_json(self.identity_file) or {}).get("tracking") or {}).get("run_id", ""))
+
+    def summary(self) -> dict[str, Any]:
+        """What a script wants to know: MLflow's run, and the trials, best first."""
+        names = ("number", "status", "step", "scores", "values", "run", "reason")
+        return {
+            "run_id": self.run_id,
+            "trials": [{name: getattr(trial, name) for name in names} for trial in self.ranked()],
+        }
+
+    def ranked(self) -> list[Trial]:
+        """The trials, best first."""
+        return best_first(self.trials, self.config.tune.objectives)
+
+    def best(self) -> Config:
+        """The settings of the best trial for a whole training.
+
+        Raises:
+            UserError: no trial came to an end.
+        """
+        first, *_ = [*self.ranked(), Trial(-1, {}, "failed")]
+        if first.status not in ("finished", "stopped") or not first.scores:
+            reasons = _reasons(self.trials)
+            raise UserError(f"no trial of the search in {self.folder} has a score{reasons}")
+        return apply(self.config, first.values)
+
+
+def _reasons(trials: Collection[Trial]) -> str:
+    """Why trials failed, each reason once."""
+    found = dict.fromkeys(trial.reason for trial in trials if trial.reason)
+    return f": {'; '.join(found)}" if found else ""
