@@ -74,6 +74,8 @@ def place_trials(train: TrainConfig, tune: TuneConfig, resources: Resources) -> 
     workers = train.num_workers
     wanted = min(tune.trials, tune.max_concurrent or max(1, resources.num_cpus // workers))
     share = resources.num_cpus / (workers * wanted)
+    if share < 1 and not tune.max_concurrent:  # parts of CPUs are for those who ask for so many trials
+        share = 1.0
     num_cpus = train.cpus_per_worker or min(float(int(share)) or share, max(1, resources.node_cpus))
     placement = place(train.model_copy(update={"cpus_per_worker": num_cpus}), resources)
     at_once = int(resources.num_cpus / (workers * num_cpus) + 1e-6)

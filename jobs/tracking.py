@@ -114,6 +114,8 @@ class Tracker:
             if not run_id:
                 all_tags = {"pipeline.key": key, "mlflow.source.name": "python -m pipeline.run", **(tags or {})}
                 run_id = str(self.client.create_run(self.experiment, run_name=name, tags=all_tags).info.run_id)
+            elif PARENT_RUN in (tags or {}) and PARENT_RUN not in found[0].data.tags:
+                self.client.set_tag(run_id, PARENT_RUN, (tags or {})[PARENT_RUN])  # it was trained before the search
             # Said again for a run that is found: a kill may have come before, and equal values are welcome.
             self.client.log_batch(run_id, params=[Param(k, v) for k, v in params.items()])
             if not found or not (found[0].inputs and found[0].inputs.dataset_inputs):
