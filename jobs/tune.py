@@ -17,6 +17,7 @@ from ray.tune.experiment import Trial as RayTrial
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 
 from jobs.board import make_board
+from jobs.config import TrainConfig
 from jobs.errors import UserError
 from jobs.interrupts import interrupts_later
 from jobs.messages import Stopped, Told
@@ -57,7 +58,7 @@ def run_search(
     plan: TrialPlan,
     room: Room,
     proposals: Proposals,
-    steps: int,
+    train: TrainConfig,
     scratch: Path,
     on_news: Callable[[Sequence[Told], Sequence[Ended]], None],
 ) -> None:
@@ -68,7 +69,7 @@ def run_search(
         plan: of its trials.
         room: for them.
         proposals: which points to try.
-        steps: of a trial that is not stopped.
+        train: settings of a whole training.
         scratch: folder for Ray's own notes, seen by every node; of no use after the call.
         on_news: called in this thread several times a second: what the trials tell, then which of them have ended.
 
@@ -79,12 +80,12 @@ def run_search(
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     board = make_board()
-    ends = _Ends(steps)
+    ends = _Ends(config.budget(train.steps))
     tuner = Tuner(
         _trainable(plan, room, board),
         tune_config=tune.TuneConfig(
             search_alg=proposals,
-            scheduler=_scheduler(config, steps),
+            scheduler=_scheduler(config, train),
             num_samples=config.trials,
             max_concurrent_trials=room.at_once,
             reuse_actors=plan.nested is None,
@@ -125,15 +126,15 @@ def _trainable(plan: TrialPlan, room: Room, board: Any) -> Any:
     return tune.with_resources(function, PlacementGroupFactory([own]))
 
 
-def _scheduler(config: TuneConfig, steps: int) -> TrialScheduler:
+def _scheduler(config: TuneConfig, train: TrainConfig) -> TrialScheduler:
     if config.scheduler == "none":
         return FIFOScheduler()  # type: ignore[no-untyped-call]
     return AsyncHyperBandScheduler(
         time_attr="step",
         metric=config.objectives[0],
         mode="max",
-        max_t=steps + 1,  # a trial that reaches its end is not stopped there
-        grace_period=config.grace(steps),
+        max_t=config.budget(train.steps) + 1,  # a trial that reaches its end is not stopped there
+        grace_period=config.grace(train.steps, train.lr_warmup_steps),
         reduction_factor=config.reduction_factor,
     )
 

@@ -27,7 +27,7 @@ def trial_config(config: Config, values: Values) -> Config:
     tune, train = config.tune, config.train
     often = {}
     if tune.scheduler == "asha":  # which looks at a trial when it has a checkpoint
-        often["train.checkpoint_every"] = min(train.checkpoint_every, tune.grace(train.steps))
+        often["train.checkpoint_every"] = min(train.checkpoint_every, tune.grace(train.steps, train.lr_warmup_steps))
     return apply(config, {**values, "train.steps": tune.budget(train.steps), **often})
 
 

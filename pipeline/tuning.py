@@ -122,8 +122,7 @@ def _run(session: Session, search: Search, room: Room, follow: "_Follower") -> b
         return True
 
     proposals = Proposals(config.tune, known, fits, follow.ended)
-    steps = config.tune.budget(config.train.steps)
-    run_search(config.tune, plan, room, proposals, steps, search.scratch, follow)
+    run_search(config.tune, plan, room, proposals, config.train, search.scratch, follow)
     return proposals.exhausted
 
 

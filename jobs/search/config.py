@@ -66,7 +66,11 @@ class TuneConfig(Section):
     scheduler: Literal["asha", "none"] = Field(
         "asha", description="asha stops early the trials that the first objective is poor in"
     )
-    grace_steps: int = Field(0, ge=0, description="of each trial before it may be stopped; 0: a ninth of its steps")
+    grace_steps: int = Field(
+        0,
+        ge=0,
+        description="of each trial before it may be stopped; 0: a ninth of its steps, or the rise of the learning rate",
+    )
     reduction_factor: float = Field(
         3.0, gt=1, le=100, description="one in so many goes on at each look, and the looks are so many times apart"
     )
@@ -89,7 +93,10 @@ class TuneConfig(Section):
         """Steps of each trial, where a whole training has so many."""
         return self.steps or steps
 
-    def grace(self, steps: int) -> int:
-        """Steps of each trial before it may be stopped, where a whole training has `steps`."""
+    def grace(self, steps: int, lr_warmup_steps: int) -> int:
+        """Steps of each trial before it may be stopped, where a whole training has `steps`.
+
+        Before the end of the learning rate's rise a small rate looks worse than it is.
+        """
         budget = self.budget(steps)
-        return min(budget, self.grace_steps or max(1, budget // 9))
+        return min(budget, self.grace_steps or max(1, budget // 9, lr_warmup_steps))

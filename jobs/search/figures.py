@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
 from jobs.figures import png
@@ -77,11 +77,16 @@ def _heights(axis: Axes, place: int, column: Sequence[str]) -> NDArray[np.float6
         marks = np.log(few) if log else np.array(few)
         if len(few) > 6 or (len(few) > 1 and np.diff(marks).min() < 0.06 * span):  # marks would overlap
             marks = np.linspace(marks[0], marks[-1], 5)
-        ticks = [((one - low) / span, f"{math.exp(one) if log else one:.4g}") for one in marks.tolist()]
+        ticks = [((one - low) / span, _short(math.exp(one) if log else one)) for one in marks.tolist()]
     axis.axvline(place, color="0.6", lw=1, zorder=0)
     for height, text in ticks:
-        axis.text(place - 0.03, height, text, ha="right", va="center", fontsize=8)
+        box = {"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 0.8}
+        axis.text(place - 0.03, height, text, ha="right", va="center", fontsize=8, bbox=box, zorder=3)
     return heights
+
+
+def _short(number: float) -> str:
+    return f"{number:,.0f}" if abs(number) >= 1000 else f"{number:.3g}"
 
 
 def _numbers(column: Sequence[str]) -> list[float] | None:
@@ -123,6 +128,9 @@ def depth_and_capacity(trials: Sequence[Drawn], objective: str) -> bytes:
     for trial in trials:
         axis.annotate(str(trial.number), (trial.parameters, heights[trial.number]), (8, -3), textcoords="offset points")
     axis.set_xscale("log")
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+    axis.xaxis.set_major_formatter(EngFormatter())
+    axis.xaxis.set_minor_locator(NullLocator())
     axis.set_xlabel("parameters")
     axis.set_ylabel("rungs")
     axis.yaxis.set_major_locator(MaxNLocator(integer=True))

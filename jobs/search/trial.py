@@ -70,11 +70,15 @@ def run_trial(config: dict[str, Any], plan: TrialPlan, board: Any) -> None:
         _train(plan, reports, plan.make_job(values))
     except (StoppedError, KeyboardInterrupt):  # the command was: it has its checkpoint
         return
-    except AwayError:
-        raise  # Ray tries again, some times
     except Exception as error:
-        text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        text = (
+            str(error)
+            if isinstance(error, UserError)
+            else f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        )
         reports.say(Failed(text))
+        if isinstance(error, AwayError):
+            raise  # Ray tries again, some times
         tune.report({FAILED: 1})
 
 
@@ -88,6 +92,8 @@ def _train(plan: TrialPlan, reports: "_Reports", job: TrainJob) -> None:
     else:
         run_training(job, plan.nested, plan.scratch / f"trial-{reports.number}", reports.take, end=lambda: None)
     reports.report()
+    if reports.last < job.train.steps:
+        raise UserError("the ELBO of the validation images is not finite after the last step")
 
 
 class _Reports:
@@ -100,7 +106,7 @@ class _Reports:
 
     def __init__(self, plan: TrialPlan, board: Any, number: int, values: Values, after: int) -> None:
         self._plan, self._board, self.number, self._values = plan, board, number, values
-        self._last = after
+        self.last = after  # step that was reported
         self._elbo: dict[int, float] = {}  # by step
         self._committed: SimpleQueue[int] = SimpleQueue()
         self._asked = StopSignal(board)
@@ -148,8 +154,8 @@ class _Reports:
                 step = self._committed.get_nowait()
             except Empty:
                 return
-            if step > self._last and math.isfinite(self._elbo.get(step, math.nan)):
-                self._last = step
+            if step > self.last and math.isfinite(self._elbo.get(step, math.nan)):
+                self.last = step
                 scores = {"elbo": self._elbo[step], **self._measure(step)}
                 self.say(Scored(step, scores))
                 tune.report({"step": step, **scores})

@@ -59,9 +59,10 @@ def test_a_preset_has_a_space_and_words_change_it(tmp_path: Path) -> None:
 
 
 def test_a_trial_is_the_training_of_its_values() -> None:
-    config = read_config(["stage=tune", SPACE, "tune.steps=90", "train.learning_rate=.01", "seed=3"])
+    words = ["tune.steps=90", "train.learning_rate=.01", "seed=3", "train.lr_warmup_steps=4"]
+    config = read_config(["stage=tune", SPACE, *words])
     trial = trial_config(config, {"model.latent_dims": "9,9", "train.learning_rate": 0.02})
-    plain = read_config(["model.latent_dims=9,9", "train.learning_rate=.02", "train.steps=90", "seed=3"])
+    plain = read_config(["model.latent_dims=9,9", "train.learning_rate=.02", "train.steps=90", *words[2:]])
     assert run_settings(trial) == run_settings(plain)
     assert trial.train.checkpoint_every == 10  # a ninth: asha looks there
     assert trial_config(config.model_copy(update={"stage": ("tune",)}), {"seed": 4}).seed == 4

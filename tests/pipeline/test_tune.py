@@ -25,6 +25,7 @@ PICTURES = ["blocks", "gibbs", "manifolds", "reconstructions", "samples"]
 def search(*words: str, **changes: object) -> list[str]:
     """The words of a search whose trials take seconds."""
     brief = {"train__steps": 27, "train__log_every": 3, "train__checkpoint_every": 9, "tune__trials": 4}
+    brief["train__lr_warmup_steps"] = 2
     return [*small(**brief | changes), *words]
 
 
