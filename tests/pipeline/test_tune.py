@@ -120,9 +120,9 @@ def wait_until_gone(pids: list[int]) -> None:
 
 
 def test_a_broken_trial_is_recorded_and_more_trials_go_on_with_a_search(tmp_path: Path) -> None:
-    space = "tune.space.train.learning_rate=0.001/0.003/1.0"
+    space = "tune.space.model.scale=0.1/0.2/1e-30"  # whose square is zero
     objectives = "tune.objectives=elbo,mig_sup,rung_compactness"
-    words = search(space, objectives, "train.max_bad_steps=2", "train.grad_clip=1e9", "model.norm=none")
+    words = search(space, objectives, "train.max_bad_steps=2", "model.likelihood=gaussian")
     words += ["tune.search=grid", "tune.scheduler=none", "stage=shard,tune"]
     two = result_of(run([*(word for word in words if not word.startswith("tune.trials")), "tune.trials=2"], tmp_path))
     assert [one["number"] for one in two["search"]["trials"]] == [0, 1]
