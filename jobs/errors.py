@@ -12,5 +12,9 @@ class AwayError(UserError):
     """A server does not answer, or not as it should: a later try may do."""
 
 
+class TrainingError(UserError):
+    """A training is its own trouble: its steps are not finite, its memory is full, its workers die."""
+
+
 class DamagedError(UserError):
     """Something that was written is missing, or not as it was written."""

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 
 from jobs.config import TrainConfig
-from jobs.errors import UserError
+from jobs.errors import TrainingError
 from jobs.messages import Message, Warned
 from vlae.config import ObjectiveConfig, ProgressiveConfig
 from vlae.metrics.rates import ACTIVE
@@ -40,12 +40,12 @@ class Health:
         """Take in whether each of the last steps was not finite.
 
         Raises:
-            UserError: too many were, one after the other.
+            TrainingError: too many were, one after the other.
         """
         for wrong in bad:
             self._bad_in_a_row = self._bad_in_a_row + 1 if wrong else 0
             if self._bad_in_a_row >= self._train.max_bad_steps:
-                raise UserError(
+                raise TrainingError(
                     f"up to step {step}, {self._bad_in_a_row} steps in a row (train.max_bad_steps) had a loss or "
                     "gradient that is not finite; the weights are as before: use a smaller train.learning_rate or "
                     "train.grad_clip, or train.precision=fp32"
@@ -70,7 +70,7 @@ def memory_errors(train: TrainConfig) -> Iterator[None]:
     """Say what to do when the memory is full.
 
     Raises:
-        UserError: instead of torch's own error.
+        TrainingError: instead of torch's own error.
     """
     try:
         yield
@@ -78,7 +78,7 @@ def memory_errors(train: TrainConfig) -> Iterator[None]:
         known = isinstance(error, MemoryError | torch.OutOfMemoryError)
         if not known and not any(text in str(error) for text in _NO_MEMORY):
             raise
-        raise UserError(
+        raise TrainingError(
             f"out of memory with train.batch_size={train.batch_size} in {train.accumulate} passes of each worker: "
             f"use train.accumulate={2 * train.accumulate}, a smaller train.batch_size or a smaller model; "
             "the last checkpoint is kept"

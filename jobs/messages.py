@@ -71,6 +71,7 @@ class Failed:
 
     reason: str  # for the person
     final: bool = True  # no restart mends it
+    own: bool = False  # it is the training's own trouble, not of what it shares with others
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,23 @@ class Placement:
         return {"CPU": self.num_cpus, **({"GPU": self.num_gpus} if self.num_gpus else {})}
 
 
+def _gpus_each(config: TrainConfig, resources: Resources) -> float:
+    """GPU that each worker gets; 0: none.
+
+    Raises:
+        UserError: it is to have one, and there are not enough.
+    """
+    fewest = config.min_workers or config.num_workers
+    wanted = config.gpus_per_worker * fewest
+    use_gpu = config.device == "cuda" or (config.device == "auto" and 0 < wanted <= resources.num_gpus)
+    if use_gpu and wanted > resources.num_gpus:
+        raise UserError(
+            f"{fewest} workers with train.device=cuda and {config.gpus_per_worker:g} GPU each need {wanted:g}, "
+            f"and the cluster has {resources.num_gpus}: set train.device=cpu, train.gpus_per_worker, or fewer workers"
+        )
+    return config.gpus_per_worker if use_gpu else 0
+
+
 def place(config: TrainConfig, resources: Resources) -> Placement:
     """CPUs, threads and GPU of each worker. An elastic training needs room for its fewest workers only.
 
@@ -29,13 +46,7 @@ def place(config: TrainConfig, resources: Resources) -> Placement:
         UserError: the cluster is too small; Ray itself would wait for ever.
     """
     fewest = config.min_workers or config.num_workers
-    wanted_gpus = config.gpus_per_worker * fewest
-    use_gpu = config.device == "cuda" or (config.device == "auto" and 0 < wanted_gpus <= resources.num_gpus)
-    if use_gpu and wanted_gpus > resources.num_gpus:
-        raise UserError(
-            f"{fewest} workers with train.device=cuda and {config.gpus_per_worker:g} GPU each need {wanted_gpus:g}, "
-            f"and the cluster has {resources.num_gpus}: set train.device=cpu, train.gpus_per_worker, or fewer workers"
-        )
+    num_gpus = _gpus_each(config, resources)
     num_cpus = config.cpus_per_worker or max(1, min(resources.num_cpus // config.num_workers, resources.node_cpus))
     if num_cpus > max(1, resources.node_cpus):
         raise UserError(
@@ -49,7 +60,7 @@ def place(config: TrainConfig, resources: Resources) -> Placement:
             "share the CPUs"
         )
     threads = config.threads_per_worker or (1 if config.exact else max(1, int(num_cpus)))
-    return Placement(num_cpus, config.gpus_per_worker if use_gpu else 0, threads)
+    return Placement(num_cpus, num_gpus, threads)
 
 
 @dataclass(frozen=True)
@@ -72,7 +83,10 @@ def place_trials(train: TrainConfig, tune: TuneConfig, resources: Resources) -> 
         UserError: there is no room for one trial, or not for as many as `tune.max_concurrent`.
     """
     workers = train.num_workers
-    wanted = min(tune.trials, tune.max_concurrent or max(1, resources.num_cpus // workers))
+    most = resources.num_cpus // workers
+    if num_gpus := _gpus_each(train, resources):
+        most = min(most, int(resources.num_gpus / (workers * num_gpus) + 1e-6))
+    wanted = min(tune.trials, tune.max_concurrent or max(1, most))
     share = resources.num_cpus / (workers * wanted)
     if share < 1 and not tune.max_concurrent:  # parts of CPUs are for those who ask for so many trials
         share = 1.0

@@ -15,7 +15,7 @@ from ray.train.torch import TorchTrainer
 
 from jobs.board import make_board
 from jobs.cluster import Resources
-from jobs.errors import AGAIN, UserError
+from jobs.errors import AGAIN, TrainingError, UserError
 from jobs.interrupts import interrupts_later
 from jobs.messages import Begun, Committed, Failed, Message, Started, Stopped
 from jobs.placement import Placement, place
@@ -33,6 +33,7 @@ def run_training(
     scratch: Path,
     on_messages: Callable[[list[Message]], None],
     *,
+    stop: Callable[[], bool] = lambda: False,
     end: Callable[[], None] = ray.shutdown,
 ) -> int:
     """Train and return the last step, of which there is a checkpoint.
@@ -44,11 +45,12 @@ def run_training(
         resources: of the running cluster.
         scratch: folder for Ray's own notes, seen by every node; of no use after the call.
         on_messages: called in this thread with what the workers posted, several times a second.
+        stop: asked as often whether to stop, as Ctrl-C does.
         end: ends the workers of a training that failed or was stopped, unless the end of this process does.
 
     Raises:
         UserError: the data or the settings do not allow it, or the workers failed too often.
-        KeyboardInterrupt: after a last checkpoint; at once if it comes a second time.
+        KeyboardInterrupt: or `stop` said so; after a last checkpoint, at once if it comes a second time.
     """
     board = make_board()
     trainer = _trainer(job, place(job.train, resources), scratch, board)
@@ -56,7 +58,7 @@ def run_training(
     fit = in_thread(trainer.fit)
     try:
         try:
-            watch.until(fit.done)
+            watch.until(fit.done, stop)
         except KeyboardInterrupt:
             with suppress(RayError):  # the signal may have gone to Ray's processes, too
                 watch.stop(fit.done)
@@ -100,15 +102,18 @@ class _Watch:
         self._training = self._stopped = False
         self.reason = ""  # of the last failure, as the worker told it
 
-    def until(self, done: Callable[[], bool]) -> None:
+    def until(self, done: Callable[[], bool], stop: Callable[[], bool]) -> None:
         """Watch until the training ends.
 
         Raises:
             UserError: a worker met what no restart mends, or there were too many.
+            KeyboardInterrupt: `stop` said so.
         """
         while not done():
             time.sleep(_POLL_SECONDS)
             self._look()
+            if stop():
+                raise KeyboardInterrupt
         self._look()
 
     def stop(self, done: Callable[[], bool]) -> None:
@@ -140,15 +145,17 @@ class _Watch:
                 self._starts = 1
             case Stopped():
                 self._stopped = True
-            case Failed(reason, final):
+            case Failed(reason, final, own):
                 if final:
-                    raise UserError(reason)
+                    raise TrainingError(reason) if own else UserError(reason)
                 self.reason = self.reason or reason  # the others' follow from the first
 
-    def failed(self, how: str) -> UserError:
+    def failed(self, how: str) -> TrainingError:
         """The error of a training whose workers died."""
         reason = self.reason or "a worker ended without a word: killed, or its memory was full"
-        return UserError(f"training failed {how}: {reason}; the last checkpoint is kept: run {AGAIN} again to go on")
+        return TrainingError(
+            f"training failed {how}: {reason}; the last checkpoint is kept: run {AGAIN} again to go on"
+        )
 
 
 def _trainer(job: TrainJob, placement: Placement, scratch: Path, board: Any) -> TorchTrainer:

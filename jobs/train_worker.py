@@ -14,7 +14,7 @@ from ray.train.backend import Backend
 from ray.train.torch import TorchConfig
 from ray.train.torch.config import _TorchBackend
 
-from jobs.errors import AwayError, UserError
+from jobs.errors import AwayError, TrainingError, UserError
 from jobs.loop import StoppedError, train_model
 from jobs.memory import keep_freed_memory
 from jobs.messages import Begun, Failed
@@ -104,7 +104,8 @@ def train_worker(config: dict[str, Any]) -> int:
     except StoppedError:
         raise
     except UserError as error:
-        ray.get(board.post.remote(Failed(str(error), final=not isinstance(error, AwayError))))
+        final, own = not isinstance(error, AwayError), isinstance(error, TrainingError)
+        ray.get(board.post.remote(Failed(str(error), final=final, own=own)))
         raise
     except Exception as error:
         lines = str(error).strip().split("\n")

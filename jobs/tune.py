@@ -29,11 +29,10 @@ from jobs.search.trial import FAILED, TrialPlan, run_trial
 from jobs.train import in_thread
 
 # Read by Ray Tune. Its own result files are of no use: all that is told is in MLflow and in the search's record.
-# Reports of a failure have no scores. An actor is used again once the training that was stopped in it has wound up.
+# Reports of a failure have no scores.
 _ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
-    "TUNE_FUNCTION_THREAD_TIMEOUT_S": "30",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_MAX_PENDING_TRIALS_PG": "1",
@@ -85,7 +84,7 @@ def run_search(
         _trainable(plan, room, board),
         tune_config=tune.TuneConfig(
             search_alg=proposals,
-            scheduler=_scheduler(config, train),
+            scheduler=make_scheduler(config, train, {trial.number: trial.step for trial in plan.known.values()}),
             num_samples=config.trials,
             max_concurrent_trials=room.at_once,
             reuse_actors=plan.nested is None,
@@ -103,7 +102,7 @@ def run_search(
     try:
         try:
             watch.until(fit.done)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, UserError):
             with suppress(RayError):  # the signal may have gone to Ray's processes, too
                 watch.stop(fit.done)
             raise
@@ -111,6 +110,8 @@ def run_search(
         ray.shutdown()  # ends the trials
         raise
     _check(fit.exception())
+    if proposals.error is not None:
+        raise proposals.error
 
 
 def _check(error: BaseException | None) -> None:
@@ -126,16 +127,38 @@ def _trainable(plan: TrialPlan, room: Room, board: Any) -> Any:
     return tune.with_resources(function, PlacementGroupFactory([own]))
 
 
-def _scheduler(config: TuneConfig, train: TrainConfig) -> TrialScheduler:
+class Asha(AsyncHyperBandScheduler):
+    """Asynchronous successive halving (Li et al. 2020) that has nothing to decide about what is known.
+
+    Args:
+        known: step up to which a trial of an earlier command was let go on, by its number.
+        settings: Ray's own.
+    """
+
+    def __init__(self, known: Mapping[int, int], **settings: Any) -> None:
+        super().__init__(**settings)
+        self._known = known
+
+    def on_trial_result(self, tune_controller: Any, trial: RayTrial, result: dict[str, Any]) -> str:
+        """Take the result into account, and say whether the trial goes on."""
+        action = super().on_trial_result(tune_controller, trial, result)
+        known = result.get("step", 0) <= self._known.get(trial.config["number"], 0)
+        return TrialScheduler.CONTINUE if known else action
+
+
+def make_scheduler(config: TuneConfig, train: TrainConfig, known: Mapping[int, int]) -> TrialScheduler:
+    """Who stops trials early; arguments as for `Asha`."""
     if config.scheduler == "none":
         return FIFOScheduler()  # type: ignore[no-untyped-call]
-    return AsyncHyperBandScheduler(
+    return Asha(
+        known,
         time_attr="step",
         metric=config.objectives[0],
         mode="max",
         max_t=config.budget(train.steps) + 1,  # a trial that reaches its end is not stopped there
         grace_period=config.grace(train.steps, train.lr_warmup_steps),
         reduction_factor=config.reduction_factor,
+        stop_last_trials=False,  # else a last score would count as that of every look that a trial gave none for
     )
 
 
@@ -219,8 +242,8 @@ class _Watch:
             ended = [one for one in ended if one.status != "stopped"]
         told: list[Told] = ray.get(self._board.take.remote(self._seen))
         with interrupts_later():  # a message is handed on once, and none is lost
-            self._hand_on(told, ended)
             self._seen += len(told)
+            self._hand_on(told, ended)
         for one in told:
             if isinstance(one.message, Stopped):
                 self._running.discard(one.number)

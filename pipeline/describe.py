@@ -23,6 +23,11 @@ HEADLINES = (
 )
 
 
+def picture(run_id: str, name: str) -> str:
+    """Address of a run's picture, relative to MLflow's pages, so that it holds for any server and any port."""
+    return f"get-artifact?{urlencode({'path': f'figures/{name}.png', 'run_uuid': run_id})}"
+
+
 def description(run_id: str, scores: Mapping[str, float], command: str) -> str:
     """Markdown for a run or a model version.
 
@@ -31,11 +36,9 @@ def description(run_id: str, scores: Mapping[str, float], command: str) -> str:
         scores: by name; those that are missing are left out.
         command: that repeats it.
     """
-    # Relative to the page, so that it holds for any server and any port.
-    picture = f"get-artifact?{urlencode({'path': 'figures/blocks.png', 'run_uuid': run_id})}"
     rows = [f"| `{name}` | {scores[name]:.4g} | {span} | {text} |" for name, span, text in HEADLINES if name in scores]
     lines = [
-        f"![Only one rung varies in each block]({picture})",
+        f"![Only one rung varies in each block]({picture(run_id, 'blocks')})",
         "",
         "| score on test images | value | range | |",
         "|---|---|---|---|",

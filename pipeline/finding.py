@@ -22,7 +22,7 @@ def find(workspace: Workspace, stage: Stage) -> Found:
     if workspace.config.model_uri:
         return _find_evaluation(workspace, run)
     if dataset and stage == "tune":
-        return Search(workspace).found
+        return _find_search(workspace)
     trained = run.read("train") if run else None
     if run and stage == "train":
         return "done" if trained else _find_checkpoints(workspace, run)
@@ -43,6 +43,12 @@ def _find_shards(workspace: Workspace) -> Found:
         return "done"
     store = workspace.data_store
     return "partial" if store and finished_tasks(store) else "nothing"
+
+
+def _find_search(workspace: Workspace) -> Found:
+    if "tune" in workspace.config.force:  # whatever there is, damaged or not
+        return "nothing"
+    return Search(workspace).found
 
 
 def _find_checkpoints(workspace: Workspace, run: Run) -> Found:

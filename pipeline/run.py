@@ -108,7 +108,7 @@ def run_pipeline(config: Config, report: Reporter) -> dict[str, Any]:
             if stage == "tune":
                 search = Search(workspace)
                 workspace = Workspace(search.best())
-                session = session and session.trial(workspace.config, search.run_id)
+                session = session and session.of(workspace.config, search.run_id)
     found_trials = {"search": search.summary()} if search else {}
     return {"stages": outcome, **results(workspace), **found_trials}
 

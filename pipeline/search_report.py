@@ -10,6 +10,7 @@ from jobs.search.figures import Drawn, depth_and_capacity, parallel_coordinates
 from jobs.search.pictures import draw_trials
 from jobs.search.records import Trial, pareto_front, vector
 from pipeline.config import Config
+from pipeline.describe import picture
 from pipeline.record import command_line, search_command
 from pipeline.searches import Search, trial_config
 from pipeline.session import Session
@@ -52,7 +53,7 @@ def conclude(session: Session, search: Search, run_id: str, at_once: int) -> Non
     path = search.folder / "trials.csv"
     path.write_text(_table(search.config, ranked))
     session.tracker.log_file(run_id, path)
-    session.tracker.describe(run_id, _description(search, ranked))
+    session.tracker.describe(run_id, _description(search, ranked, run_id))
     _print(session, search, ranked)
 
 
@@ -80,7 +81,7 @@ def _drawn(session: Session, trial: Trial, objectives: Sequence[str]) -> Drawn |
     if vector(trial, objectives) is None:
         return None
     config = trial_config(session.config, trial.values)
-    parameters = session.trial(config, "").count_parameters(session.dataset.image_shape)
+    parameters = session.of(config).count_parameters(session.dataset.image_shape)
     values = {key: str(value) for key, value in trial.values.items()}
     return Drawn(trial.number, trial.status, len(config.model.latent_dims), parameters, values, trial.scores)
 
@@ -101,7 +102,7 @@ def _table(config: Config, ranked: Sequence[Trial]) -> str:
     return stream.getvalue()
 
 
-def _description(search: Search, ranked: Sequence[Trial]) -> str:
+def _description(search: Search, ranked: Sequence[Trial], run_id: str) -> str:
     """Markdown for the search's page in MLflow."""
     config = search.config
     keys, objectives = list(config.tune.space), config.tune.objectives
@@ -118,7 +119,10 @@ def _description(search: Search, ranked: Sequence[Trial]) -> str:
             "\\* on the Pareto front: no other finished trial is as good in every objective and better in one.",
             "",
         ]
+    pictures = {"Settings and scores": "parallel_coordinates", "Depth and capacity": "depth_and_capacity"}
     lines += [
+        *(f"![{title}]({picture(run_id, name)})" for title, name in pictures.items()),
+        "",
         "Scores are of validation images. Each trial is a run below this one; `trials.csv` has the command that "
         "reproduces each, `figures/` the parallel coordinates and depth against capacity.",
         "",

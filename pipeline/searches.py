@@ -4,9 +4,10 @@ import json
 from collections.abc import Collection
 from functools import cached_property
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
-from jobs.errors import UserError
+from jobs.errors import DamagedError, UserError
 from jobs.files import read_json, write_json
 from jobs.search.records import Trial, best_first
 from jobs.search.space import Values, examples, parse_dimension
@@ -75,6 +76,7 @@ class Search:
         if dataset is None:
             raise UserError("no shards to search on: add shard to the stages")
         self.config = config
+        self._saving = Lock()
         fixed = {key: value for key, value in run_settings(config).items() if key not in config.tune.space}
         key = fingerprint(fixed, identity(config.tune), dataset.fingerprint)
         self.folder = workspace.path / "searches" / f"{config.model.name}-{config.data.name}-{key}"
@@ -99,7 +101,7 @@ class Search:
         """By their numbers.
 
         Raises:
-            UserError: the record of them is damaged.
+            DamagedError: the record of them is.
         """
         path = self.folder / "trials.json"
         try:
@@ -107,11 +109,12 @@ class Search:
         except FileNotFoundError:
             return []
         except (OSError, ValueError, TypeError, KeyError) as error:
-            raise UserError(f"{path} cannot be read ({error}): search anew with force=tune") from error
+            raise DamagedError(f"{path} cannot be read ({error}): search anew with force=tune") from error
 
     def save(self) -> None:
-        """Write the record of the trials."""
-        write_json(self.folder / "trials.json", [trial.dump() for trial in self.trials])
+        """Write the record of the trials, from any thread."""
+        with self._saving:
+            write_json(self.folder / "trials.json", [trial.dump() for trial in self.trials])
 
     def close(self, *, exhausted: bool) -> None:
         """Write that the search has ended, after all that it made."""

@@ -37,16 +37,19 @@ class Session:
         workspace: of the command's settings.
         report: where progress goes.
         stack: closes what the session opened.
-        search_run: MLflow's run of the search that this training is a trial of, if it is.
+        search_run: MLflow's run of the search that this training comes of, if it does.
+        trial: its number in that search, if it is one of its trials.
     """
 
-    def __init__(self, workspace: Workspace, report: Reporter, stack: ExitStack, search_run: str = "") -> None:
+    def __init__(
+        self, workspace: Workspace, report: Reporter, stack: ExitStack, search_run: str = "", trial: int | None = None
+    ) -> None:
         self.workspace, self.config, self.report, self._stack = workspace, workspace.config, report, stack
-        self._search_run = search_run
+        self._search_run, self._trial = search_run, trial
 
-    def trial(self, config: Config, search_run: str) -> "Session":
+    def of(self, config: Config, search_run: str = "", trial: int | None = None) -> "Session":
         """A session of other settings of model and training, on the same cluster, dataset and MLflow."""
-        other = Session(Workspace(config), self.report, self._stack, search_run)
+        other = Session(Workspace(config), self.report, self._stack, search_run, trial)
         other.workspace.source = self.workspace.source
         other.tracker, other.dataset = self.tracker, self.dataset
         if "resources" in vars(self):  # Ray runs
@@ -127,7 +130,8 @@ class Session:
     @cached_property
     def origin(self) -> Origin:
         """The training's MLflow run, and what its models are recorded with."""
-        return self._origin(self.start_run(run_name(self.config), self._params, command_line(self.config)))
+        name = run_name(self.config) if self._trial is None else f"trial-{self._trial}-{run_name(self.config)}"
+        return self._origin(self.start_run(name, self._params, command_line(self.config)))
 
     def resumed_origin(self) -> Origin | None:
         """The origin of a training that an earlier command has begun, while MLflow is away; None if there is none."""

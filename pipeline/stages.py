@@ -1,13 +1,13 @@
 """Run the stages. Imported once the settings are valid and something has to run: it loads Ray, torch and MLflow."""
 
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 from ray.exceptions import RayError, RayTaskError
 
 from jobs.checkpoints import Checkpoints
 from jobs.data.manifest import MANIFEST
-from jobs.errors import AGAIN, UserError
+from jobs.errors import AGAIN, DamagedError, UserError
 from jobs.files import remove_folder
 from jobs.shard import run_sharding
 from pipeline.config import Stage
@@ -17,6 +17,7 @@ from pipeline.searches import Search
 from pipeline.session import Session
 from pipeline.training import train
 from pipeline.tuning import tune
+from pipeline.workspace import Workspace
 
 
 def run_stage(session: Session, stage: Stage, *, anew: bool) -> None:
@@ -55,14 +56,25 @@ def _forget(session: Session, stage: Stage) -> None:
     if stage == "evaluate":
         (session.run.folder / "evaluate.json").unlink(missing_ok=True)
     elif stage == "tune":
-        search = Search(session.workspace)
-        for trial in search.trials:
-            _forget_run(session.workspace.other_run(trial.run))
-        remove_folder(search.folder)
+        _forget_search(session.workspace)
     elif stage == "train":
         _forget_run(session.run)
     elif store := session.workspace.data_store:
         store.clear(MANIFEST)
+
+
+def _forget_search(workspace: Workspace) -> None:
+    """Remove a search and the trainings of its trials, as far as its record can be read.
+
+    Raises:
+        UserError: another command is at work on one of them.
+    """
+    search = Search(workspace)
+    with suppress(DamagedError):
+        for trial in search.trials:
+            with workspace.lock(trial.run):
+                _forget_run(workspace.other_run(trial.run))
+    remove_folder(search.folder)
 
 
 def _forget_run(run: Run) -> None:

@@ -46,8 +46,12 @@ class TrialLog:
         return self._session.origin.run_id
 
     def take(self, message: Message) -> None:
-        """Handle one message of the training."""
+        """Handle one message of the training; one that is late goes with the rest, or is in the checkpoint."""
+        if self.trial.logged:
+            return
         self._waiting.append(message)
+        if self.trial.ended:
+            return
         if self._sender is None and time.monotonic() > self._asked + _PAUSE:
             try:
                 self._open()

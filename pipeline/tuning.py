@@ -7,7 +7,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 
 from jobs.data.shard_files import DataAccess
-from jobs.errors import AGAIN, UserError
+from jobs.errors import AGAIN, AwayError, UserError
 from jobs.messages import Failed, Opened, Point, Scored, Started, Told, Warned
 from jobs.placement import Room, place_trials
 from jobs.search.proposals import Proposals
@@ -23,7 +23,7 @@ from pipeline.record import search_command, search_params
 from pipeline.search_report import conclude, trial_line
 from pipeline.searches import Search, trial_config
 from pipeline.session import Session
-from pipeline.settings import SettingsError
+from pipeline.settings import SettingsError, apply
 from pipeline.training import train_job
 from pipeline.trial_log import TrialLog
 from pipeline.workspace import Workspace
@@ -47,6 +47,7 @@ def tune(session: Session) -> None:
         stack.enter_context(session.tracker.marking_failure(run_id))
         session.tracker.resume_run(run_id)
         follow = _Follower(session, search, run_id, stack)
+        stack.callback(search.save)
         exhausted = _run(session, search, room, follow)
         follow.finish()
         conclude(session, search, run_id, room.at_once)
@@ -91,9 +92,10 @@ class _JobMaker:
     config: Config
     access: DataAccess
     data_fingerprint: str
+    cpus_per_worker: float  # of a trial of several workers, which places them itself
 
     def __call__(self, values: Values) -> TrainJob:
-        config = trial_config(self.config, values)
+        config = apply(trial_config(self.config, values), {"train.cpus_per_worker": self.cpus_per_worker})
         workspace = Workspace(config)
         return train_job(config, self.access, workspace.other_run(workspace.training_name(self.data_fingerprint)))
 
@@ -104,7 +106,7 @@ def _run(session: Session, search: Search, room: Room, follow: "_Follower") -> b
     nested = config.train.num_workers > 1
     gpu = room.placement.num_gpus > 0
     plan = TrialPlan(
-        make_job=_JobMaker(config, session.workspace.access, session.dataset.fingerprint),
+        make_job=_JobMaker(config, session.workspace.access, session.dataset.fingerprint, room.placement.num_cpus),
         objectives=config.tune.objectives,
         known={trial.key: trial for trial in known},
         threads=room.placement.threads,
@@ -114,14 +116,15 @@ def _run(session: Session, search: Search, room: Room, follow: "_Follower") -> b
         scratch=search.scratch,
     )
 
-    def fits(values: Values) -> bool:
+    def name(values: Values) -> str | None:
         try:
-            session.trial(trial_config(config, values), "").count_parameters(session.dataset.image_shape)
+            trial = session.of(trial_config(config, values))
+            trial.count_parameters(session.dataset.image_shape)
         except (SettingsError, UserError):
-            return False
-        return True
+            return None
+        return trial.run.folder.name
 
-    proposals = Proposals(config.tune, known, fits, follow.ended)
+    proposals = Proposals(config.tune, known, name, follow.begin, follow.ended)
     run_search(config.tune, plan, room, proposals, config.train, search.scratch, follow)
     return proposals.exhausted
 
@@ -139,10 +142,21 @@ class _Follower:
     def __init__(self, session: Session, search: Search, run_id: str, stack: ExitStack) -> None:
         self._session, self._search, self._run_id, self._stack = session, search, run_id, stack
         self._logs: dict[int, TrialLog] = {}
+        self._shared: dict[int, str] = {}  # what a trial met last that is not its own trouble
         self._saved = 0.0
         for trial in search.trials:
             if trial.ended and not trial.logged:
                 self._log(trial.number, trial.values)
+
+    def begin(self, number: int, values: Values) -> None:
+        """Record a trial before anything is made of it, in Ray Tune's thread.
+
+        Raises:
+            UserError: another command trains the same.
+        """
+        if self.ended(number) is None:
+            self._log(number, values)
+            self._search.save()
 
     def ended(self, number: int) -> Trial | None:
         """What is known of a trial that has ended."""
@@ -157,7 +171,7 @@ class _Follower:
         if ended or (told and time.monotonic() > self._saved + _SAVE_SECONDS):
             self._search.save()
             self._saved = time.monotonic()
-        for log in self._logs.values():
+        for log in list(self._logs.values()):
             for news in log.news():
                 self._session.report.line(f"{'':<9}trial {log.trial.number}: {news}")
 
@@ -165,12 +179,12 @@ class _Follower:
         """That of a trial, begun if it is new."""
         if number not in self._logs:
             trials = self._search.trials
-            trial = next((one for one in trials if one.number == number), None)
-            session = self._session.trial(trial_config(self._search.config, values), self._run_id)
-            if trial is None:
-                trial = Trial(number, values, run=session.run.folder.name)
-                trials.append(trial)
+            known = next((one for one in trials if one.number == number), None)
+            session = self._session.of(trial_config(self._search.config, values), self._run_id, number)
+            trial = known or Trial(number, values, run=session.run.folder.name)
             self._logs[number] = TrialLog(session, trial, self._stack)
+            if known is None:
+                trials.append(trial)
         return self._logs[number]
 
     def _take(self, told: Told) -> None:
@@ -179,8 +193,9 @@ class _Follower:
             case Scored():
                 log.trial.add(told.message.step, told.message.scores)
                 self._progress()
-            case Failed():
-                log.trial.reason = told.message.reason
+            case Failed(reason, own=own):
+                log.trial.reason = reason
+                self._shared[told.number] = "" if own else reason
             case Warned():
                 report.line(f"{'':<9}trial {told.number}, step {told.message.step}: {told.message.text}")
                 log.take(told.message)
@@ -191,14 +206,16 @@ class _Follower:
                 log.take(told.message)
 
     def _end(self, end: Ended) -> None:
+        if self.ended(end.number):  # by an earlier command, and proposed again
+            return
         log = self._log(end.number, dict(end.values))
         trial = log.trial
-        if trial.ended:  # an earlier command's, proposed again
-            return
+        if end.status == "failed" and self._shared.get(end.number):
+            raise UserError(f"trial {end.number}: {self._shared[end.number]}; then run {AGAIN} again to go on")
         trial.status, trial.ended_ms = end.status, time.time_ns() // 1_000_000
         trial.reason = "" if end.status != "failed" else trial.reason or end.reason
         self._session.report.line(f"{'':<9}{trial_line(trial, self._search.config.tune.objectives)}")
-        with suppress(TrackingError):  # tried again at the end
+        with suppress(TrackingError, AwayError):  # tried again at the end
             log.end(_PATIENCE)
             self._course()
 

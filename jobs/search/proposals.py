@@ -10,6 +10,7 @@ from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
+from jobs.errors import UserError
 from jobs.search.config import TuneConfig
 from jobs.search.records import Trial, point_key, vector
 from jobs.search.space import Choices, Dimension, Values, grid, parse_dimension
@@ -25,7 +26,8 @@ class Proposals(Searcher):
         config: the space, and who proposes.
         known: trials of earlier commands, which are proposed again first: they answer from their records, so that
             Optuna and the scheduler are where they were.
-        fits: whether the settings of a point go together; others are not part of the space.
+        name: of the training of a point; None if its settings do not go together: it is not part of the space.
+        begin: called with number and values before a trial is begun; a UserError ends the search.
         outcome: what is known of a trial by its number, once it has ended.
     """
 
@@ -33,12 +35,13 @@ class Proposals(Searcher):
         self,
         config: TuneConfig,
         known: Sequence[Trial],
-        fits: Callable[[Values], bool],
+        name: Callable[[Values], str | None],
+        begin: Callable[[int, Values], None],
         outcome: Callable[[int], Trial | None],
     ) -> None:
         super().__init__()
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self._config, self._fits, self._outcome = config, fits, outcome
+        self._config, self._name, self._begin, self._outcome = config, name, begin, outcome
         space = {key: parse_dimension(text) for key, text in config.space.items()}
         self._space = {key: _distribution(dimension) for key, dimension in space.items()}
         # Each command draws from another place: with the same seed it would propose its first points again.
@@ -48,9 +51,10 @@ class Proposals(Searcher):
         listed = grid(space) if config.search == "grid" else iter(())
         self._listed: Iterator[Values] = chain((trial.values for trial in known), listed)
         self._numbers = {trial.key: trial.number for trial in known}
-        self._next = max(self._numbers.values(), default=-1) + 1
+        self._next = max(self._numbers.values(), default=-1) + 1  # number of a new one
         self._asked: dict[str, tuple[int, optuna.Trial]] = {}  # by Ray's id
-        self._seen: set[str] = set()
+        self._seen: set[str] = set()  # names
+        self.error: UserError | None = None  # why no further trial is begun
         self.exhausted = False  # whether there is no point left
 
     def suggest(self, trial_id: str) -> Any:
@@ -58,6 +62,9 @@ class Proposals(Searcher):
         proposer = self._study.sampler
         try:
             return self._propose(trial_id)
+        except UserError as error:
+            self.error = error
+            return Searcher.FINISHED
         finally:
             self._study.sampler = proposer
 
@@ -71,12 +78,13 @@ class Proposals(Searcher):
             elif self._config.search == "grid":
                 break
             trial = self._study.ask(self._space)
-            key = point_key(trial.params)
-            if key in self._seen or not self._fits(trial.params):
+            name = self._name(trial.params)
+            if name is None or name in self._seen:
                 self._study.tell(trial, state=TrialState.FAIL)
                 continue
-            self._seen.add(key)
-            number = self._numbers.get(key, self._next)
+            number = self._numbers.get(point_key(trial.params), self._next)
+            self._begin(number, dict(trial.params))
+            self._seen.add(name)
             self._next = max(self._next, number + 1)
             self._asked[trial_id] = number, trial
             return {"number": number, "values": dict(trial.params)}

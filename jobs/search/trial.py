@@ -1,6 +1,7 @@
 """One trial of a search, as Ray Tune runs it: a training that reports between steps, and goes on where it was."""
 
 import math
+import os
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,10 +17,10 @@ from jobs.checkpoint import load_model
 from jobs.checkpoints import Checkpoints
 from jobs.cluster import Resources
 from jobs.data.split import ShardedSplit
-from jobs.errors import AwayError, UserError
+from jobs.errors import DamagedError, TrainingError, UserError
 from jobs.loop import StoppedError, train_model
 from jobs.memory import keep_freed_memory
-from jobs.messages import Begun, Committed, Failed, Message, Point, Scored, Started, Told
+from jobs.messages import Begun, Committed, Failed, Message, Point, Scored, Started, Stopped, Told
 from jobs.search.config import Objective
 from jobs.search.objectives import objective_scores
 from jobs.search.records import Trial, point_key
@@ -56,6 +57,8 @@ def run_trial(config: dict[str, Any], plan: TrialPlan, board: Any) -> None:
         plan: see there.
         board: the search's.
     """
+    # Read by Ray here when it gives this process to another trial: a stopped one winds up first.
+    os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", "60")
     number, values = config["number"], config["values"]
     known = plan.known.get(point_key(values))
     reports = _Reports(plan, board, number, values, after=known.step if known else 0)
@@ -69,16 +72,15 @@ def run_trial(config: dict[str, Any], plan: TrialPlan, board: Any) -> None:
     try:
         _train(plan, reports, plan.make_job(values))
     except (StoppedError, KeyboardInterrupt):  # the command was: it has its checkpoint
-        return
-    except Exception as error:
-        text = (
-            str(error)
-            if isinstance(error, UserError)
-            else f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-        )
-        reports.say(Failed(text))
-        if isinstance(error, AwayError):
+        reports.say(Stopped(reports.last))
+    except UserError as error:
+        own = isinstance(error, TrainingError)
+        reports.say(Failed(str(error), final=own, own=own))
+        if not own:
             raise  # Ray tries again, some times
+        tune.report({FAILED: 1})
+    except Exception as error:
+        reports.say(Failed(f"{type(error).__name__}: {str(error).partition(chr(10))[0]}", own=True))
         tune.report({FAILED: 1})
 
 
@@ -90,10 +92,11 @@ def _train(plan: TrialPlan, reports: "_Reports", job: TrainJob) -> None:
         worker = Worker(device=torch.device(plan.device), stop=reports.look)
         train_model(job, worker, reports.post)
     else:
-        run_training(job, plan.nested, plan.scratch / f"trial-{reports.number}", reports.take, end=lambda: None)
+        scratch = plan.scratch / f"trial-{reports.number}"
+        run_training(job, plan.nested, scratch, reports.take, stop=reports.asked, end=lambda: None)
     reports.report()
     if reports.last < job.train.steps:
-        raise UserError("the ELBO of the validation images is not finite after the last step")
+        raise TrainingError("the ELBO of the validation images is not finite after the last step")
 
 
 class _Reports:
@@ -109,7 +112,7 @@ class _Reports:
         self.last = after  # step that was reported
         self._elbo: dict[int, float] = {}  # by step
         self._committed: SimpleQueue[int] = SimpleQueue()
-        self._asked = StopSignal(board)
+        self.asked = StopSignal(board)  # whether to make a checkpoint and end
         self.job: TrainJob | None = None
 
     def post(self, message: Message) -> Any:
@@ -134,18 +137,13 @@ class _Reports:
     def look(self) -> bool:
         """Between two steps: report what has been committed; whether to make a checkpoint and end."""
         self.report()
-        return self._asked()
+        return self.asked()
 
     def take(self, messages: list[Message]) -> None:
-        """What the workers of a nested training posted.
-
-        Raises:
-            KeyboardInterrupt: the search was told to stop, which makes a last checkpoint.
-        """
+        """What the workers of a nested training posted."""
         for message in messages:
             self.post(message)
-        if self.look():
-            raise KeyboardInterrupt
+        self.report()
 
     def report(self) -> None:
         """Report the scores of each step that was committed since."""
@@ -155,8 +153,11 @@ class _Reports:
             except Empty:
                 return
             if step > self.last and math.isfinite(self._elbo.get(step, math.nan)):
+                try:
+                    scores = {"elbo": self._elbo[step], **self._measure(step)}
+                except DamagedError:
+                    continue  # the workers of a nested training have gone on, and newer checkpoints are there
                 self.last = step
-                scores = {"elbo": self._elbo[step], **self._measure(step)}
                 self.say(Scored(step, scores))
                 tune.report({"step": step, **scores})
 

@@ -10,8 +10,8 @@ import pytest
 from small_job import small_job
 
 from jobs.checkpoints import Checkpoints
-from jobs.errors import AwayError, UserError
-from jobs.messages import Committed, Failed, Message, Point, Scored, Started
+from jobs.errors import AwayError, DamagedError, TrainingError, UserError
+from jobs.messages import Committed, Failed, Message, Point, Scored, Started, Stopped
 from jobs.search import trial
 from jobs.search.config import Objective
 from jobs.search.records import Trial, point_key
@@ -131,7 +131,7 @@ def test_a_search_that_is_to_stop_begins_no_trial(stage: Stage) -> None:
 @pytest.mark.parametrize(
     ("error", "text"),
     [
-        (UserError("too many steps"), "too many steps"),
+        (TrainingError("too many steps"), "too many steps"),
         (ValueError("a\nb"), "ValueError: a"),
         (KeyError(), "KeyError: "),
     ],
@@ -141,16 +141,35 @@ def test_a_broken_trial_says_why(stage: Stage, error: Exception, text: str) -> N
         raise error
 
     go(stage, plan(broken))
-    assert [one.reason for one in stage.of(Failed)] == [text]
+    assert stage.of(Failed) == [Failed(text, own=True)]
     assert stage.reports == [{"failed": 1}]
 
 
-def test_a_store_that_is_away_is_for_ray_to_try_again(stage: Stage) -> None:
+@pytest.mark.parametrize(
+    "error", [AwayError("S3 does not answer"), UserError("the disk is full"), DamagedError("gone")]
+)
+def test_what_is_not_its_own_trouble_is_for_ray_to_try_again(stage: Stage, error: UserError) -> None:
     def away(values: object) -> TrainJob:
-        raise AwayError("S3 does not answer")
+        raise error
 
-    with pytest.raises(AwayError):
+    with pytest.raises(type(error)):
         go(stage, plan(away))
+    assert stage.reports == []
+    assert stage.of(Failed) == [Failed(str(error), final=False)]
+
+
+def test_a_trial_that_is_told_to_stop_says_so_when_it_has_its_checkpoint(
+    stage: Stage, digit_dataset: Path, tmp_path: Path
+) -> None:
+    job = small_job(digit_dataset, tmp_path, steps=10**5, checkpoint_every=10**5)
+
+    def stop_soon(values: object) -> TrainJob:
+        stage.stopping = True
+        return job
+
+    go(stage, plan(stop_soon))
+    assert stage.of(Stopped)
+    assert Checkpoints(job.checkpoints).steps() == [stage.of(Stopped)[0].step]
     assert stage.reports == []
 
 

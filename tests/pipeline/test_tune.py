@@ -46,7 +46,8 @@ def children(client: MlflowClient, parent: str) -> dict[str, Run]:
 
 
 def test_a_search_whose_driver_is_killed_goes_on_and_its_best_is_registered(tmp_path: Path) -> None:
-    words = search(LADDERS, stage="shard,tune,train,evaluate", tune__search="grid")
+    rates = "tune.space.train.learning_rate=0.003/1e-6"
+    words = search(LADDERS, rates, stage="shard,tune,train,evaluate", tune__trials=6)
     process = subprocess.Popen(
         command(words), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
     )
@@ -67,8 +68,9 @@ def test_a_search_whose_driver_is_killed_goes_on_and_its_best_is_registered(tmp_
     assert result["stages"]["shard"] == "skipped"
     assert result["stages"]["tune"] == "resumed"
     trials = trials_of(tmp_path)
-    assert sorted(one.number for one in trials) == [0, 1, 2, 3]
-    assert {one.status for one in trials} <= {"finished", "stopped"}
+    assert sorted(one.number for one in trials) == [0, 1, 2, 3, 4, 5]
+    assert {one.status for one in trials} == {"finished", "stopped"}
+    assert len({one.key for one in trials}) == 6
     for number, before in done.items():  # no trial that had ended was repeated
         (after,) = (one for one in trials if one.number == number)
         assert (after.status, after.reports, after.ended_ms) == (before.status, before.reports, before.ended_ms)
@@ -76,8 +78,8 @@ def test_a_search_whose_driver_is_killed_goes_on_and_its_best_is_registered(tmp_
 
     client, parent = tracked(tmp_path), result["search"]["run_id"]
     runs = children(client, parent)
-    assert set(runs) == {"0", "1", "2", "3"}
-    assert len(client.search_runs([client.get_run(parent).info.experiment_id])) == 5
+    assert set(runs) == {"0", "1", "2", "3", "4", "5"}
+    assert len(client.search_runs([client.get_run(parent).info.experiment_id])) == 7
     for one in trials:
         found = runs[str(one.number)]
         assert found.info.status == "FINISHED"

@@ -25,9 +25,9 @@ from jobs.search.config import TuneConfig
         (8, 0, 8, {"exact": True}, {"trials": 2}, 2, 4, 1),
         (2, 0, 2, {"num_workers": 2}, {}, 1, 1, 1),
         (9, 0, 9, {"num_workers": 2}, {}, 4, 1, 1),
-        (16, 2, 16, {}, {"trials": 12}, 2, 1, 1),
-        (16, 2, 16, {"gpus_per_worker": 0.5}, {"trials": 12}, 4, 1, 1),
-        (16, 4, 16, {"num_workers": 2}, {"trials": 12}, 2, 1, 1),
+        (16, 2, 16, {}, {"trials": 12}, 2, 8, 8),  # the CPUs are for as many trials as there are GPUs
+        (16, 2, 16, {"gpus_per_worker": 0.5}, {"trials": 12}, 4, 4, 4),
+        (16, 4, 16, {"num_workers": 2}, {"trials": 12}, 2, 4, 4),
         (16, 2, 16, {"device": "cpu"}, {"trials": 12}, 12, 1, 1),
     ],
 )
