@@ -95,7 +95,8 @@ def _run_tasks(
     most_pending: int,
     on_written: Callable[[int], None],
 ) -> None:
-    write = ray.remote(write_parts).options(num_cpus=1)
+    # Ray would fill one node first: disks and networks of all are wanted.
+    write = ray.remote(write_parts).options(num_cpus=1, scheduling_strategy="SPREAD")
     shared = ray.put(source)
     waiting: Iterator[list[Part]] = iter(runs)
     pending: list[Any] = []  # streams of the tasks' counts

@@ -5,13 +5,11 @@ import json
 import shlex
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
-from servers.processes import descendants
 from test_run import command, environment, result_of, run, small, wait_for
 
 from jobs.search.records import Trial, pareto_front
@@ -57,12 +55,10 @@ def test_a_search_whose_driver_is_killed_goes_on_and_its_best_is_registered(tmp_
         return any(one.ended for one in trials) and any(one.step and not one.ended for one in trials)
 
     wait_for(half_way, process)
-    tree = descendants(process.pid)
     process.kill()
     process.communicate()
     done = {one.number: one for one in trials_of(tmp_path) if one.ended}
     weights = {path: path.stat().st_mtime_ns for one in done.values() for path in saved(tmp_path, one)}
-    wait_until_gone(tree)
 
     result = result_of(run(words, tmp_path))
     assert result["stages"]["shard"] == "skipped"
@@ -112,13 +108,6 @@ def test_a_search_whose_driver_is_killed_goes_on_and_its_best_is_registered(tmp_
 
 def saved(folder: Path, trial: Trial) -> list[Path]:
     return sorted((folder / "ws" / "runs" / trial.run / "checkpoints").rglob("*.safetensors"))
-
-
-def wait_until_gone(pids: list[int]) -> None:
-    deadline = time.monotonic() + 60
-    while any(Path(f"/proc/{pid}").exists() for pid in pids):
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
 
 
 def test_a_broken_trial_is_recorded_and_more_trials_go_on_with_a_search(tmp_path: Path) -> None:
