@@ -31,6 +31,8 @@ def objective_scores(
 ) -> dict[str, float]:
     """Those of the objectives that need the factors, as docs/metrics.md defines them; all but `elbo`.
 
+    NaN where one is not defined, such as the compactness of rungs that tell nothing.
+
     Args:
         model: in evaluation mode, on its device.
         validation: at most 2,000 of its images are encoded.

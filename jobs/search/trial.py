@@ -171,4 +171,5 @@ class _Reports:
         with tempfile.TemporaryDirectory(prefix="vlae-") as folder:
             model = load_model(Checkpoints(self.job.checkpoints).fetch(step, Path(folder)))
         validation = ShardedSplit(self.job.data, "validation")
-        return objective_scores(model.to(self._plan.device), validation, self._plan.objectives, self.job.seed)
+        scores = objective_scores(model.to(self._plan.device), validation, self._plan.objectives, self.job.seed)
+        return {name: score for name, score in scores.items() if math.isfinite(score)}

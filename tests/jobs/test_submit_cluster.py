@@ -149,6 +149,21 @@ def test_left_running_stopped_and_gone_on_with(cluster: RayCluster, tmp_path: Pa
     assert f"from step {step} of" in out
 
 
+def test_a_search_has_its_trials_on_several_nodes(cluster: RayCluster, tmp_path: Path) -> None:
+    space = ["tune.space.model.latent_dims=7/3,4/2,2,3", "tune.search=grid", "tune.scheduler=none", "tune.trials=3"]
+    one = {"train__num_workers": 1, "train__min_workers": 0, "train__steps": 400, "train__checkpoint_every": 50}
+    process = submit(cluster, [*words(tmp_path, stage="shard,tune,train,evaluate", **one), *space])
+    until(lambda: len(set(cluster.where_actors_live("ImplicitFunc"))) >= 2, process, 200)
+    code, out, err = done(process)
+    assert code == 0, out + err
+    result = json.loads(out.splitlines()[-1])
+    assert [trial["status"] for trial in result["search"]["trials"]] == ["finished"] * 3
+    assert result["stages"] == {"shard": "done", "tune": "done", "train": "skipped", "evaluate": "done"}
+    client = MlflowClient(f"sqlite:///{tmp_path}/ws/mlflow.db")
+    assert client.get_run(result["run_id"]).data.tags["mlflow.parentRunId"] == result["search"]["run_id"]
+    assert client.get_model_version_by_alias("digits", "champion").run_id == result["run_id"]
+
+
 def test_a_node_loses_its_power_in_mid_training(cluster: RayCluster, tmp_path: Path) -> None:
     secret = f"secret-{os.urandom(8).hex()}"
     # As many images as it takes for all nodes to have their first process before one node has done all of them.

@@ -1,5 +1,6 @@
 """One trial of a search by itself: what it reports and when, how it ends, and how another command takes it up."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -78,7 +79,8 @@ def test_every_checkpoint_is_reported_once_with_the_score_of_the_curve(
         point.step: point.metrics["validation/elbo"] for point in stage.of(Point) if "validation/elbo" in point.metrics
     }
     assert {report["step"]: report["elbo"] for report in stage.reports} == curve
-    assert all({"rung_compactness", "mig_sup"} <= set(report) for report in stage.reports)
+    assert all("mig_sup" in report for report in stage.reports)
+    assert all(math.isfinite(score) for report in stage.reports for score in report.values())
     assert [one.step for one in stage.of(Scored)] == [3, 6, 9, 12]
     places = [index for index, one in enumerate(stage.told) if isinstance(one, Committed | Scored)]
     kinds = [type(stage.told[place]) for place in places]

@@ -1,7 +1,6 @@
 """MLflow's pages after real runs, in a real browser: a model is picked there by eye."""
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from urllib.parse import quote
 import pytest
 from mlflow import MlflowClient
 from playwright.sync_api import Browser, Page, expect
-from servers.browser import mlflow_ui
+from servers.browser import keep, mlflow_ui, shown_whole
 from test_run import result_of, run, small
 
 pytestmark = pytest.mark.slow
@@ -40,16 +39,8 @@ def client(runs: tuple[Path, list[dict[str, Any]]]) -> MlflowClient:
     return MlflowClient(f"sqlite:///{runs[0] / 'mlflow.db'}")
 
 
-def keep(page: Page, name: str) -> None:
-    """A screenshot for whoever wants to look: SCREENSHOTS=folder."""
-    if folder := os.environ.get("SCREENSHOTS"):
-        page.screenshot(path=Path(folder) / f"{name}.png")
-
-
 def block_figure_is_shown(page: Page) -> None:
-    picture = page.locator("img[src^=get-artifact]").first
-    picture.wait_for()
-    page.wait_for_function("picture => picture.naturalWidth > 300", arg=picture.element_handle())
+    shown_whole(page, page.locator("img[src^=get-artifact]").first)
 
 
 def test_the_run_begins_with_its_block_figure_and_its_scores(

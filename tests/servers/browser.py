@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, sync_playwright
 
 
 @pytest.fixture(scope="session")
@@ -61,3 +61,15 @@ def _wait_for(address: str, server: subprocess.Popen[bytes]) -> None:
                 return
         except OSError:
             time.sleep(0.2)
+
+
+def keep(page: Page, name: str) -> None:
+    """A screenshot for whoever wants to look: SCREENSHOTS=folder."""
+    if folder := os.environ.get("SCREENSHOTS"):
+        page.screenshot(path=Path(folder) / f"{name}.png")
+
+
+def shown_whole(page: Page, picture: Locator) -> None:
+    """Wait until a picture has been loaded, and is one."""
+    picture.wait_for()
+    page.wait_for_function("picture => picture.naturalWidth > 300", arg=picture.element_handle())
