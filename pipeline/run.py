@@ -6,10 +6,10 @@ import signal
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jobs.errors import AGAIN, UserError
-from pipeline.config import Config
+from pipeline.config import Config, Stage
 from pipeline.dry_run import make_plan
 from pipeline.finding import find
 from pipeline.help import help_text
@@ -18,6 +18,9 @@ from pipeline.report import Reporter
 from pipeline.searches import Search, check_space
 from pipeline.settings import SettingsError, read_config
 from pipeline.workspace import Workspace
+
+if TYPE_CHECKING:
+    from pipeline.session import Session
 
 _INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
@@ -82,35 +85,63 @@ def run_pipeline(config: Config, report: Reporter) -> dict[str, Any]:
     Raises:
         UserError: something that the user can mend; all that was finished is kept.
     """
-    workspace = Workspace(config)
-    workspace.make()
+    workspaces, search = [Workspace(config)], None
+    workspaces[0].make()
     outcome: dict[str, str] = {}
     with ExitStack() as stack:
         stack.callback(report.clear)
-        session, search = None, None
+        runner = _Runner(report, stack)
         for stage in config.stage:
-            found = find(workspace, stage)
-            step = decide(stage, found, forced=config.force)
-            report.step(step)
-            if step.action == "skip":
-                outcome[stage] = "skipped"
-            else:
-                if stage == "shard":
-                    workspace.require_source()
-                if session is None:
-                    # Loads Ray, torch and MLflow: seconds that a wrong word or a skip need not pay.
-                    from pipeline.session import Session  # noqa: PLC0415
-                    from pipeline.stages import run_stage  # noqa: PLC0415
-
-                    session = Session(workspace, report, stack, search.run_id if search else "")
-                run_stage(session, stage, anew=stage in config.force)
-                outcome[stage] = "resumed" if step.action == "resume" else "done"
+            outcome[stage] = _together([runner.run(workspace, stage) for workspace in workspaces])
             if stage == "tune":
-                search = Search(workspace)
-                workspace = Workspace(search.best())
-                session = session and session.of(workspace.config, search.run_id)
-    found_trials = {"search": search.summary()} if search else {}
-    return {"stages": outcome, **results(workspace), **found_trials}
+                search = Search(workspaces[0])
+                runner.search_run = search.run_id
+                workspaces = [Workspace(chosen) for chosen in search.chosen()]
+    found: dict[str, Any] = {"stages": outcome, **results(workspaces[0])}
+    if search:
+        found["search"] = search.summary()
+    if len(workspaces) > 1:
+        found["runs"] = [results(workspace) for workspace in workspaces]
+    return found
+
+
+class _Runner:
+    """Runs single stages; Ray and MLflow start when the first has to run.
+
+    Args:
+        report: where progress goes.
+        stack: closes what was opened.
+    """
+
+    def __init__(self, report: Reporter, stack: ExitStack) -> None:
+        self._report, self._stack = report, stack
+        self._session: Session | None = None
+        self.search_run = ""  # MLflow's, of the search that trainings come of
+
+    def run(self, workspace: Workspace, stage: Stage) -> str:
+        """Run a stage unless it is done; `done`, `resumed` or `skipped`."""
+        step = decide(stage, find(workspace, stage), forced=workspace.config.force)
+        self._report.step(step)
+        if step.action == "skip":
+            return "skipped"
+        if stage == "shard":
+            workspace.require_source()
+        # Loads Ray, torch and MLflow: seconds that a wrong word or a skip need not pay.
+        from pipeline.session import Session  # noqa: PLC0415
+        from pipeline.stages import run_stage  # noqa: PLC0415
+
+        if self._session is None:
+            self._session = Session(workspace, self._report, self._stack, self.search_run)
+        elif self._session.workspace is not workspace:
+            self._session = self._session.of(workspace, self.search_run)
+        session = self._session
+        run_stage(session, stage, anew=stage in workspace.config.force)
+        return "resumed" if step.action == "resume" else "done"
+
+
+def _together(outcomes: Sequence[str]) -> str:
+    """What became of a stage that ran for several trainings."""
+    return next((word for word in ("done", "resumed") if word in outcomes), "skipped")
 
 
 def results(workspace: Workspace) -> dict[str, Any]:

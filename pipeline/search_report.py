@@ -14,6 +14,7 @@ from pipeline.describe import picture
 from pipeline.record import command_line, search_command
 from pipeline.searches import Search, trial_config
 from pipeline.session import Session
+from pipeline.workspace import Workspace
 
 
 def trial_line(trial: Trial, objectives: Sequence[str]) -> str:
@@ -81,7 +82,7 @@ def _drawn(session: Session, trial: Trial, objectives: Sequence[str]) -> Drawn |
     if vector(trial, objectives) is None:
         return None
     config = trial_config(session.config, trial.values)
-    parameters = session.of(config).count_parameters(session.dataset.image_shape)
+    parameters = session.of(Workspace(config)).count_parameters(session.dataset.image_shape)
     values = {key: str(value) for key, value in trial.values.items()}
     return Drawn(trial.number, trial.status, len(config.model.latent_dims), parameters, values, trial.scores)
 

@@ -13,10 +13,24 @@ from jobs.search.records import Trial, best_first
 from jobs.search.space import Values, examples, parse_dimension
 from pipeline.config import Config, identity, run_settings
 from pipeline.plan import Found
-from pipeline.settings import SPACE, SettingsError, apply
+from pipeline.settings import SPACE, SettingsError, apply, read_preset, searchable_keys
 from pipeline.workspace import Workspace, fingerprint
 
 _EXAMPLES = 500  # points of a space that are looked at before anything is done
+
+
+def point_config(config: Config, values: Values) -> Config:
+    """The settings of a point for a whole training: those of the command, of the point's preset, and its own.
+
+    Raises:
+        SettingsError: they do not go together, or the preset sets what a search cannot try.
+    """
+    own = dict(values)
+    preset = read_preset(str(own.pop("preset"))) if "preset" in own else {}
+    for key in preset:
+        if key not in searchable_keys():
+            raise SettingsError(f"{SPACE}preset={values['preset']} sets {key}, which is the same for a whole search")
+    return apply(config, {**preset, **own})
 
 
 def trial_config(config: Config, values: Values) -> Config:
@@ -29,7 +43,7 @@ def trial_config(config: Config, values: Values) -> Config:
     often = {}
     if tune.scheduler == "asha":  # which looks at a trial when it has a checkpoint
         often["train.checkpoint_every"] = min(train.checkpoint_every, tune.grace(train.steps, train.lr_warmup_steps))
-    return apply(config, {**values, "train.steps": tune.budget(train.steps), **often})
+    return apply(point_config(config, values), {"train.steps": tune.budget(train.steps), **often})
 
 
 def check_space(config: Config) -> None:
@@ -145,6 +159,17 @@ class Search:
         """The trials, best first."""
         return best_first(self.trials, self.config.tune.objectives)
 
+    def chosen(self) -> list[Config]:
+        """The settings of the trainings that later stages are about.
+
+        Raises:
+            UserError: no trial came to an end.
+        """
+        if self.config.tune.select == "best":
+            return [self.best()]
+        finished = [trial for trial in self.trials if trial.status == "finished"]
+        return [point_config(self.config, trial.values) for trial in finished] or [self.best()]
+
     def best(self) -> Config:
         """The settings of the best trial for a whole training.
 
@@ -155,7 +180,7 @@ class Search:
         if first.status not in ("finished", "stopped") or not first.scores:
             reasons = _reasons(self.trials)
             raise UserError(f"no trial of the search in {self.folder} has a score{reasons}")
-        return apply(self.config, first.values)
+        return point_config(self.config, first.values)
 
 
 def _reasons(trials: Collection[Trial]) -> str:

@@ -19,7 +19,7 @@ from jobs.leftovers import Leftovers
 from jobs.logged import Origin
 from jobs.registry import Version, resolve
 from jobs.tracking import PARENT_RUN, Tracker
-from pipeline.config import Config, run_settings
+from pipeline.config import run_settings
 from pipeline.record import command_line, params, run_name
 from pipeline.report import Reporter
 from pipeline.runs import Run
@@ -47,9 +47,9 @@ class Session:
         self.workspace, self.config, self.report, self._stack = workspace, workspace.config, report, stack
         self._search_run, self._trial = search_run, trial
 
-    def of(self, config: Config, search_run: str = "", trial: int | None = None) -> "Session":
+    def of(self, workspace: Workspace, search_run: str = "", trial: int | None = None) -> "Session":
         """A session of other settings of model and training, on the same cluster, dataset and MLflow."""
-        other = Session(Workspace(config), self.report, self._stack, search_run, trial)
+        other = Session(workspace, self.report, self._stack, search_run, trial)
         other.workspace.source = self.workspace.source
         other.tracker, other.dataset = self.tracker, self.dataset
         if "resources" in vars(self):  # Ray runs

@@ -173,7 +173,12 @@ def known_keys() -> dict[str, list[str]]:
 
 def searchable_keys() -> list[str]:
     """The settings that a search may try values of: what defines a training, but its data and its length."""
-    keys = ["seed", "model", *(f"model.{name}" for member in GROUPS["model"].values() for name in defining(member))]
+    keys = [
+        "preset",
+        "seed",
+        "model",
+        *(f"model.{name}" for member in GROUPS["model"].values() for name in defining(member)),
+    ]
     for name in ("objective", "progressive", "train"):
         section = section_of(Config.model_fields[name])
         keys += [f"{name}.{setting}" for setting in defining(section)] if section else []

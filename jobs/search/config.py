@@ -75,6 +75,11 @@ class TuneConfig(Section):
         3.0, gt=1, le=100, description="one in so many goes on at each look, and the looks are so many times apart"
     )
     seed: int = Field(0, ge=0, lt=2**32, description="of the proposals")
+    select: Literal["best", "all"] = Field(
+        "best",
+        description="finished trials that later stages train in full and evaluate",
+        json_schema_extra=EXECUTION,
+    )
     max_concurrent: int = Field(
         0, ge=0, description="trials at once; 0: as many as there is room for", json_schema_extra=EXECUTION
     )

@@ -8,7 +8,7 @@ from ray.tune.schedulers import TrialScheduler
 
 from jobs.config import TrainConfig
 from jobs.search.config import TuneConfig
-from jobs.tune import make_scheduler
+from jobs.search.scheduler import make_scheduler
 
 TRAIN = TrainConfig(steps=900, lr_warmup_steps=0)
 
