@@ -10,6 +10,7 @@ from jobs.checkpoints import Checkpoints
 from jobs.messages import Message, Started
 from jobs.search.records import Status, Trial
 from jobs.sender import Sender
+from jobs.tracked_runs import VALUE
 from jobs.tracking_errors import TrackingAwayError
 from pipeline.session import Session
 from pipeline.training import log_settings, record_training
@@ -101,7 +102,8 @@ class TrialLog:
                     sender.take(Started(place.step_of(newest), read_history(newest)))
                 sender.close(patience)
                 log_settings(session, origin)
-        tags = {"tune.trial": str(trial.number), "tune.status": trial.status}
+        values = {f"{VALUE}{key}": str(value) for key, value in trial.values.items()}
+        tags = {"tune.trial": str(trial.number), "tune.status": trial.status, **values}
         if trial.reason:
             tags["tune.reason"] = trial.reason
         tracker.end_run(origin.run_id, _MLFLOW_STATUS[trial.status], tags)

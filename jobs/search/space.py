@@ -59,10 +59,10 @@ def parse_dimension(text: str) -> Dimension:
 
 
 def grid(space: Mapping[str, Dimension]) -> Iterator[Values]:
-    """All points of a space without ranges of real numbers, the last setting changing fastest."""
+    """All points of a space without ranges of real numbers, the first setting changing fastest."""
     columns = [_listed(dimension) for dimension in space.values()]
-    for values in itertools.product(*columns):
-        yield dict(zip(space, values, strict=True))
+    for values in itertools.product(*columns[::-1]):
+        yield dict(zip(space, values[::-1], strict=True))
 
 
 def grid_size(space: Mapping[str, Dimension]) -> int:

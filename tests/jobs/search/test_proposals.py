@@ -56,7 +56,7 @@ def test_a_small_space_is_tried_whole_and_no_point_twice(search: str) -> None:
 def test_the_grid_goes_in_order() -> None:
     space = {"a": "x/y", "b": "1..2"}
     found = [tuple(point["values"].values()) for point in ask(proposals(space, search="grid"), 9)]
-    assert found == [("x", 1), ("x", 2), ("y", 1), ("y", 2)]
+    assert found == [("x", 1), ("y", 1), ("x", 2), ("y", 2)]
 
 
 @pytest.mark.parametrize("search", ["tpe", "random", "grid"])

@@ -46,9 +46,11 @@ def test_wrong_words(text: str, said: str) -> None:
         parse_dimension(text)
 
 
-def test_grid_is_the_product_and_the_last_changes_fastest() -> None:
+def test_grid_is_the_product_and_the_first_changes_fastest() -> None:
     space = {"a": parse_dimension("x/y"), "b": parse_dimension("1..3")}
-    assert [tuple(point.values()) for point in grid(space)] == list(itertools.product(["x", "y"], [1, 2, 3]))
+    assert [tuple(point.values()) for point in grid(space)] == [
+        (letter, number) for number, letter in itertools.product([1, 2, 3], ["x", "y"])
+    ]
     assert grid_size(space) == 6
     assert list(grid({})) == [{}]
 
@@ -56,7 +58,7 @@ def test_grid_is_the_product_and_the_last_changes_fastest() -> None:
 def test_examples_are_all_points_of_a_small_space_with_ranges_by_their_ends() -> None:
     space = {"a": parse_dimension("x/y"), "b": parse_dimension("1..9"), "c": parse_dimension("log:1e-3..0.5")}
     found = [tuple(point.values()) for point in examples(space, 100)]
-    assert found == list(itertools.product(["x", "y"], ["1", "9"], ["0.001", "0.5"]))
+    assert sorted(found) == list(itertools.product(["x", "y"], ["1", "9"], ["0.001", "0.5"]))
 
 
 def test_examples_of_a_large_space_are_as_many_as_asked_for_and_name_every_choice() -> None:

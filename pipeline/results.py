@@ -1,0 +1,73 @@
+"""The command that writes a page of results from MLflow: python -m pipeline.results out=docs"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from jobs.errors import UserError
+from pipeline.config import Config
+from pipeline.settings import SettingsError, read_config
+
+_HELP = """\
+usage: python -m pipeline.results [out=FOLDER] [workspace=DIR] [tracking.uri=URL] [tracking.experiment=NAME]
+
+Reads the finished and evaluated trials of `preset=claim` from MLflow, of each dataset those of its newest search, and
+writes FOLDER/results.md and its pictures, FOLDER/results-*.png. Every mean is over seeds, with its 95 % interval, and
+every run is named by its id. Defaults: out=docs tracking.experiment=claim
+
+exit code: 0 well, 1 failed, 2 a wrong word
+"""
+_EXPERIMENT = "claim"
+
+
+def main(words: Sequence[str]) -> int:
+    """Run the command and return its exit code."""
+    if any(word in ("--help", "-h", "help") for word in words):
+        print(_HELP, end="")
+        return 0
+    own = [word.partition("=")[2] for word in words if word.startswith("out=")]
+    others = [word for word in words if not word.startswith("out=")]
+    if not any(word.startswith("tracking.experiment=") for word in others):
+        others.append(f"tracking.experiment={_EXPERIMENT}")
+    try:
+        _write(read_config(others), Path(own[-1] if own else "docs"))
+    except SettingsError as error:
+        return _fail(error, 2)
+    except (UserError, OSError) as error:
+        return _fail(error, 1)
+    return 0
+
+
+def _fail(error: Exception, code: int) -> int:
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    return code
+
+
+def _write(config: Config, folder: Path) -> None:
+    # Loads MLflow: seconds that a wrong word need not pay.
+    from jobs.tracked_runs import evaluated_trials, picture  # noqa: PLC0415
+    from jobs.tracking import Tracker  # noqa: PLC0415
+    from pipeline.results_page import FIGURES, compared, page  # noqa: PLC0415
+
+    if not config.tracking.uri and not (config.workspace / "mlflow.db").exists():
+        raise UserError(f"workspace={config.workspace} holds no MLflow database: run preset=claim there first")
+    tracker = Tracker(config.tracking, config.workspace)
+    datasets = compared(evaluated_trials(tracker))
+    if not datasets:
+        raise UserError(
+            f"experiment {config.tracking.experiment} of MLflow at {tracker.uri} has no finished and evaluated trial "
+            "that names a preset: run preset=claim first"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    for data, models in datasets.items():
+        for model, name in FIGURES:
+            if runs := models.get(model):
+                first = min(runs)
+                (folder / f"results-{data}-{model}-{name}.png").write_bytes(picture(tracker, runs[first].run_id, name))
+    (folder / "results.md").write_text(page(datasets))
+    counts = ", ".join(f"{data}: {sum(map(len, models.values()))} runs" for data, models in datasets.items())
+    print(f"{folder / 'results.md'} ({counts})")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

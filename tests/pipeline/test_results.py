@@ -1,0 +1,143 @@
+"""The page of results says what MLflow's runs say: every mean, interval and test recomputed here with scipy."""
+
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mlflow import MlflowClient
+from scipy import stats
+
+from jobs.figures import bars
+from pipeline.results import main
+
+SEEDS = range(4)
+PICTURE = bars([1.0], ["rung 0"], [""], "rates", "nats")
+Scores = dict[str, float]
+
+
+def scores(model: str, seed: int) -> Scores:
+    draw = np.random.default_rng([*model.encode(), seed])
+    ladder = model == "vlae"
+    found = {
+        "elbo": -14_000 - 500 * (not ladder) + draw.normal(0, 20),
+        "upper_unique_share": (0.4 if ladder else 0.02) + draw.normal(0, 0.005),
+        "centroid/hue": 0.01 + draw.uniform(0, 0.02),
+        "centroid/digit": 0.8 + draw.normal(0, 0.05),
+        "colour_share/rung_0": 0.95 + draw.uniform(0, 0.02),
+        "colour_share/rung_1": 0.05 + draw.uniform(0, 0.02),
+        "gibbs_distance/step_5": 3 + draw.normal(0, 0.1),
+    }
+    return {name: float(value) for name, value in found.items()}
+
+
+@pytest.fixture(scope="module")
+def made(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MLflow with the runs of three models as the pipeline leaves them, and some that do not count."""
+    tmp_path = tmp_path_factory.mktemp("claim")
+    shutil.copy(empty_database, tmp_path / "mlflow.db")
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    experiment = client.create_experiment("claim", artifact_location=(tmp_path / "mlartifacts").as_uri())
+    (tmp_path / "blocks.png").write_bytes(PICTURE)
+
+    def run(model: str, seed: int, steps: int = 1500, status: str = "finished", **metrics: float) -> None:
+        tags = {
+            "tune.status": status,
+            "tune.value.preset": model,
+            "command": f"python -m pipeline.run model={model} workspace=/secret/place",
+        }
+        run_id = client.create_run(experiment, tags={**tags, "data_fingerprint": "f"}).info.run_id
+        for key, value in {"data": "digits", "seed": seed, "train.steps": steps}.items():
+            client.log_param(run_id, key, value)
+        for name, value in metrics.items():
+            client.log_metric(run_id, f"test/{name}", value)
+        client.log_artifact(run_id, str(tmp_path / "blocks.png"), "figures")
+
+    run("claim-vlae", 0, steps=10, elbo=-1.0)  # of an earlier search
+    for model in ("vlae", "hvae"):
+        for seed in SEEDS:
+            run(f"claim-{model}", seed, **scores(model, seed))
+    run("claim-vae", 0, **scores("vae", 0))
+    run("claim-vlae", 9, status="stopped", **scores("vlae", 9))
+    run("claim-lvae", 0)  # was not evaluated
+    run("mine", 0, **scores("mine", 0))
+    return tmp_path
+
+
+@pytest.fixture
+def workspace(made: Path, tmp_path: Path) -> Path:
+    """One to change."""
+    shutil.copy(made / "mlflow.db", tmp_path / "mlflow.db")
+    return tmp_path
+
+
+def cells(page: str, name: str) -> list[str]:
+    """The first row of a table that begins with a score."""
+    found = re.search(rf"^\| `{re.escape(name)}` \| (.*) \|$", page, re.M)
+    assert found is not None, name
+    return found[1].split(" | ")
+
+
+def numbers(cell: str) -> list[float]:
+    return [float(part.replace(",", "")) for part in cell.split(" ± ")]
+
+
+def test_every_cell_is_the_mean_and_the_interval_of_its_runs(workspace: Path) -> None:
+    assert main([f"out={workspace}/docs", f"workspace={workspace}"]) == 0
+    page = (workspace / "docs" / "results.md").read_text()
+    assert "| vlae (4) | hvae (4) | vae (1) |" in page
+    for name in scores("vlae", 0):
+        for model, cell in zip(("vlae", "hvae"), cells(page, name), strict=False):
+            values = [scores(model, seed)[name] for seed in SEEDS]
+            half = stats.t.ppf(0.975, 3) * stats.sem(values)
+            mean, shown = numbers(cell)
+            assert mean == pytest.approx(np.mean(values), abs=0.06 * half)
+            assert shown == pytest.approx(half, rel=0.06)
+    difference, p = cells(page.split("### Ladder minus stack")[1], "elbo")
+    pairs = [[scores(model, seed)["elbo"] for seed in SEEDS] for model in ("vlae", "hvae")]
+    assert numbers(difference)[0] == pytest.approx(np.mean(np.subtract(*pairs)), rel=0.01)
+    assert float(p) == pytest.approx(stats.ttest_rel(*pairs).pvalue, rel=0.06)
+
+
+def test_the_claims_are_judged_by_the_numbers(workspace: Path) -> None:
+    main([f"out={workspace}/docs", f"workspace={workspace}"])
+    said = [line for line in (workspace / "docs" / "results.md").read_text().splitlines() if line.startswith("- **")]
+    assert len(said) == 3
+    assert all(line.startswith("- **Holds**") for line in said)
+    client = MlflowClient(f"sqlite:///{workspace / 'mlflow.db'}")
+    for run in client.search_runs([client.get_experiment_by_name("claim").experiment_id]):  # type: ignore[union-attr]
+        client.log_metric(run.info.run_id, "test/upper_unique_share", 0.06, step=1)
+        client.log_metric(run.info.run_id, "test/colour_share/rung_1", 0.11, step=1)
+        client.log_metric(run.info.run_id, "test/centroid/digit", 0.02, step=1)
+    main([f"out={workspace}/docs", f"workspace={workspace}"])
+    said = [line for line in (workspace / "docs" / "results.md").read_text().splitlines() if line.startswith("- **")]
+    assert all(line.startswith("- **Does not hold**") for line in said)
+
+
+def test_every_run_is_named_and_no_place_is_told(workspace: Path) -> None:
+    main([f"out={workspace}/docs", f"workspace={workspace}"])
+    page = (workspace / "docs" / "results.md").read_text()
+    assert len(set(re.findall(r"`([0-9a-f]{32})`", page))) == 2 * len(SEEDS) + 1
+    assert "/secret" not in page
+    assert "    python -m pipeline.run model=claim-vlae" in page
+    for model in ("vlae", "hvae"):
+        assert (workspace / "docs" / f"results-digits-{model}-blocks.png").read_bytes() == PICTURE
+        assert f"(results-digits-{model}-blocks.png)" in page
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["workspace=nowhere"], 1, "holds no MLflow database: run preset=claim there first"),
+        (["trackin.uri=x"], 2, "unknown key 'trackin.uri'"),
+        (["tracking.experiment=empty"], 1, "no finished and evaluated trial"),
+    ],
+)
+def test_what_cannot_be_written(
+    words: list[str], code: int, said: str, workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = [] if words[0].startswith("workspace") else [f"workspace={workspace}"]
+    assert main([f"out={workspace}/docs", *place, *words]) == code
+    assert said in capsys.readouterr().err
+    assert not (workspace / "docs").exists()
