@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 WORKSPACE ?= workspace
 ARGS ?=
 
-.PHONY: run ui test slow check bench-data bench-step bench-train bench-scale bench-metrics clean
+.PHONY: run ui test slow check docs bench-data bench-step bench-train bench-scale bench-metrics clean
 
 run: $(VENV)/installed
 	$(BIN)/python -m pipeline.run stage=shard,train,evaluate workspace=$(WORKSPACE) $(ARGS)
@@ -26,6 +26,9 @@ check: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+docs: $(VENV)/installed-dev
+	$(BIN)/mkdocs build --strict
 
 bench-data: $(VENV)/installed-bench
 	$(BIN)/python -m benchmarks.data_write $(ARGS)

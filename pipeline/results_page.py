@@ -91,12 +91,15 @@ def _table(title: str, meaning: str, names: Sequence[str], models: Models) -> li
     if not names:
         return []
     head = [f"{model} ({len(runs)})" for model, runs in models.items()]
-    rows = [[f"`{name}`", *(_cell(values(runs, name)) for runs in models.values())] for name in names]
+    rows = [[f"`{name}`", *(_cell(values(runs, name), len(runs)) for runs in models.values())] for name in names]
     return [f"### {title}", "", meaning, "", *_markdown(["", *head], rows), ""]
 
 
-def _cell(found: Mapping[int, float]) -> str:
-    return str(interval(list(found.values()))) if found else "-"
+def _cell(found: Mapping[int, float], seeds: int) -> str:
+    if not found:
+        return "-"
+    fewer = f" (of {len(found)} seeds)" if len(found) < seeds else ""
+    return f"{interval(list(found.values()))}{fewer}"
 
 
 def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

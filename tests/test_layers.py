@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+import tomllib
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -62,6 +63,14 @@ def test_no_heavy_import_before_the_settings_are_valid(words: list[str], tmp_pat
     )
     assert done.returncode == 0, done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_every_package_is_installed() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    folders = {
+        ".".join(path.parent.relative_to(ROOT).parts) for path in modules().values() if path.name == "__init__.py"
+    }
+    assert folders == set(project["tool"]["setuptools"]["packages"])
 
 
 def test_every_file_is_of_a_size_to_read() -> None:

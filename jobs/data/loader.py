@@ -22,7 +22,8 @@ class BatchLoader:
         data: the split to read.
         order: of its samples.
         num_slices: fixed slices of a global batch.
-        rank, world_size: which slices are this worker's.
+        rank: of this worker.
+        world_size: how many workers there are.
         device: where the images go.
         resident: where all images of the split are kept from the start; None: they are read batch by batch.
     """
