@@ -89,6 +89,8 @@ def _train(plan: TrialPlan, reports: "_Reports", job: TrainJob) -> None:
     if plan.nested is None:
         torch.set_num_threads(plan.threads)
         keep_freed_memory()
+        if plan.device == "cuda":
+            torch.set_float32_matmul_precision("high")
         worker = Worker(device=torch.device(plan.device), stop=reports.look)
         train_model(job, worker, reports.post)
     else:
