@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +119,9 @@ def test_every_process_of_a_job_has_its_secrets(
     with packed([], {"MY_SECRET": "x" * 17}) as (folder, _):
         (folder / "probe.py").write_text(PROBE)
         jobs.submit("probe", f"exec python -m jobs.job_environment probe {tmp_path}", folder, with_secrets=True)
-    assert jobs.follow("probe", Log(shown.append)).driver_exit_code == 0, shown
+    with ThreadPoolExecutor(1) as pool:  # where a test with a browser ran before, this thread has an event loop
+        job = pool.submit(jobs.follow, "probe", Log(shown.append)).result()
+    assert job.driver_exit_code == 0, shown
     assert "seen 17 17 17 17" in "".join(shown)
 
 
