@@ -86,6 +86,7 @@ def test_there_is_always_a_whole_one_on_s3(
     assert Checkpoints(url).steps() == [steps]
 
 
+@pytest.mark.slow
 def test_whoever_looks_while_it_is_trained_finds_one(digit_dataset: Path, tmp_path: Path) -> None:
     job = small_job(digit_dataset, tmp_path / "place", checkpoint_every=1, keep_checkpoints=1)
     found: list[int] = []

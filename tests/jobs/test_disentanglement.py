@@ -45,6 +45,7 @@ def all_scores(of: Encoded) -> Scores:
     return {name: value for family in FAMILIES for name, value in family_scores(family, of, config).items()}
 
 
+@pytest.mark.slow
 def test_several_factors_have_every_score() -> None:
     scores = all_scores(encoded())
     for name in ("dci_disentanglement", "dci_completeness", "dci_informativeness", "infoe", "factor_vae", "beta_vae"):

@@ -96,6 +96,7 @@ def at(job: TrainJob, folder: Path) -> TrainJob:
     return replace(job, checkpoints=str(folder))
 
 
+@pytest.mark.slow
 def test_two_workers(job: TrainJob, tmp_path: Path) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -182,6 +182,7 @@ def leave(run_id: str, uri: str, workspace: Path) -> None:
     path.write_text(path.read_text().replace(uri, ""))  # as if it had been this one that was away
 
 
+@pytest.mark.slow
 def test_a_later_process_sends_what_is_left(tracker: Tracker, client: MlflowClient, tmp_path: Path) -> None:
     run_id = tracker.start_run("r", {}, DATASET, key="k")
     deleted = tracker.start_run("r", {}, DATASET, key="k2")
