@@ -162,7 +162,6 @@ def test_the_exit_code_is_the_jobs(
     assert capfd.readouterr().err.splitlines()[-1].endswith(said)
 
 
-@pytest.mark.slow
 def test_a_log_whose_connection_breaks_is_shown_once(capfd: pytest.CaptureFixture[str]) -> None:
     log = "".join(f"line {number}\n" for number in range(20))
     with Dashboard(described("a"), log, drops=(73, 35, 120)) as dashboard:
@@ -241,7 +240,6 @@ def test_a_list_without_credentials(capfd: pytest.CaptureFixture[str]) -> None:
     assert row.endswith("tracking.uri=http://***@mlflow seed=3")
 
 
-@pytest.mark.slow
 def test_ctrl_c_without_a_terminal_leaves_the_job_running(capfd: pytest.CaptureFixture[str]) -> None:
     with Dashboard(described("a", "RUNNING", None), log="begun\n") as dashboard:
         threading.Timer(1.5, os.kill, (os.getpid(), signal.SIGINT)).start()
@@ -252,7 +250,6 @@ def test_ctrl_c_without_a_terminal_leaves_the_job_running(capfd: pytest.CaptureF
     assert dashboard.stopped == []
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("answer", "stopped", "code"), [(b"s\n", ["a"], 130), (b"\n", [], 130), (b"\x03", [], 130)])
 def test_ctrl_c_on_a_terminal_asks(answer: bytes, stopped: list[str], code: int) -> None:
     """Ctrl-C as a terminal sends it, to the process that it controls; a second one leaves the job running."""
