@@ -63,6 +63,12 @@ def place(config: TrainConfig, resources: Resources) -> Placement:
     return Placement(num_cpus, num_gpus, threads)
 
 
+def _groups(resources: Resources, workers: int, num_cpus: float, num_gpus: float) -> int:
+    """How many groups of workers, each with so many CPUs and GPUs, there is room for."""
+    by_cpus = int(resources.num_cpus / (workers * num_cpus) + 1e-6)  # parts of a CPU are not exact
+    return min(by_cpus, int(resources.num_gpus / (workers * num_gpus) + 1e-6)) if num_gpus else by_cpus
+
+
 @dataclass(frozen=True)
 class Room:
     """What the trials of a search get."""
@@ -83,18 +89,14 @@ def place_trials(train: TrainConfig, tune: TuneConfig, resources: Resources) -> 
         UserError: there is no room for one trial, or not for as many as `tune.max_concurrent`.
     """
     workers = train.num_workers
-    most = resources.num_cpus // workers
-    if num_gpus := _gpus_each(train, resources):
-        most = min(most, int(resources.num_gpus / (workers * num_gpus) + 1e-6))
+    most = _groups(resources, workers, 1, _gpus_each(train, resources))
     wanted = min(tune.trials, tune.max_concurrent or max(1, most))
     share = resources.num_cpus / (workers * wanted)
     if share < 1 and not tune.max_concurrent:  # parts of CPUs are for those who ask for so many trials
         share = 1.0
     num_cpus = train.cpus_per_worker or min(float(int(share)) or share, max(1, resources.node_cpus))
     placement = place(train.model_copy(update={"cpus_per_worker": num_cpus}), resources)
-    at_once = int(resources.num_cpus / (workers * num_cpus) + 1e-6)
-    if placement.num_gpus:
-        at_once = min(at_once, int(resources.num_gpus / (workers * placement.num_gpus) + 1e-6))
+    at_once = _groups(resources, workers, num_cpus, placement.num_gpus)
     if at_once < (tune.max_concurrent and wanted):
         raise UserError(
             f"tune.max_concurrent={tune.max_concurrent}: there is room for {at_once} trials of {workers} workers with "

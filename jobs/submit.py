@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from jobs.command import run_command
 from jobs.errors import AwayError, UserError
 from jobs.job_package import packed
 from jobs.submit_words import Command, WordsError, mask, read_words
@@ -182,10 +183,4 @@ def _list(jobs: "Jobs", command: Command) -> int:  # noqa: ARG001  (actions look
 
 
 if __name__ == "__main__":
-    try:
-        exit_code = main(sys.argv[1:])
-        sys.stdout.flush()
-    except BrokenPipeError:  # whoever read our output has gone: nobody is left to tell
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        exit_code = 1
-    sys.exit(exit_code)
+    run_command(main)

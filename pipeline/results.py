@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from jobs.command import run_command
 from jobs.errors import UserError
 from pipeline.config import Config
 from pipeline.settings import SettingsError, read_config
@@ -11,9 +12,9 @@ from pipeline.settings import SettingsError, read_config
 _HELP = """\
 usage: python -m pipeline.results [out=FOLDER] [workspace=DIR] [tracking.uri=URL] [tracking.experiment=NAME]
 
-Reads the finished and evaluated trials of `preset=claim` from MLflow, of each dataset those of its newest search, and
-writes FOLDER/results.md and its pictures, FOLDER/results-*.png. Every mean is over seeds, with its 95 % interval, and
-every run is named by its id. Defaults: out=docs tracking.experiment=claim
+Reads the finished and evaluated trials of `preset=claim` from MLflow, of each dataset those with the data and the
+steps of its newest run, and writes FOLDER/results.md and its pictures, FOLDER/results-*.png. Every mean is over seeds,
+with its 95 % interval, and every run is named by its id. Defaults: out=docs tracking.experiment=claim
 
 exit code: 0 well, 1 failed, 2 a wrong word
 """
@@ -70,4 +71,4 @@ def _write(config: Config, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_command(main)

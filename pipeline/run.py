@@ -1,13 +1,13 @@
 """The command: python -m pipeline.run stage=shard,train,evaluate key=value ..."""
 
 import json
-import os
 import signal
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
+from jobs.command import run_command
 from jobs.errors import AGAIN, UserError
 from pipeline.config import Config, Stage
 from pipeline.dry_run import make_plan
@@ -158,10 +158,4 @@ def results(workspace: Workspace) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    try:
-        exit_code = main(sys.argv[1:])
-        sys.stdout.flush()
-    except BrokenPipeError:  # whoever read our output has gone: nobody is left to tell
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        exit_code = 1
-    sys.exit(exit_code)
+    run_command(main)

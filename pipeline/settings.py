@@ -4,6 +4,7 @@ import difflib
 import json
 import re
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +172,7 @@ def known_keys() -> dict[str, list[str]]:
     return keys
 
 
+@cache
 def searchable_keys() -> list[str]:
     """The settings that a search may try values of: what defines a training, but its data and its length."""
     keys = [

@@ -37,15 +37,6 @@ class TrialLog:
         self._sender: Sender | None = None
         self._asked = -_PAUSE
 
-    @property
-    def run_id(self) -> str:
-        """MLflow's.
-
-        Raises:
-            TrackingError: it has none yet.
-        """
-        return self._session.origin.run_id
-
     def take(self, message: Message) -> None:
         """Handle one message of the training; one that is late goes with the rest, or is in the checkpoint."""
         if self.trial.logged:
@@ -67,7 +58,7 @@ class TrialLog:
     def _open(self) -> Sender:
         """The sender, made with the run if there is none."""
         if self._sender is None:
-            tracker, run_id = self._session.tracker, self.run_id
+            tracker, run_id = self._session.tracker, self._session.origin.run_id
             self._stack.enter_context(tracker.marking_failure(run_id))
             self._sender = self._stack.enter_context(Sender(tracker, run_id, self._session.spools))
         return self._sender
