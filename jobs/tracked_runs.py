@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlflow.entities import Run, ViewType
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from jobs.tracking import Tracker
 
@@ -20,6 +21,7 @@ class TrackedRun:
 
     run_id: str
     command: str  # that repeats it
+    search: str  # the command of the search that it is a trial of
     data_fingerprint: str
     values: Mapping[str, str]  # of the settings that were searched
     params: Mapping[str, str]
@@ -45,14 +47,17 @@ def evaluated_trials(tracker: Tracker) -> list[TrackedRun]:
                 page.token if page else None,
             )
             found += page
-    return [run for run in map(_tracked, found) if run.scores]
+        parents = {run.data.tags[MLFLOW_PARENT_RUN_ID] for run in found if MLFLOW_PARENT_RUN_ID in run.data.tags}
+        searches = {parent: tracker.client.get_run(parent).data.tags.get("command", "") for parent in parents}
+    return [run for run in (_tracked(one, searches) for one in found) if run.scores]
 
 
-def _tracked(run: Run) -> TrackedRun:
+def _tracked(run: Run, searches: Mapping[str, str]) -> TrackedRun:
     tags, metrics = run.data.tags, run.data.metrics
     return TrackedRun(
         str(run.info.run_id),
         tags.get("command", ""),
+        searches.get(tags.get(MLFLOW_PARENT_RUN_ID, ""), ""),
         tags.get("data_fingerprint", ""),
         {key.removeprefix(VALUE): value for key, value in tags.items() if key.startswith(VALUE)},
         dict(run.data.params),

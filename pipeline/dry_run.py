@@ -6,13 +6,15 @@ from jobs.data.sources.build import open_source
 from jobs.errors import UserError
 from pipeline.config import Config, Stage
 from pipeline.finding import find
-from pipeline.plan import NEEDS, Step, decide
+from pipeline.plan import Step, decide
 from pipeline.report import duration
 from pipeline.searches import Search
 from pipeline.workspace import Workspace
 
 # Seen on two cores of a 2024 server CPU with the default model and 32x32 colour images; see docs/architecture.md.
 _IMAGES_PER_SECOND = 850
+# What a stage waits for: the first of these that runs. Finished trials of a search are trainings.
+_AFTER: dict[Stage, tuple[Stage, ...]] = {"tune": ("shard",), "train": ("tune", "shard"), "evaluate": ("train", "tune")}
 _TAR_OVERHEAD = 2048  # bytes per sample: two headers, the JSON, the padding
 
 
@@ -26,8 +28,8 @@ def make_plan(config: Config) -> list[tuple[Step, str]]:
     plan: list[tuple[Step, str]] = []
     running: list[Stage] = []
     for stage in config.stage:
-        needed = "tune" if stage == "train" and "tune" in running else NEEDS.get(stage)
-        if needed in running and stage not in config.force:
+        needed = next((one for one in _AFTER.get(stage, ()) if one in running), None)
+        if needed and stage not in config.force:
             step = Step(stage, "run", f"after {needed}, unless that makes what was there before")
         else:
             step = decide(stage, find(workspace, stage), forced=config.force)

@@ -13,8 +13,9 @@ _HELP = """\
 usage: python -m pipeline.results [out=FOLDER] [workspace=DIR] [tracking.uri=URL] [tracking.experiment=NAME]
 
 Reads the finished and evaluated trials of `preset=claim` from MLflow, of each dataset those with the data and the
-steps of its newest run, and writes FOLDER/results.md and its pictures, FOLDER/results-*.png. Every mean is over seeds,
-with its 95 % interval, and every run is named by its id. Defaults: out=docs tracking.experiment=claim
+steps of its newest run, and writes them to FOLDER/results/DATASET.csv, with their pictures. FOLDER/results.md is then
+written from all such tables in the folder, those of other machines too. Every mean is over seeds, with its 95 %
+interval, and every run is named by its id. Defaults: out=docs tracking.experiment=claim
 
 exit code: 0 well, 1 failed, 2 a wrong word
 """
@@ -49,6 +50,7 @@ def _write(config: Config, folder: Path) -> None:
     from jobs.tracked_runs import evaluated_trials, picture  # noqa: PLC0415
     from jobs.tracking import Tracker  # noqa: PLC0415
     from pipeline.results_page import FIGURES, compared, page  # noqa: PLC0415
+    from pipeline.results_table import read_runs, write_runs  # noqa: PLC0415
 
     if not config.tracking.uri and not (config.workspace / "mlflow.db").exists():
         raise UserError(f"workspace={config.workspace} holds no MLflow database: run preset=claim there first")
@@ -59,13 +61,14 @@ def _write(config: Config, folder: Path) -> None:
             f"experiment {config.tracking.experiment} of MLflow at {tracker.uri} has no finished and evaluated trial "
             "that names a preset: run preset=claim first"
         )
-    folder.mkdir(parents=True, exist_ok=True)
+    tables = folder / "results"
     for data, models in datasets.items():
+        write_runs(tables / f"{data}.csv", [run for runs in models.values() for _, run in sorted(runs.items())])
         for model, name in FIGURES:
             if runs := models.get(model):
-                first = min(runs)
-                (folder / f"results-{data}-{model}-{name}.png").write_bytes(picture(tracker, runs[first].run_id, name))
-    (folder / "results.md").write_text(page(datasets))
+                (tables / f"{data}-{model}-{name}.png").write_bytes(picture(tracker, runs[min(runs)].run_id, name))
+    everything = compared([run for table in sorted(tables.glob("*.csv")) for run in read_runs(table)])
+    (folder / "results.md").write_text(page(everything))
     counts = ", ".join(f"{data}: {sum(map(len, models.values()))} runs" for data, models in datasets.items())
     print(f"{folder / 'results.md'} ({counts})")
 

@@ -1,19 +1,16 @@
 """What several seeds of several models came to, as a page of Markdown."""
 
 import math
-import re
 import shlex
 from collections.abc import Mapping, Sequence
 
-from jobs.summary import Interval, interval, paired_difference
+from jobs.summary import interval, paired_difference
 from jobs.tracked_runs import TrackedRun
+from pipeline.results_claims import LADDERS, STACK, Models, claims, published, score_names, values
 
-Models = dict[str, dict[int, TrackedRun]]  # model -> seed -> run
-
-_MODELS = ("vlae", "provlae", "hvae", "lvae", "vae")
+_MODELS = (*LADDERS, STACK, "lvae", "vae")
 _PRESET, _PREFIX = "preset", "claim-"
-FIGURES = (("vlae", "blocks"), ("hvae", "blocks"))
-_LADDER, _STACK = "vlae", "hvae"
+FIGURES = tuple((model, "blocks") for model in ("vlae", "grown", "hvae"))
 
 # Title, scores as patterns, what the numbers mean.
 _TABLES = (
@@ -59,32 +56,22 @@ def page(datasets: Mapping[str, Models]) -> str:
     lines = [
         "# Results",
         "",
-        "Written by `python -m pipeline.results` from MLflow's runs of `preset=claim`; nothing is typed. A cell is "
-        "the mean over seeds and the half width of its 95 % interval (Student's t), the number of seeds at the head of "
-        "its column. [metrics.md](metrics.md) defines each score.",
+        "Written by `python -m pipeline.results` from MLflow's runs of `preset=claim`; nothing is typed but what "
+        "others have published. A cell is the mean over seeds and the half width of its 95 % interval (Student's t), "
+        "the number of seeds at the head of its column. [metrics.md](metrics.md) defines each score. Each dataset ends "
+        "with its runs, by their ids, and the commands that repeat them.",
         "",
     ]
     for data, models in datasets.items():
-        lines += [f"## {data}", "", *_claims(models), *_pictures(data, models)]
+        lines += [f"## {data}", "", *claims(data, models), *_pictures(data, models)]
         for title, patterns, meaning in _TABLES:
-            lines += _table(title, meaning, _names(models, patterns), models)
-        lines += [*_tests(models), *_runs(models)]
+            lines += _table(title, meaning, score_names(models, patterns), models)
+        lines += [
+            *(line for ladder in LADDERS for line in _tests(models, ladder)),
+            *published(data),
+            *_runs(data, models),
+        ]
     return "\n".join(lines) + "\n"
-
-
-def values(runs: Mapping[int, TrackedRun], name: str) -> dict[int, float]:
-    """A score by seed, of the runs that have it."""
-    return {seed: run.scores[name] for seed, run in runs.items() if math.isfinite(run.scores.get(name, math.nan))}
-
-
-def _names(models: Models, patterns: Sequence[str]) -> list[str]:
-    """The scores of any run that fit a pattern, in the order of the patterns."""
-    known = sorted({name for runs in models.values() for run in runs.values() for name in run.scores}, key=_natural)
-    return [name for pattern in patterns for name in known if re.fullmatch(pattern, name)]
-
-
-def _natural(name: str) -> list[str | int]:
-    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
 
 
 def _table(title: str, meaning: str, names: Sequence[str], models: Models) -> list[str]:
@@ -106,50 +93,20 @@ def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
 
 
-def _claims(models: Models) -> list[str]:
-    """What was claimed, and whether these runs say so."""
-    ladder, stack = models.get(_LADDER, {}), models.get(_STACK, {})
-    lines = []
-    hue, digit = values(ladder, "centroid/hue"), values(ladder, "centroid/digit")
-    if gap := paired_difference(digit, hue):
-        lines.append(_claim("in the ladder the hue sits below the digit", gap.interval.low > 0,
-                            f"centroids differ by {gap.interval}"))  # fmt: skip
-    shares = [
-        interval(list(found.values())) for runs in (stack, ladder) if (found := values(runs, "upper_unique_share"))
-    ]
-    if len(shares) == 2:
-        low, high = shares
-        lines.append(_claim("the stack's upper layers add under 5 %, the ladder's four times as much",
-                            low.mean < 0.05 and high.mean >= 4 * low.mean, f"{low} and {high}"))  # fmt: skip
-    colour = [
-        interval(list(values(ladder, name).values())) for name in _names({_LADDER: ladder}, (r"colour_share/rung_\d+",))
-    ]
-    if len(colour) > 1:
-        lines.append(_claim("colour is 90 % or more of what the bottom rung changes, 10 % or less of the top one's",
-                            colour[0].mean >= 0.9 and colour[-1].mean <= 0.1,
-                            " / ".join(map(_percent, colour))))  # fmt: skip
-    return [*lines, ""] if lines else []
-
-
-def _claim(text: str, holds: bool, seen: str) -> str:
-    return f"- {'**Holds**' if holds else '**Does not hold**'}: {text} ({seen})."
-
-
-def _percent(share: Interval) -> str:
-    half = "" if math.isnan(share.half) else f" ± {100 * share.half:.1f}"
-    return f"{100 * share.mean:.1f}{half} %"
-
-
 def _pictures(data: str, models: Models) -> list[str]:
     shown = [(model, name) for model, name in FIGURES if model in models]
-    lines = [f"![{model}: one rung varies in each block](results-{data}-{model}-{name}.png)" for model, name in shown]
-    return [f"{' and '.join(model for model, _ in shown)}, the smallest seed:", "", *lines, ""] if shown else []
+    lines = [
+        f"![{model}: one rung varies in each block, the bottom one first](results/{data}-{model}-{name}.png)"
+        for model, name in shown
+    ]
+    return [f"{', '.join(model for model, _ in shown)}, the smallest seed:", "", *lines, ""] if shown else []
 
 
-def _tests(models: Models) -> list[str]:
-    """Ladder minus stack, seed by seed."""
-    ladder, stack = models.get(_LADDER, {}), models.get(_STACK, {})
-    names = _names(models, [pattern for _, patterns, _ in _TABLES for pattern in patterns if "rung_\\" not in pattern])
+def _tests(models: Models, ladder_name: str) -> list[str]:
+    """A ladder minus the stack, seed by seed."""
+    ladder, stack = models.get(ladder_name, {}), models.get(STACK, {})
+    wanted = [pattern for _, patterns, _ in _TABLES for pattern in patterns if "rung_\\" not in pattern]
+    names = score_names(models, wanted)
     rows = []
     for name in names:
         found = paired_difference(values(ladder, name), values(stack, name))
@@ -158,7 +115,7 @@ def _tests(models: Models) -> list[str]:
     if not rows:
         return []
     meaning = "Paired by seed; p is Student's, two-sided, of no difference, and not corrected for the number of rows."
-    return ["### Ladder minus stack", "", meaning, "", *_markdown(["", "difference", "p"], rows), ""]
+    return [f"### {ladder_name} minus {STACK}", "", meaning, "", *_markdown(["", "difference", "p"], rows), ""]
 
 
 def _anywhere(command: str) -> str:
@@ -166,13 +123,24 @@ def _anywhere(command: str) -> str:
     return shlex.join(word for word in shlex.split(command) if not word.startswith("workspace="))
 
 
-def _runs(models: Models) -> list[str]:
+def _runs(data: str, models: Models) -> list[str]:
     """Which runs the numbers are from, and the commands that repeat them."""
     rows = [
         [model, str(seed), f"`{run.run_id}`"] for model, runs in models.items() for seed, run in sorted(runs.items())
     ]
-    commands = [_anywhere(next(iter(runs.values())).command) for runs in models.values()]
+    first = [next(iter(runs.values())) for runs in models.values()]
+    searches = dict.fromkeys(_anywhere(run.search) for runs in models.values() for run in runs.values() if run.search)
     return [
-        "### Runs", "", *_markdown(["model", "seed", "MLflow run"], rows), "",
-        "One of each model by itself:", "", *(f"    {command}" for command in commands), "",
-    ]  # fmt: skip
+        "### Runs",
+        "",
+        f"Every score of every run: [{data}.csv](results/{data}.csv). All of them again:",
+        "",
+        *(f"    {command}" for command in searches),
+        "",
+        "One of each model by itself:",
+        "",
+        *(f"    {_anywhere(run.command)}" for run in first),
+        "",
+        *_markdown(["model", "seed", "MLflow run"], rows),
+        "",
+    ]

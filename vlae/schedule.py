@@ -43,9 +43,9 @@ class RungState:
 def rung_state(objective: ObjectiveConfig, progressive: ProgressiveConfig, step: int, rungs: int) -> RungState:
     """The state at `step` of a model with so many rungs.
 
-    Progressive training (Li et al. 2020, section 3.2): stage s has the top s rungs. A rung that is not added
-    yet writes nothing, and its KL has the weight `waiting_kl`; what a new one reads and writes is
-    scaled by min(1, steps in the stage / fade_steps).
+    Progressive training (Li et al. 2020, section 3.2): stage s has the top s rungs, or the bottom s of them if
+    `order` says so. A rung that is not added yet writes nothing, and its KL has the weight `waiting_kl`; what a
+    new one reads and writes is scaled by min(1, steps in the stage / fade_steps).
 
     Raises:
         ValueError: weights for another number of rungs.
@@ -56,10 +56,15 @@ def rung_state(objective: ObjectiveConfig, progressive: ProgressiveConfig, step:
     if progressive.stage_steps == 0:
         return RungState(weights, reads, writes)
     stage = min(step // progressive.stage_steps, rungs - 1)
-    newest = rungs - 1 - stage
-    for rung in range(newest):
+    *_, newest = added = _order(progressive, rungs)[: stage + 1]
+    for rung in set(range(rungs)) - set(added):
         weights[rung], writes[rung] = progressive.waiting_kl * rise, 0.0
     if stage and progressive.fade_steps:
         fade = min(1.0, (step - stage * progressive.stage_steps) / progressive.fade_steps)
         reads[newest] = writes[newest] = fade
     return RungState(weights, reads, writes)
+
+
+def _order(progressive: ProgressiveConfig, rungs: int) -> list[int]:
+    """The rungs as they are added."""
+    return list(range(rungs)) if progressive.order == "bottom" else list(reversed(range(rungs)))

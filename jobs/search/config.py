@@ -8,7 +8,7 @@ from jobs.data.config import EXECUTION
 from jobs.search.space import Range, parse_dimension
 from vlae.config import Section, split_commas
 
-Objective = Literal["elbo", "mig", "mig_sup", "modularity", "rung_compactness", "rung_modularity"]
+Objective = Literal["elbo", "mig", "mig_sup", "modularity", "rung_compactness", "rung_modularity", "colour_gap"]
 OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
 
 

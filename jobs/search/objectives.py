@@ -10,10 +10,12 @@ from jobs.codes import Codes, encode
 from jobs.data.split import ShardedSplit
 from jobs.measures import information, sample
 from jobs.search.config import Objective
+from vlae.effects import total_effects
 from vlae.metrics import mig_score, mig_sup_score, modularity_score, rung_compactness, rung_modularity
 from vlae.models.base import HierarchicalModel
 
 _IMAGES = 2000
+_PAIRS = 1000
 
 _OF_MEANS: dict[Objective, Callable[[NDArray[np.float32], NDArray[np.int64]], float]] = {
     "mig": mig_score,
@@ -29,7 +31,7 @@ _OF_RUNGS: dict[Objective, Callable[[NDArray[np.float64]], float]] = {
 def objective_scores(
     model: HierarchicalModel, validation: ShardedSplit, objectives: Collection[Objective], seed: int
 ) -> dict[str, float]:
-    """Those of the objectives that need the factors, as docs/metrics.md defines them; all but `elbo`.
+    """Those of the objectives that a training does not give itself, as docs/metrics.md defines them; all but `elbo`.
 
     NaN where one is not defined, such as the compactness of rungs that tell nothing.
 
@@ -39,12 +41,19 @@ def objective_scores(
         objectives: which; `elbo` is what the training's own validation gives, and left out here.
         seed: picks images and noise.
     """
-    wanted = [name for name in objectives if name != "elbo"]
-    if not wanted:
+    if set(objectives) <= {"elbo"}:
         return {}
-    shown = sample(validation, _IMAGES, seed)
-    codes = encode(model, shown.images, torch.Generator(next(model.parameters()).device).manual_seed(seed))
-    return {name: _score(name, codes, shown.factors) for name in wanted}
+    scores: dict[str, float] = {}
+    device = next(model.parameters()).device
+    if "colour_gap" in objectives:
+        shares = total_effects(model, _PAIRS, torch.Generator(device).manual_seed(seed)).colour_share
+        scores["colour_gap"] = shares[0] - shares[-1]
+    wanted = [name for name in objectives if name in (*_OF_MEANS, *_OF_RUNGS)]
+    if wanted:
+        shown = sample(validation, _IMAGES, seed)
+        codes = encode(model, shown.images, torch.Generator(device).manual_seed(seed))
+        scores |= {name: _score(name, codes, shown.factors) for name in wanted}
+    return scores
 
 
 def _score(name: Objective, codes: Codes, factors: NDArray[np.int64]) -> float:

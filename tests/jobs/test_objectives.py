@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from conftest import open_split
 from small_job import run, small_job
@@ -12,6 +13,7 @@ from jobs.codes import encode
 from jobs.measures import information, sample
 from jobs.search.config import OBJECTIVES
 from jobs.search.objectives import objective_scores
+from vlae.effects import total_effects
 from vlae.metrics import mig_score, mig_sup_score, modularity_score, rung_compactness, rung_modularity
 
 
@@ -22,6 +24,8 @@ def test_they_are_the_scores_of_the_evaluation(digit_dataset: Path, tmp_path: Pa
     found = objective_scores(model, split, OBJECTIVES, seed=5)
     shown = sample(split, len(split), 5)
     codes = encode(model, shown.images, torch.Generator().manual_seed(5))
+    colour = total_effects(model, 4000, torch.Generator().manual_seed(1)).colour_share
+    assert found.pop("colour_gap") == pytest.approx(colour[0] - colour[-1], abs=0.05)
     means, shares = np.concatenate(codes.means, axis=1), information(codes, shown.factors)
     assert found == {
         "mig": mig_score(means, shown.factors),

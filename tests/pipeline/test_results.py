@@ -1,5 +1,6 @@
 """The page of results says what MLflow's runs say: every mean, interval and test recomputed here with scipy."""
 
+import csv
 import re
 import shutil
 from pathlib import Path
@@ -40,6 +41,8 @@ def made(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     experiment = client.create_experiment("claim", artifact_location=(tmp_path / "mlartifacts").as_uri())
     (tmp_path / "blocks.png").write_bytes(PICTURE)
+    command = "python -m pipeline.run preset=claim tune.trials=9 workspace=/secret/place"
+    search = client.create_run(experiment, tags={"command": command}).info.run_id
 
     def run(model: str, seed: int, steps: int = 1500, status: str = "finished", **metrics: float) -> None:
         tags = {
@@ -47,7 +50,8 @@ def made(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
             "tune.value.preset": model,
             "command": f"python -m pipeline.run model={model} workspace=/secret/place",
         }
-        run_id = client.create_run(experiment, tags={**tags, "data_fingerprint": "f"}).info.run_id
+        of = {"data_fingerprint": "f", "mlflow.parentRunId": search}
+        run_id = client.create_run(experiment, tags={**tags, **of}).info.run_id
         for key, value in {"data": "digits", "seed": seed, "train.steps": steps}.items():
             client.log_param(run_id, key, value)
         for name, value in metrics.items():
@@ -94,7 +98,7 @@ def test_every_cell_is_the_mean_and_the_interval_of_its_runs(workspace: Path) ->
             mean, shown = numbers(cell)
             assert mean == pytest.approx(np.mean(values), abs=0.06 * half)
             assert shown == pytest.approx(half, rel=0.06)
-    difference, p = cells(page.split("### Ladder minus stack")[1], "elbo")
+    difference, p = cells(page.split("### vlae minus hvae")[1], "elbo")
     pairs = [[scores(model, seed)["elbo"] for seed in SEEDS] for model in ("vlae", "hvae")]
     assert numbers(difference)[0] == pytest.approx(np.mean(np.subtract(*pairs)), rel=0.01)
     assert float(p) == pytest.approx(stats.ttest_rel(*pairs).pvalue, rel=0.06)
@@ -121,9 +125,32 @@ def test_every_run_is_named_and_no_place_is_told(workspace: Path) -> None:
     assert len(set(re.findall(r"`([0-9a-f]{32})`", page))) == 2 * len(SEEDS) + 1
     assert "/secret" not in page
     assert "    python -m pipeline.run model=claim-vlae" in page
+    assert "    python -m pipeline.run preset=claim tune.trials=9\n" in page
     for model in ("vlae", "hvae"):
-        assert (workspace / "docs" / f"results-digits-{model}-blocks.png").read_bytes() == PICTURE
-        assert f"(results-digits-{model}-blocks.png)" in page
+        assert (workspace / "docs" / "results" / f"digits-{model}-blocks.png").read_bytes() == PICTURE
+        assert f"(results/digits-{model}-blocks.png)" in page
+
+
+def test_tables_of_other_machines_stay_on_the_page(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main([f"out={workspace}/docs", f"workspace={workspace}"])
+    page = (workspace / "docs" / "results.md").read_text()
+    table = workspace / "docs" / "results" / "digits.csv"
+    with table.open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == 2 * len(SEEDS) + 1
+    assert all(float(line["elbo"]) == scores(line["preset"].removeprefix("claim-"), int(line["seed"]))["elbo"]
+               for line in lines)  # fmt: skip
+    table.rename(table.with_name("sprites.csv"))
+    sprites = table.with_name("sprites.csv")
+    sprites.write_text(re.sub(r"(?m)^(claim-\w+),digits,", r"\1,sprites,", sprites.read_text()))
+    main([f"out={workspace}/docs", f"workspace={workspace}"])
+    both = (workspace / "docs" / "results.md").read_text()
+    digits, drawn = both.index("## digits"), both.index("## sprites")
+    assert digits < drawn
+    assert both[:drawn].rstrip() == page.rstrip()
+    sprites.write_text("preset,elbo\nclaim-vlae,high\n")
+    assert main([f"out={workspace}/docs", f"workspace={workspace}"]) == 1
+    assert "sprites.csv is no table of runs" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -194,16 +194,19 @@ def test_vlae_rungs_are_inferred_independently_and_used_by_the_decoder() -> None
             assert (model.mean_image(moved) - base).abs().max() > 1e-6
 
 
-def test_a_faded_rung_reads_and_writes_nothing() -> None:
+@pytest.mark.parametrize("rung", [0, 1, 2])
+def test_a_faded_rung_reads_and_writes_nothing(rung: int) -> None:
     model = small("vlae")
     images, noise = batch(model)
+    others = [float(index != rung) for index in range(3)]
     with torch.no_grad():
         whole = model.decode(noise)
-        model.set_fade([1, 0, 1], [1, 0, 1])
+        model.set_fade(others, others)
         without = model.decode(noise)
-        assert torch.equal(without, model.decode([noise[0], noise[1] + 3, noise[2]]))
+        moved = [part + 3.0 * (index == rung) for index, part in enumerate(noise)]
+        assert torch.equal(without, model.decode(moved))
         assert not torch.equal(without, whole)
-        mean = model.infer(images, noise).posteriors[1].mean
+        mean = model.infer(images, noise).posteriors[rung].mean
         torch.testing.assert_close(mean, mean[:1].expand_as(mean))  # the image does not reach it
         assert "fade" not in model.state_dict()
         model.set_fade([1, 1, 1], [1, 1, 1])

@@ -113,9 +113,11 @@ class Decoder(nn.Module):
         Args:
             top: enters at the top.
             joining: bottom first.
-            scale: (joints,) factors of what the latents lay beside the features.
+            scale: (joints + 1,) factors of what the latents lay into the decoder, the top one's last.
         """
         features: Tensor = self.top(top)
+        if scale is not None:
+            features = features * scale[-1]
         for rung in reversed(range(len(self.joins))):
             features = self.joins[rung](features, joining[rung], None if scale is None else scale[rung])
         image: Tensor = self.finish(features)
