@@ -28,7 +28,7 @@ from jobs.data.sources.digits import DigitScenes
 from jobs.data.split import ShardedSplit
 from jobs.shard import plan_parts, publish
 
-pytest_plugins = ["servers.fixtures", "servers.tracking", "servers.browser"]
+pytest_plugins = ["minutes", "servers.fixtures", "servers.tracking", "servers.browser"]
 
 
 def write_dataset(source: Source, url: str | Path, config: DataSection) -> Manifest:
