@@ -10,7 +10,7 @@ from typing import Any
 from jobs.errors import DamagedError, UserError
 from jobs.files import read_json, write_json
 from jobs.search.records import Trial, best_first
-from jobs.search.space import Values, examples, parse_dimension
+from jobs.search.space import Choices, Values, examples, parse_dimension
 from pipeline.config import Config, identity, run_settings
 from pipeline.plan import Found
 from pipeline.settings import SPACE, SettingsError, apply, read_preset, searchable_keys
@@ -75,6 +75,13 @@ def check_space(config: Config) -> None:
             raise SettingsError(f"{SPACE}{key}={value} goes with no other value of the space: {reason}")
 
 
+def _presets(config: Config) -> dict[str, Any]:
+    """What is in the presets that are tried: a search with other contents is another one."""
+    text = config.tune.space.get("preset")
+    dimension = parse_dimension(text) if text else None
+    return {name: read_preset(name) for name in dimension.values} if isinstance(dimension, Choices) else {}
+
+
 class Search:
     """One search in the workspace, named by all that determines its trials but their number.
 
@@ -92,7 +99,7 @@ class Search:
         self.config = config
         self._saving = Lock()
         fixed = {key: value for key, value in run_settings(config).items() if key not in config.tune.space}
-        key = fingerprint(fixed, identity(config.tune), dataset.fingerprint)
+        key = fingerprint(fixed, identity(config.tune), _presets(config), dataset.fingerprint)
         self.folder = workspace.path / "searches" / f"{config.model.name}-{config.data.name}-{key}"
 
     @property

@@ -1,6 +1,7 @@
 """The settings of a search: its space in words, what is refused, and the trials that they name."""
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,9 @@ import pytest
 from jobs.search.records import Trial
 from pipeline.config import run_settings
 from pipeline.record import command_line, search_command
-from pipeline.searches import check_space, trial_config
+from pipeline.searches import Search, check_space, trial_config
 from pipeline.settings import SettingsError, read_config, searchable_keys
+from pipeline.workspace import Workspace
 
 SPACE = "tune.space.model.latent_dims=18/9,9"
 
@@ -87,3 +89,22 @@ def test_only_what_defines_a_training_can_be_searched() -> None:
     )
     assert not {"train.steps", "train.num_workers", "train.device", "data", "data.image_size"} & set(keys)
     assert Trial(0, {"seed": 1}).key == '{"seed": 1}'
+
+
+def test_a_search_among_presets_is_another_one_when_their_contents_change(
+    digit_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    preset = tmp_path / "mine.yaml"
+    words = [
+        "data.num_images=300", "data.image_size=16", "data.samples_per_task=120", "data.validation_fraction=0.1",
+        "data.test_fraction=0.2", f"workspace={tmp_path}", "tune.space.preset=mine.yaml",
+    ]  # fmt: skip
+    preset.write_text("model.width: 8\n")
+    workspace = Workspace(read_config(words))
+    shutil.copytree(digit_dataset, str(workspace.data_url))
+    folders = []
+    for width in (8, 16, 8):
+        preset.write_text(f"model.width: {width}\n")
+        folders.append(Search(workspace).folder)
+    assert folders[0] == folders[2] != folders[1]
