@@ -159,7 +159,8 @@ class Config(Section):
             )
         if fade > stage:
             raise ValueError(f"progressive.fade_steps={fade} is longer than a stage, progressive.stage_steps={stage}")
-        if stage * (rungs - 1) + max(fade, 1) > self.train.steps:
+        added = min(1, rungs - 1) if self.progressive.order == "bottom" else rungs - 1
+        if stage * added + max(fade, 1) > self.train.steps:
             raise ValueError(
                 f"progressive.stage_steps={stage}: train.steps={self.train.steps} ends before all {rungs} rungs are in"
             )

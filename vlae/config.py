@@ -146,11 +146,12 @@ class ObjectiveConfig(Section):
 
 
 class ProgressiveConfig(Section):
-    """Progressive training of a ladder (proVLAE): the top rung first, the others one by one; or from the bottom up."""
+    """Progressive training of a ladder (proVLAE): the top rung first, the others one by one; or from the bottom."""
 
     stage_steps: int = Field(0, ge=0, description="steps before the next rung is added; 0: all rungs from the start")
     fade_steps: int = Field(5000, ge=0, description="steps over which a new rung is faded in; 0: at once")
     order: Literal["top", "bottom"] = Field(
-        "top", description="the rung to begin with: top as in proVLAE; bottom has what is simple settle first"
+        "top",
+        description="top: as in proVLAE; bottom: the bottom rung alone, then all, so that what is simple settles there",
     )
     waiting_kl: float = Field(0.5, ge=0, le=1e4, description="weight of the KL of rungs that are not added yet")

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from vlae.config import ObjectiveConfig, ProgressiveConfig
 
@@ -43,9 +44,10 @@ class RungState:
 def rung_state(objective: ObjectiveConfig, progressive: ProgressiveConfig, step: int, rungs: int) -> RungState:
     """The state at `step` of a model with so many rungs.
 
-    Progressive training (Li et al. 2020, section 3.2): stage s has the top s rungs, or the bottom s of them if
-    `order` says so. A rung that is not added yet writes nothing, and its KL has the weight `waiting_kl`; what a
-    new one reads and writes is scaled by min(1, steps in the stage / fade_steps).
+    Progressive training (Li et al. 2020, section 3.2): stage s has the top s rungs. A rung that is not added
+    yet writes nothing, and its KL has the weight `waiting_kl`; what a new one reads and writes is
+    scaled by min(1, steps in the stage / fade_steps). From the bottom there are two stages, the bottom rung alone
+    and all of them: a rung that comes late finds a decoder that can do without it, and dies.
 
     Raises:
         ValueError: weights for another number of rungs.
@@ -55,16 +57,19 @@ def rung_state(objective: ObjectiveConfig, progressive: ProgressiveConfig, step:
     reads, writes = [1.0] * rungs, [1.0] * rungs
     if progressive.stage_steps == 0:
         return RungState(weights, reads, writes)
-    stage = min(step // progressive.stage_steps, rungs - 1)
-    *_, newest = added = _order(progressive, rungs)[: stage + 1]
-    for rung in set(range(rungs)) - set(added):
+    stages = _stages(progressive, rungs)
+    stage = min(step // progressive.stage_steps, len(stages) - 1)
+    for rung in chain(*stages[stage + 1 :]):
         weights[rung], writes[rung] = progressive.waiting_kl * rise, 0.0
     if stage and progressive.fade_steps:
         fade = min(1.0, (step - stage * progressive.stage_steps) / progressive.fade_steps)
-        reads[newest] = writes[newest] = fade
+        for rung in stages[stage]:
+            reads[rung] = writes[rung] = fade
     return RungState(weights, reads, writes)
 
 
-def _order(progressive: ProgressiveConfig, rungs: int) -> list[int]:
-    """The rungs as they are added."""
-    return list(range(rungs)) if progressive.order == "bottom" else list(reversed(range(rungs)))
+def _stages(progressive: ProgressiveConfig, rungs: int) -> list[list[int]]:
+    """The rungs that each stage adds."""
+    if progressive.order == "bottom":
+        return [[0], list(range(1, rungs))] if rungs > 1 else [[0]]
+    return [[rung] for rung in reversed(range(rungs))]

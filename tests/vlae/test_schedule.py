@@ -58,13 +58,14 @@ def test_rungs_are_added_from_the_top(
     assert (state.kl_weights, state.reads, state.writes) == (kl_weights, reads, writes)
 
 
-def test_rungs_are_added_from_the_bottom_if_asked() -> None:
+def test_the_bottom_rung_is_alone_and_then_all_are_there_if_asked() -> None:
     progressive = ProgressiveConfig(stage_steps=100, fade_steps=40, waiting_kl=0.5, order="bottom")
     objective = ObjectiveConfig(beta=8, warmup_steps=0)
-    states = [rung_state(objective, progressive, step, 3) for step in (0, 110, 210, 5000)]
-    assert [state.kl_weights for state in states] == [[8, 0.5, 0.5], [8, 8, 0.5], [8, 8, 8], [8, 8, 8]]
-    assert [state.reads for state in states] == [[1, 1, 1], [1, 0.25, 1], [1, 1, 0.25], [1, 1, 1]]
-    assert [state.writes for state in states] == [[1, 0, 0], [1, 0.25, 0], [1, 1, 0.25], [1, 1, 1]]
+    states = [rung_state(objective, progressive, step, 3) for step in (99, 110, 150, 5000)]
+    assert [state.kl_weights for state in states] == [[8, 0.5, 0.5], [8, 8, 8], [8, 8, 8], [8, 8, 8]]
+    assert [state.reads for state in states] == [[1, 1, 1], [1, 0.25, 0.25], [1, 1, 1], [1, 1, 1]]
+    assert [state.writes for state in states] == [[1, 0, 0], [1, 0.25, 0.25], [1, 1, 1], [1, 1, 1]]
+    assert rung_state(objective, progressive, 150, 1).writes == [1]
 
 
 def test_without_fading_a_rung_is_there_at_once() -> None:
