@@ -8,6 +8,7 @@ import pytest
 
 from jobs.search.records import Trial
 from pipeline.config import run_settings
+from pipeline.dry_run import make_plan
 from pipeline.record import command_line, search_command
 from pipeline.searches import Search, check_space, trial_config
 from pipeline.settings import SettingsError, read_config, searchable_keys
@@ -108,3 +109,13 @@ def test_a_search_among_presets_is_another_one_when_their_contents_change(
         preset.write_text(f"model.width: {width}\n")
         folders.append(Search(workspace).folder)
     assert folders[0] == folders[2] != folders[1]
+
+
+@pytest.mark.parametrize(
+    ("stages", "waits"),
+    [("shard,tune,evaluate", ["", "shard", "tune"]), ("shard,tune,train,evaluate", ["", "shard", "tune", "train"])],
+)
+def test_a_plan_says_what_each_stage_waits_for(stages: str, waits: list[str], tmp_path: Path) -> None:
+    plan = make_plan(read_config([f"stage={stages}", SPACE, "tune.select=all", f"workspace={tmp_path}"]))
+    found = [re.match(r"after (\w+)", step.reason) for step, _ in plan]
+    assert [match[1] if match else "" for match in found] == waits
