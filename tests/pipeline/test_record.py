@@ -14,7 +14,7 @@ COMMANDS = [
     ["preset=fashion-mnist", "model=hvae", "seed=3"],
     ["data=images", "data.folder=/some pictures", "objective.beta=1,2,3"],
     ["preset=release-svhn"],
-    ["preset=compare", "model=lvae", "model.norm_heads=true"],
+    ["preset=claim-hvae", "model=lvae", "model.norm_heads=true"],
     ["evaluate.model_name=foo", "evaluate.seed=3", "evaluate.gibbs_steps=1,2", "store=s3://bucket/there"],
     [
         "workspace=/some where",
