@@ -47,9 +47,10 @@ def evaluated_trials(tracker: Tracker) -> list[TrackedRun]:
                 page.token if page else None,
             )
             found += page
+        found = [run for run in found if any(name.startswith(_TEST) for name in run.data.metrics)]
         parents = {run.data.tags[MLFLOW_PARENT_RUN_ID] for run in found if MLFLOW_PARENT_RUN_ID in run.data.tags}
         searches = {parent: tracker.client.get_run(parent).data.tags.get("command", "") for parent in parents}
-    return [run for run in (_tracked(one, searches) for one in found) if run.scores]
+    return [_tracked(run, searches) for run in found]
 
 
 def _tracked(run: Run, searches: Mapping[str, str]) -> TrackedRun:

@@ -13,8 +13,6 @@ from pipeline.workspace import Workspace
 
 # Seen on two cores of a 2024 server CPU with the default model and 32x32 colour images; see docs/architecture.md.
 _IMAGES_PER_SECOND = 850
-# What a stage waits for: the first of these that runs. Finished trials of a search are trainings.
-_AFTER: dict[Stage, tuple[Stage, ...]] = {"tune": ("shard",), "train": ("tune", "shard"), "evaluate": ("train", "tune")}
 _TAR_OVERHEAD = 2048  # bytes per sample: two headers, the JSON, the padding
 
 
@@ -28,8 +26,8 @@ def make_plan(config: Config) -> list[tuple[Step, str]]:
     plan: list[tuple[Step, str]] = []
     running: list[Stage] = []
     for stage in config.stage:
-        needed = next((one for one in _AFTER.get(stage, ()) if one in running), None)
-        if needed and stage not in config.force:
+        needed = next((one for one in _waits_for(config, stage) if one in running), None)
+        if needed:
             step = Step(stage, "run", f"after {needed}, unless that makes what was there before")
         else:
             step = decide(stage, find(workspace, stage), forced=config.force)
@@ -39,6 +37,17 @@ def make_plan(config: Config) -> list[tuple[Step, str]]:
             running.append(stage)
         plan.append((step, "" if step.action == "skip" else _cost(workspace, stage)))
     return plan
+
+
+def _waits_for(config: Config, stage: Stage) -> tuple[Stage, ...]:
+    """The stages that make what `stage` needs, the last one first."""
+    if stage == "evaluate":
+        # Finished trials are trainings, if a trial is a whole one.
+        whole = config.tune.budget(config.train.steps) == config.train.steps
+        return ("train", "tune") if whole else ("train",)
+    if stage == "train":
+        return ("tune", "shard")
+    return ("shard",) if stage == "tune" else ()
 
 
 def _cost(workspace: Workspace, stage: Stage) -> str:

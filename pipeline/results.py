@@ -14,8 +14,8 @@ usage: python -m pipeline.results [out=FOLDER] [workspace=DIR] [tracking.uri=URL
 
 Reads the finished and evaluated trials of `preset=claim` from MLflow, of each dataset those with the data and the
 steps of its newest run, and writes them to FOLDER/results/DATASET.csv, with their pictures. FOLDER/results.md is then
-written from all such tables in the folder, those of other machines too. Every mean is over seeds, with its 95 %
-interval, and every run is named by its id. Defaults: out=docs tracking.experiment=claim
+written from all tables in the folder: those of other datasets may be from other machines. Every mean is over seeds,
+with its 95 % interval, and every run is named by its id. Defaults: out=docs tracking.experiment=claim
 
 exit code: 0 well, 1 failed, 2 a wrong word
 """
@@ -62,11 +62,16 @@ def _write(config: Config, folder: Path) -> None:
             "that names a preset: run preset=claim first"
         )
     tables = folder / "results"
+    pictures = {
+        f"{data}-{model}-{name}.png": picture(tracker, runs[min(runs)].run_id, name)
+        for data, models in datasets.items()
+        for model, name in FIGURES
+        if (runs := models.get(model))
+    }
     for data, models in datasets.items():
         write_runs(tables / f"{data}.csv", [run for runs in models.values() for _, run in sorted(runs.items())])
-        for model, name in FIGURES:
-            if runs := models.get(model):
-                (tables / f"{data}-{model}-{name}.png").write_bytes(picture(tracker, runs[min(runs)].run_id, name))
+    for file, content in pictures.items():
+        (tables / file).write_bytes(content)
     everything = compared([run for table in sorted(tables.glob("*.csv")) for run in read_runs(table)])
     (folder / "results.md").write_text(page(everything))
     counts = ", ".join(f"{data}: {sum(map(len, models.values()))} runs" for data, models in datasets.items())

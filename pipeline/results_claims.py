@@ -76,7 +76,7 @@ def _unique(name: str, ladder: Mapping[int, TrackedRun], stack: Mapping[int, Tra
         return []
     low, high = map(interval, found)
     holds = low.mean < 0.05 and high.mean >= max(0.05, 4 * low.mean)
-    text = f"{STACK}'s upper layers add under 5 % to what its bottom one tells, {name}'s at least four times as much"
+    text = f"{STACK}'s upper layers add under 5 % to what its bottom one tells, {name}'s more, and four times as much"
     return [_claim(text, holds, f"{_percent(low)} and {_percent(high)}")]
 
 

@@ -1,7 +1,6 @@
 """What several seeds of several models came to, as a page of Markdown."""
 
 import math
-import shlex
 from collections.abc import Mapping, Sequence
 
 from jobs.summary import interval, paired_difference
@@ -31,17 +30,23 @@ _TABLES = (
 
 
 def compared(runs: Sequence[TrackedRun]) -> dict[str, Models]:
-    """Dataset -> model -> seed -> run: of each the newest, if it has the data and the steps of the newest of all.
+    """Dataset -> model -> seed -> run: of each the newest.
+
+    Only runs that have the data and the steps of the newest of all, and all settings but the seed of the newest of
+    their model.
 
     Args:
         runs: the newest first.
     """
-    alike: dict[str, tuple[str, str]] = {}
+    alike: dict[tuple[str, ...], object] = {}
     found: dict[str, Models] = {}
     for run in runs:
         name, data = run.values.get(_PRESET, ""), run.params.get("data", "")
+        if not name.startswith(_PREFIX):
+            continue
         key = run.data_fingerprint, run.params.get("train.steps", "")
-        if name.startswith(_PREFIX) and alike.setdefault(data, key) == key:
+        settings = {param: value for param, value in run.params.items() if param != "seed"}
+        if alike.setdefault((data,), key) == key and alike.setdefault((data, name), settings) == settings:
             seeds = found.setdefault(data, {}).setdefault(name.removeprefix(_PREFIX), {})
             seeds.setdefault(int(run.params["seed"]), run)
     return {data: {model: found[data][model] for model in _sorted(found[data])} for data in sorted(found)}
@@ -56,7 +61,8 @@ def page(datasets: Mapping[str, Models]) -> str:
     lines = [
         "# Results",
         "",
-        "Written by `python -m pipeline.results` from MLflow's runs of `preset=claim`; nothing is typed but what "
+        "Written by `python -m pipeline.results` from MLflow's runs of `preset=claim`, by way of the tables in "
+        "results/; nothing is typed but what "
         "others have published. A cell is the mean over seeds and the half width of its 95 % interval (Student's t), "
         "the number of seeds at the head of its column. [metrics.md](metrics.md) defines each score. Each dataset ends "
         "with its runs, by their ids, and the commands that repeat them.",
@@ -118,28 +124,23 @@ def _tests(models: Models, ladder_name: str) -> list[str]:
     return [f"### {ladder_name} minus {STACK}", "", meaning, "", *_markdown(["", "difference", "p"], rows), ""]
 
 
-def _anywhere(command: str) -> str:
-    """A command without the folder that its run happened to be in."""
-    return shlex.join(word for word in shlex.split(command) if not word.startswith("workspace="))
-
-
 def _runs(data: str, models: Models) -> list[str]:
     """Which runs the numbers are from, and the commands that repeat them."""
     rows = [
         [model, str(seed), f"`{run.run_id}`"] for model, runs in models.items() for seed, run in sorted(runs.items())
     ]
     first = [next(iter(runs.values())) for runs in models.values()]
-    searches = dict.fromkeys(_anywhere(run.search) for runs in models.values() for run in runs.values() if run.search)
+    searches = dict.fromkeys(run.search for runs in models.values() for run in runs.values() if run.search)
+    again = [" All of them again:", "", *(f"    {command}" for command in searches)] if searches else [""]
     return [
         "### Runs",
         "",
-        f"Every score of every run: [{data}.csv](results/{data}.csv). All of them again:",
-        "",
-        *(f"    {command}" for command in searches),
+        f"Every score of every run: [{data}.csv](results/{data}.csv).{again[0]}",
+        *again[1:],
         "",
         "One of each model by itself:",
         "",
-        *(f"    {_anywhere(run.command)}" for run in first),
+        *(f"    {run.command}" for run in first),
         "",
         *_markdown(["model", "seed", "MLflow run"], rows),
         "",

@@ -1,6 +1,7 @@
 """Runs as a table in a file: a page of results can be written from it when the machine that trained them is gone."""
 
 import csv
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,10 +10,14 @@ from jobs.tracked_runs import TrackedRun
 
 _PARAMS = ("data", "seed", "train.steps")
 _OWN = ("preset", *_PARAMS, "run_id", "data_fingerprint", "command", "search")
+_PLACES = ("workspace=", "store=", "tracking.uri=", "ray.address=")
 
 
 def write_runs(path: Path, runs: Sequence[TrackedRun]) -> None:
-    """One line for each run: what it is, its MLflow run, its command, then its scores by name."""
+    """One line for each run: what it is, its MLflow run, its command, then its scores by name.
+
+    Commands lose the places that they happened to work in.
+    """
     names = sorted({name for run in runs for name in run.scores})
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
@@ -21,28 +26,43 @@ def write_runs(path: Path, runs: Sequence[TrackedRun]) -> None:
         table.writeheader()
         for run in runs:
             own = (run.values["preset"], *(run.params[name] for name in _PARAMS))
-            told = (run.run_id, run.data_fingerprint, run.command, run.search)
+            told = (run.run_id, run.data_fingerprint, _anywhere(run.command), _anywhere(run.search))
             table.writerow({**dict(zip(_OWN, own + told, strict=True)), **run.scores})
     partial.replace(path)
 
 
 def read_runs(path: Path) -> list[TrackedRun]:
-    """What `write_runs` wrote.
+    """What `write_runs` wrote, of the dataset that the file is named after.
 
     Raises:
         UserError: the file is no such table.
     """
     try:
         with path.open(newline="") as file:
-            return [_run(line) for line in csv.DictReader(file, strict=True)]
+            runs = [_run(line, path.stem) for line in csv.DictReader(file, strict=True)]
+        if not runs:
+            raise ValueError("no runs")
     except (csv.Error, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is no table of runs ({error!r}): remove it and write it anew") from None
+    return runs
 
 
-def _run(line: dict[str, str]) -> TrackedRun:
-    scores = {name: float(text) for name, text in line.items() if name not in _OWN and text}
-    params = {name: line[name] for name in _PARAMS}
-    int(params["seed"])
-    values = {"preset": line["preset"]}
-    search, fingerprint = line["search"], line["data_fingerprint"]
-    return TrackedRun(line["run_id"], line["command"], search, fingerprint, values, params, scores)
+def _run(line: dict[str, str | None], data: str) -> TrackedRun:
+    own = {name: line[name] for name in _OWN}
+    known = {name: text for name, text in own.items() if text is not None}
+    if len(known) < len(_OWN) or known["data"] != data:
+        raise ValueError(f"a line of {own['data']} in the table of {data}, or a line that is cut short")
+    int(known["seed"])
+    return TrackedRun(
+        run_id=known["run_id"],
+        command=known["command"],
+        search=known["search"],
+        data_fingerprint=known["data_fingerprint"],
+        values={"preset": known["preset"]},
+        params={name: known[name] for name in _PARAMS},
+        scores={name: float(text) for name, text in line.items() if name not in _OWN and text},
+    )
+
+
+def _anywhere(command: str) -> str:
+    return shlex.join(word for word in shlex.split(command) if not word.startswith(_PLACES))

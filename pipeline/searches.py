@@ -99,7 +99,8 @@ class Search:
         self.config = config
         self._saving = Lock()
         fixed = {key: value for key, value in run_settings(config).items() if key not in config.tune.space}
-        key = fingerprint(fixed, identity(config.tune), _presets(config), dataset.fingerprint)
+        tried = [presets] if (presets := _presets(config)) else []
+        key = fingerprint(fixed, identity(config.tune), *tried, dataset.fingerprint)
         self.folder = workspace.path / "searches" / f"{config.model.name}-{config.data.name}-{key}"
 
     @property

@@ -65,7 +65,7 @@ def _check(session: Session) -> None:
     if varying < needed:
         raise UserError(
             f"tune.objectives={','.join(objectives)} needs {needed} factors that vary, and this dataset has {varying}: "
-            "use tune.objectives=elbo"
+            "use tune.objectives=elbo or colour_gap"
         )
 
 

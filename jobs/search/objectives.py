@@ -1,5 +1,6 @@
 """What a search maximises, measured on validation images, which neither training nor the final scores look at."""
 
+import math
 from collections.abc import Callable, Collection
 
 import numpy as np
@@ -31,9 +32,9 @@ _OF_RUNGS: dict[Objective, Callable[[NDArray[np.float64]], float]] = {
 def objective_scores(
     model: HierarchicalModel, validation: ShardedSplit, objectives: Collection[Objective], seed: int
 ) -> dict[str, float]:
-    """Those of the objectives that a training does not give itself, as docs/metrics.md defines them; all but `elbo`.
+    """Those of the objectives that a training does not give itself, as docs/search.md defines them; all but `elbo`.
 
-    NaN where one is not defined, such as the compactness of rungs that tell nothing.
+    NaN where one is not defined, such as the compactness of rungs that tell nothing, or the gap of a single rung.
 
     Args:
         model: in evaluation mode, on its device.
@@ -47,7 +48,7 @@ def objective_scores(
     device = next(model.parameters()).device
     if "colour_gap" in objectives:
         shares = total_effects(model, _PAIRS, torch.Generator(device).manual_seed(seed)).colour_share
-        scores["colour_gap"] = shares[0] - shares[-1]
+        scores["colour_gap"] = shares[0] - shares[-1] if len(shares) > 1 else math.nan
     wanted = [name for name in objectives if name in (*_OF_MEANS, *_OF_RUNGS)]
     if wanted:
         shown = sample(validation, _IMAGES, seed)

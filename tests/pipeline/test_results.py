@@ -11,7 +11,9 @@ from mlflow import MlflowClient
 from scipy import stats
 
 from jobs.figures import bars
+from jobs.tracked_runs import TrackedRun
 from pipeline.results import main
+from pipeline.results_claims import claims, published
 
 SEEDS = range(4)
 PICTURE = bars([1.0], ["rung 0"], [""], "rates", "nats")
@@ -44,7 +46,9 @@ def made(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     command = "python -m pipeline.run preset=claim tune.trials=9 workspace=/secret/place"
     search = client.create_run(experiment, tags={"command": command}).info.run_id
 
-    def run(model: str, seed: int, steps: int = 1500, status: str = "finished", **metrics: float) -> None:
+    def run(
+        model: str, seed: int, steps: int = 1500, status: str = "finished", dims: str = "4,4,10", **metrics: float
+    ) -> None:
         tags = {
             "tune.status": status,
             "tune.value.preset": model,
@@ -52,13 +56,14 @@ def made(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
         }
         of = {"data_fingerprint": "f", "mlflow.parentRunId": search}
         run_id = client.create_run(experiment, tags={**tags, **of}).info.run_id
-        for key, value in {"data": "digits", "seed": seed, "train.steps": steps}.items():
+        for key, value in {"data": "digits", "seed": seed, "train.steps": steps, "dims": dims}.items():
             client.log_param(run_id, key, value)
         for name, value in metrics.items():
             client.log_metric(run_id, f"test/{name}", value)
         client.log_artifact(run_id, str(tmp_path / "blocks.png"), "figures")
 
     run("claim-vlae", 0, steps=10, elbo=-1.0)  # of an earlier search
+    run("claim-vlae", 7, dims="9,9", elbo=-1.0)  # of an earlier preset of that name
     for model in ("vlae", "hvae"):
         for seed in SEEDS:
             run(f"claim-{model}", seed, **scores(model, seed))
@@ -123,7 +128,7 @@ def test_every_run_is_named_and_no_place_is_told(workspace: Path) -> None:
     main([f"out={workspace}/docs", f"workspace={workspace}"])
     page = (workspace / "docs" / "results.md").read_text()
     assert len(set(re.findall(r"`([0-9a-f]{32})`", page))) == 2 * len(SEEDS) + 1
-    assert "/secret" not in page
+    assert all("/secret" not in path.read_text() for path in (workspace / "docs").rglob("*.[cm][sd]*"))
     assert "    python -m pipeline.run model=claim-vlae" in page
     assert "    python -m pipeline.run preset=claim tune.trials=9\n" in page
     for model in ("vlae", "hvae"):
@@ -148,9 +153,27 @@ def test_tables_of_other_machines_stay_on_the_page(workspace: Path, capsys: pyte
     digits, drawn = both.index("## digits"), both.index("## sprites")
     assert digits < drawn
     assert both[:drawn].rstrip() == page.rstrip()
-    sprites.write_text("preset,elbo\nclaim-vlae,high\n")
-    assert main([f"out={workspace}/docs", f"workspace={workspace}"]) == 1
-    assert "sprites.csv is no table of runs" in capsys.readouterr().err
+    whole = sprites.read_text()
+    for damaged in (
+        "",
+        "preset,elbo\nclaim-vlae,high\n",
+        whole[: whole.rindex(",s")],
+        whole.replace(",sprites,", ",digits,"),
+    ):
+        sprites.write_text(damaged)
+        assert main([f"out={workspace}/docs", f"workspace={workspace}"]) == 1
+        assert "sprites.csv is no table of runs" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("mig", "holds"), [(0.09, [False, False]), (0.2, [True, False]), (0.5, [True, True])])
+def test_the_best_ladder_is_held_against_published_numbers(mig: float, holds: list[bool]) -> None:
+    def model(score: float) -> dict[int, TrackedRun]:
+        return {seed: TrackedRun(str(seed), "", "", "", {}, {}, {"mig": score + seed / 1e3}) for seed in (-1, 1)}
+
+    said = claims("sprites", {"vlae": model(0.05), "grown": model(mig), "vae": model(0.9)})
+    assert ["**Holds**" in line for line in said if line] == holds
+    assert all("grown" in line for line in said if line)
+    assert any(".10" in line and ".45" in line for line in published("sprites"))
 
 
 @pytest.mark.parametrize(
