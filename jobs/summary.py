@@ -29,9 +29,10 @@ class Interval:
         return self.mean + self.half
 
     def __str__(self) -> str:
-        if math.isnan(self.half):
-            return f"{self.mean:.4g}"
-        digits = max(0, 1 - math.floor(math.log10(self.half))) if self.half else 4
+        if not self.half > 0:
+            mean = f"{self.mean:,.0f}" if abs(self.mean) >= 1000 else f"{self.mean:.4g}"
+            return mean if math.isnan(self.half) else f"{mean} ± 0"
+        digits = max(0, 1 - math.floor(math.log10(self.half)))
         return f"{self.mean:,.{digits}f} ± {self.half:.{digits}f}"
 
 

@@ -102,6 +102,7 @@ def _register(session: Session, checkpoint: Path, trained: Mapping[str, Any], ev
     _log(session, origin.run_id, model_id, int(trained["step"]), evaluation)
     text = description(origin.run_id, evaluation.scores, command_line(config))
     tracker.describe(origin.run_id, text)
+    tracker.tag(origin.run_id, {"command": command_line(config)})  # that of the training may have scored otherwise
     registered = register(
         tracker,
         origin.run_id,

@@ -38,6 +38,7 @@ def tune(session: Session) -> None:
         stack.callback(shutil.rmtree, search.scratch, ignore_errors=True)
         stack.enter_context(session.tracker.marking_failure(run_id))
         session.tracker.resume_run(run_id)
+        session.tracker.tag(run_id, {"command": search_command(session.config)})  # more trials than before, perhaps
         follow = SearchFollower(session, search, run_id, stack)
         stack.callback(search.save)
         exhausted = _run(session, search, room, follow)

@@ -34,7 +34,8 @@ def test_one_seed_has_no_interval() -> None:
     [
         ([-14427.7, -14430.2, -14425.1], "-14,427.7 ± 6.3"),
         ([0.9, 0.92, 0.94], "0.920 ± 0.050"),
-        ([1.0, 1.0], "1.0000 ± 0.0000"),
+        ([1.0, 1.0], "1 ± 0"),
+        ([-14427.7], "-14,428"),
     ],
 )
 def test_as_many_digits_as_mean_something(values: list[float], text: str) -> None:
