@@ -15,6 +15,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 from jobs.checkpoint import load_model, weights_sha256
 from jobs.errors import UserError
 from jobs.files import remove_folder
+from jobs.readable import readable
 from jobs.serving import CHECKPOINT
 from jobs.tracking import Tracker
 
@@ -170,10 +171,11 @@ def _place(
     elif CHALLENGER in aliases:
         client.delete_registered_model_alias(name, CHALLENGER)
     client.set_registered_model_alias(name, CHAMPION, first)
+    mine, best = (readable(float(one[select_by])) for one in (tags, found[first]))
     if version == first:
-        against = f", the next has {float(found[others[0]][select_by]):.4g}" if others else ", the first of its kind"
-        return CHAMPION, f"{select_by} {float(tags[select_by]):.4g}{against}"
-    note = f"{select_by} {float(tags[select_by]):.4g}, the champion has {float(found[first][select_by]):.4g}"
+        against = f"the next has {readable(float(found[others[0]][select_by]))}" if others else "the first of its kind"
+        return CHAMPION, f"{select_by} {mine}, {against}"
+    note = f"{select_by} {mine}, the champion has {best}"
     return (CHALLENGER if version == others[0] else None), note
 
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
+from jobs.readable import readable
+
 _CONFIDENCE = 0.95
 
 
@@ -30,7 +32,7 @@ class Interval:
 
     def __str__(self) -> str:
         if not self.half > 0:
-            mean = f"{self.mean:,.0f}" if abs(self.mean) >= 1000 else f"{self.mean:.4g}"
+            mean = readable(self.mean)
             return mean if math.isnan(self.half) else f"{mean} ± 0"
         digits = max(0, 1 - math.floor(math.log10(self.half)))
         return f"{self.mean:,.{digits}f} ± {self.half:.{digits}f}"

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from urllib.parse import urlencode
 
+from jobs.readable import readable
+
 # Score, the range to expect, what it says; docs/metrics.md has all of them.
 HEADLINES = (
     ("elbo", "nats per image", "evidence lower bound, higher is better"),
@@ -36,7 +38,9 @@ def description(run_id: str, scores: Mapping[str, float], command: str) -> str:
         scores: by name; those that are missing are left out.
         command: that repeats it.
     """
-    rows = [f"| `{name}` | {scores[name]:.4g} | {span} | {text} |" for name, span, text in HEADLINES if name in scores]
+    rows = [
+        f"| `{name}` | {readable(scores[name])} | {span} | {text} |" for name, span, text in HEADLINES if name in scores
+    ]
     lines = [
         f"![Only one rung varies in each block]({picture(run_id, 'blocks')})",
         "",

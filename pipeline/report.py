@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from jobs.readable import readable
 from pipeline.describe import HEADLINES
 from pipeline.plan import Step
 
@@ -75,4 +76,4 @@ def training_line(step: int, steps: int, metrics: Mapping[str, float], seconds_p
 
 def score_table(scores: Mapping[str, Any]) -> str:
     """The scores that matter most in one line."""
-    return ", ".join(f"{name} {scores[name]:.4g}" for name, *_ in HEADLINES if name in scores)
+    return ", ".join(f"{name} {readable(scores[name])}" for name, *_ in HEADLINES if name in scores)

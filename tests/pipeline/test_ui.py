@@ -12,6 +12,8 @@ from playwright.sync_api import Browser, Page, expect
 from servers.browser import keep, mlflow_ui, shown_whole
 from test_run import result_of, run, small
 
+from jobs.readable import readable
+
 pytestmark = pytest.mark.slow
 
 PIXELS = "canvas => canvas.toDataURL()"
@@ -51,7 +53,7 @@ def test_the_run_begins_with_its_block_figure_and_its_scores(
     page.goto(f"/#/experiments/{experiment}/runs/{first['run_id']}")
     block_figure_is_shown(page)
     page.get_by_text("Show more").first.click()
-    expect(page.get_by_role("cell", name=f"{first['scores']['elbo']:.4g}").first).to_be_visible()
+    expect(page.get_by_role("cell", name=readable(first["scores"]["elbo"])).first).to_be_visible()
     keep(page, "run")
 
 
