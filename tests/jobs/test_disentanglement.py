@@ -59,6 +59,7 @@ def test_several_factors_have_every_score() -> None:
     assert scores["total_correlation"] < 0.1
 
 
+@pytest.mark.slow
 def test_a_label_alone_has_what_one_factor_defines() -> None:
     scores = all_scores(encoded(columns=(2,), names=("class",)))
     finite = [name for name, value in scores.items() if math.isfinite(value)]

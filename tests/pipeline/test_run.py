@@ -94,7 +94,10 @@ def test_wrong_words(words: list[str], culprit: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "culprit"),
     [
-        (["data=fashion_mnist", "data.folder=/nowhere"], "data.folder=/nowhere lacks train-images-idx3-ubyte"),
+        (
+            ["data=fashion_mnist", "data.folder=/nowhere", "data.download=false"],
+            "data.folder=/nowhere lacks train-images-idx3-ubyte",
+        ),
         (["data=images", "data.folder=/nowhere"], "data.folder=/nowhere is not a folder"),
         (["workspace=/proc/nowhere"], "workspace=/proc/nowhere cannot be written"),
         (["workspace=file/below"], "cannot be written"),

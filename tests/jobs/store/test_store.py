@@ -54,6 +54,7 @@ def test_large_files_go_in_parts(store: Store) -> None:
     assert fetch(store, "large.tar", sha256(content).hexdigest()) == content
 
 
+@pytest.mark.slow
 def test_one_of_several_creates(store: Store) -> None:
     contents = [b"%d" % number for number in range(6)]
     with ThreadPoolExecutor(6) as pool:
