@@ -12,6 +12,7 @@ from jobs.data.config import AbsolutePath
 from jobs.data.sources.config import DataConfig, DigitsConfig
 from jobs.search.config import TuneConfig
 from vlae.config import ModelConfig, ObjectiveConfig, ProgressiveConfig, Section, VlaeConfig, split_commas
+from vlae.schedule import added_rungs
 
 Stage = Literal["shard", "tune", "train", "evaluate"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
@@ -159,8 +160,8 @@ class Config(Section):
             )
         if fade > stage:
             raise ValueError(f"progressive.fade_steps={fade} is longer than a stage, progressive.stage_steps={stage}")
-        added = min(1, rungs - 1) if self.progressive.order == "bottom" else rungs - 1
-        if stage * added + max(fade, 1) > self.train.steps:
+        later = len(added_rungs(self.progressive, rungs)) - 1
+        if stage * later + max(fade, 1) > self.train.steps:
             raise ValueError(
                 f"progressive.stage_steps={stage}: train.steps={self.train.steps} ends before all {rungs} rungs are in"
             )

@@ -38,7 +38,9 @@ def tune(session: Session) -> None:
         stack.callback(shutil.rmtree, search.scratch, ignore_errors=True)
         stack.enter_context(session.tracker.marking_failure(run_id))
         session.tracker.resume_run(run_id)
-        session.tracker.tag(run_id, {"command": search_command(session.config)})  # more trials than before, perhaps
+        session.tracker.tag(
+            run_id, {"command": search_command(session.config)}
+        )  # of the newest, which may want more trials
         follow = SearchFollower(session, search, run_id, stack)
         stack.callback(search.save)
         exhausted = _run(session, search, room, follow)
@@ -73,7 +75,7 @@ def _check(session: Session) -> None:
 def _start(session: Session, key: str) -> str:
     """The MLflow run of the search."""
     config = session.config
-    tags = {"command": search_command(config), "data_fingerprint": session.dataset.fingerprint}
+    tags = {"data_fingerprint": session.dataset.fingerprint}
     name = f"search-{config.model.name}-{config.data.name}"
     return session.tracker.start_run(name, search_params(config), session.data, key=key, tags=tags, context="search")
 

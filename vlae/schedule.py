@@ -57,7 +57,7 @@ def rung_state(objective: ObjectiveConfig, progressive: ProgressiveConfig, step:
     reads, writes = [1.0] * rungs, [1.0] * rungs
     if progressive.stage_steps == 0:
         return RungState(weights, reads, writes)
-    stages = _stages(progressive, rungs)
+    stages = added_rungs(progressive, rungs)
     stage = min(step // progressive.stage_steps, len(stages) - 1)
     for rung in chain(*stages[stage + 1 :]):
         weights[rung], writes[rung] = progressive.waiting_kl * rise, 0.0
@@ -68,8 +68,8 @@ def rung_state(objective: ObjectiveConfig, progressive: ProgressiveConfig, step:
     return RungState(weights, reads, writes)
 
 
-def _stages(progressive: ProgressiveConfig, rungs: int) -> list[list[int]]:
-    """The rungs that each stage adds."""
+def added_rungs(progressive: ProgressiveConfig, rungs: int) -> list[list[int]]:
+    """The rungs that each stage of progressive training adds, the first stage first."""
     if progressive.order == "bottom":
         return [[0], list(range(1, rungs))] if rungs > 1 else [[0]]
     return [[rung] for rung in reversed(range(rungs))]
