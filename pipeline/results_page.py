@@ -20,7 +20,8 @@ _TABLES = (
     ("Hierarchy", ("rung_compactness", "rung_modularity", "centroid_complexity", "upper_unique_share"),
      "Of 1; the last is the share of what all rungs tell that is lost when only the bottom rung is kept."),
     ("Colour and class", (r"colour_share/rung_\d+", r"class_flip_rate/rung_\d+"),
-     "Share of a rung's total effect on the image that is mean colour; how often its new noise flips the class."),
+     "Share of a rung's total effect on the image that is mean colour, or mean grey of grey images; how often its new "
+     "noise flips the class."),
     ("Gibbs chains on the bottom rung", (r"gibbs_distance/.+",),
      "Frechet distance to test images."),
     ("Disentanglement", ("mig", "mig_sup", "dci_disentanglement", "dci_completeness", "dci_informativeness",

@@ -176,6 +176,13 @@ def test_the_best_ladder_is_held_against_published_numbers(mig: float, holds: li
     assert any(".10" in line and ".45" in line for line in published("sprites"))
 
 
+@pytest.mark.parametrize(("data", "judged"), [("digits", True), ("mine", True), ("fashion_mnist", False)])
+def test_grey_images_say_nothing_about_colour(data: str, judged: bool) -> None:
+    shares = {"colour_share/rung_0": 0.1, "colour_share/rung_1": 0.2}
+    runs = {seed: TrackedRun(str(seed), "", "", "", {}, {}, dict(shares)) for seed in range(2)}
+    assert any("mean colour" in line for line in claims(data, {"vlae": runs})) == judged
+
+
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
