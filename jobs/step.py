@@ -119,7 +119,7 @@ def _evaluate(training: Training, images: Tensor, slices: range, kl_weights: Seq
     with autocast(job.train, device):
         terms: Terms = training.module(pixels, noise)
     prior = None
-    if job.objective.mmd > 0:
+    if any(job.objective.mmd):
         prior = slice_noise(training.model, slices, size, job.seed, _PRIOR + training.step, device)
     loss = objective_loss(terms, kl_weights, job.objective, prior)
     parts = [loss.detach()[None], terms.reconstruction.detach().mean()[None], terms.kl.detach().mean(0)]

@@ -129,15 +129,15 @@ class Config(Section):
     @model_validator(mode="after")
     def _objective_fits_the_model(self) -> "Config":
         rungs = len(self.model.latent_dims)
-        for name in ("beta", "free_bits"):
+        for name in ("beta", "free_bits", "mmd"):
             values = getattr(self.objective, name)
             if len(values) not in (1, rungs):
                 raise ValueError(
                     f"objective.{name} has {len(values)} numbers: give one, or one for each of the {rungs} rungs"
                 )
         independent = self.model.name in ("vlae", "vae")
-        for name in ("total_correlation", "mmd"):
-            if getattr(self.objective, name) and not independent:
+        for name, weights in (("total_correlation", (self.objective.total_correlation,)), ("mmd", self.objective.mmd)):
+            if any(weights) and not independent:
                 raise ValueError(
                     f"objective.{name} needs rungs that are independent given the image: model=vlae or vae, "
                     f"not {self.model.name}"

@@ -142,7 +142,9 @@ class ObjectiveConfig(Section):
     total_correlation: float = Field(
         0.0, ge=0, le=1e4, description="extra weight of the total correlation of all latents (beta-TCVAE: beta - 1)"
     )
-    mmd: float = Field(0.0, ge=0, le=1e6, description="weight of the MMD between posterior samples and prior, per rung")
+    mmd: PerRung = Field(
+        (0.0,), description="weight of the MMD between a rung's posterior samples and its prior; one, or one per rung"
+    )
 
 
 class ProgressiveConfig(Section):

@@ -34,9 +34,9 @@ def objective_loss(
         latents = torch.cat(terms.latents, 1)
         whole = DiagonalGaussian(*(torch.cat(parts, 1) for parts in zip(*terms.posteriors, strict=True)))
         loss = loss + config.total_correlation * total_correlation(whole, latents)
-    if config.mmd and prior is not None:
-        pairs = zip(terms.latents, prior, strict=True)
-        loss = loss + config.mmd * torch.stack([mmd(drawn, wanted) for drawn, wanted in pairs]).sum()
+    if any(config.mmd) and prior is not None:
+        distances = torch.stack([mmd(drawn, wanted) for drawn, wanted in zip(terms.latents, prior, strict=True)])
+        loss = loss + (distances * distances.new_tensor(per_rung(config.mmd, len(distances)))).sum()
     return loss
 
 

@@ -75,6 +75,7 @@ def test_words() -> None:
         (["model.match_params=true"], "'model.match_params' belongs to model=hvae|lvae|vae"),
         (["objective.beta=1,2"], "objective.beta has 2 numbers: give one, or one for each of the 3 rungs"),
         (["objective.free_bits=1,2"], "objective.free_bits has 2 numbers"),
+        (["objective.mmd=1,2"], "objective.mmd has 2 numbers"),
         (["objective.mmd=3", "model=hvae"], "objective.mmd needs rungs that are independent given the image"),
         (["objective.total_correlation=3", "model=lvae"], "objective.total_correlation needs rungs that are"),
         (["progressive.stage_steps=9", "model=lvae"], "progressive.stage_steps adds the rungs of a ladder"),
