@@ -145,6 +145,7 @@ class ObjectiveConfig(Section):
     mmd: PerRung = Field(
         (0.0,), description="weight of the MMD between a rung's posterior samples and its prior; one, or one per rung"
     )
+    mmd_steps: int = Field(0, ge=0, description="steps over which the MMD's weight falls to zero; 0: it stays")
 
 
 class ProgressiveConfig(Section):

@@ -13,7 +13,11 @@ from vlae.schedule import per_rung
 
 
 def objective_loss(
-    terms: Terms, weights: Sequence[float], config: ObjectiveConfig, prior: Latents | None = None
+    terms: Terms,
+    weights: Sequence[float],
+    config: ObjectiveConfig,
+    prior: Latents | None = None,
+    mmd_share: float = 1.0,
 ) -> Tensor:
     """Mean over the batch of reconstruction + sum over rungs of weight * KL + regularisers: scalar, nats per image.
 
@@ -25,6 +29,7 @@ def objective_loss(
         config: free bits (Kingma et al. 2016, eq. 15: a rung pays for its mean KL above them only), and the
             weights of total correlation and MMD.
         prior: samples of N(0, I), (B, D_l) per rung; needed where `config.mmd` is not 0.
+        mmd_share: of the MMD's weights (`vlae.schedule.mmd_share`).
     """
     kl = terms.kl.mean(0)
     if any(config.free_bits):
@@ -36,7 +41,7 @@ def objective_loss(
         loss = loss + config.total_correlation * total_correlation(whole, latents)
     if any(config.mmd) and prior is not None:
         distances = torch.stack([mmd(drawn, wanted) for drawn, wanted in zip(terms.latents, prior, strict=True)])
-        loss = loss + (distances * distances.new_tensor(per_rung(config.mmd, len(distances)))).sum()
+        loss = loss + mmd_share * (distances * distances.new_tensor(per_rung(config.mmd, len(distances)))).sum()
     return loss
 
 

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from vlae.config import ObjectiveConfig, ProgressiveConfig
-from vlae.schedule import per_rung, rung_state, warmup
+from vlae.schedule import mmd_share, per_rung, rung_state, warmup
 
 NONE = ProgressiveConfig()
 
@@ -26,6 +26,12 @@ def test_one_number_is_for_all_rungs() -> None:
     assert per_rung([1.0, 2.0, 3.0], 3) == [1, 2, 3]
     with pytest.raises(ValueError, match="2 values for 3 rungs"):
         per_rung([1.0, 2.0], 3)
+
+
+def test_mmd_falls_to_zero_or_stays() -> None:
+    assert [mmd_share(ObjectiveConfig(mmd=(9, 0), mmd_steps=8), step) for step in (0, 2, 8, 99)] == [1, 0.75, 0, 0]
+    assert mmd_share(ObjectiveConfig(mmd=9), 99) == 1
+    assert mmd_share(ObjectiveConfig(mmd_steps=8), 0) == 0
 
 
 def test_beta_per_rung_rises_with_the_warmup() -> None:
