@@ -18,7 +18,7 @@ from jobs.training import Training
 from vlae.models.base import HierarchicalModel, Latents, Terms
 from vlae.models.vlae import Vlae
 from vlae.objective import objective_loss
-from vlae.schedule import mmd_share, rung_state
+from vlae.schedule import mmd_weights, rung_state
 
 LOSS, RECONSTRUCTION, NORM, BAD, KL = range(5)  # places in what a step returns; KL is that of the bottom rung
 _PRIOR = 2**61  # added to the step, it keys the samples of the prior that the MMD looks at
@@ -118,10 +118,10 @@ def _evaluate(training: Training, images: Tensor, slices: range, kl_weights: Seq
     noise = slice_noise(training.model, slices, size, job.seed, training.step, device)
     with autocast(job.train, device):
         terms: Terms = training.module(pixels, noise)
-    prior, share = None, mmd_share(job.objective, training.step)
-    if share > 0:
+    prior, weights = None, mmd_weights(job.objective, training.step, len(training.model.latent_dims))
+    if any(weights):
         prior = slice_noise(training.model, slices, size, job.seed, _PRIOR + training.step, device)
-    loss = objective_loss(terms, kl_weights, job.objective, prior, share)
+    loss = objective_loss(terms, kl_weights, job.objective, prior, weights)
     parts = [loss.detach()[None], terms.reconstruction.detach().mean()[None], terms.kl.detach().mean(0)]
     return loss, torch.cat(parts).float()
 

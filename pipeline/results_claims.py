@@ -11,7 +11,7 @@ Models = dict[str, dict[int, TrackedRun]]  # model -> seed -> run
 
 LADDERS = ("vlae", "grown", "provlae")
 STACK = "hvae"
-# Images without colour: of them, the claim of mean colour says nothing.
+# Always without colour: of them, the claim of mean colour says nothing.
 _GREY = ("mnist", "fashion_mnist", "sprites", "dsprites", "smallnorb")
 
 # By dataset: what others found where the work is the same or nearly, and what differs.

@@ -28,7 +28,7 @@ LatentDims = Annotated[
     Field(min_length=1, max_length=16),
 ]
 PerRung = Annotated[
-    tuple[Annotated[float, Field(ge=0, le=1e4)], ...],
+    tuple[Annotated[float, Field(ge=0, le=1e6)], ...],
     BeforeValidator(split_commas),
     Field(min_length=1, max_length=16),
 ]
@@ -145,7 +145,7 @@ class ObjectiveConfig(Section):
     mmd: PerRung = Field(
         (0.0,), description="weight of the MMD between a rung's posterior samples and its prior; one, or one per rung"
     )
-    mmd_steps: int = Field(0, ge=0, description="steps over which the MMD's weight falls to zero; 0: it stays")
+    mmd_steps: int = Field(0, ge=0, description="steps over which the MMD's weights fall to zero; 0: they stay")
 
 
 class ProgressiveConfig(Section):

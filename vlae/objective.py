@@ -17,7 +17,7 @@ def objective_loss(
     weights: Sequence[float],
     config: ObjectiveConfig,
     prior: Latents | None = None,
-    mmd_share: float = 1.0,
+    mmd_weights: Sequence[float] = (),
 ) -> Tensor:
     """Mean over the batch of reconstruction + sum over rungs of weight * KL + regularisers: scalar, nats per image.
 
@@ -27,9 +27,9 @@ def objective_loss(
         terms: of one batch.
         weights: of each rung's KL, bottom first.
         config: free bits (Kingma et al. 2016, eq. 15: a rung pays for its mean KL above them only), and the
-            weights of total correlation and MMD.
-        prior: samples of N(0, I), (B, D_l) per rung; needed where `config.mmd` is not 0.
-        mmd_share: of the MMD's weights (`vlae.schedule.mmd_share`).
+            weight of the total correlation.
+        prior: samples of N(0, I), (B, D_l) per rung; without them there is no MMD.
+        mmd_weights: of each rung's MMD, bottom first (`vlae.schedule.mmd_weights`).
     """
     kl = terms.kl.mean(0)
     if any(config.free_bits):
@@ -39,9 +39,9 @@ def objective_loss(
         latents = torch.cat(terms.latents, 1)
         whole = DiagonalGaussian(*(torch.cat(parts, 1) for parts in zip(*terms.posteriors, strict=True)))
         loss = loss + config.total_correlation * total_correlation(whole, latents)
-    if any(config.mmd) and prior is not None:
-        distances = torch.stack([mmd(drawn, wanted) for drawn, wanted in zip(terms.latents, prior, strict=True)])
-        loss = loss + mmd_share * (distances * distances.new_tensor(per_rung(config.mmd, len(distances)))).sum()
+    for drawn, wanted, weight in zip(terms.latents, prior or (), mmd_weights, strict=False):
+        if weight:
+            loss = loss + weight * mmd(drawn, wanted)
     return loss
 
 

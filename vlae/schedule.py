@@ -21,17 +21,6 @@ def warmup(config: ObjectiveConfig, step: int) -> float:
     return min(1.0, step / config.warmup_steps)
 
 
-def mmd_share(config: ObjectiveConfig, step: int) -> float:
-    """The share of its weight that the MMD has at `step`, in [0, 1]; 0 where it has none.
-
-    With `mmd_steps` it falls in a line: what the MMD has set in order early, the KL then keeps. In the InfoVAE (Zhao, Song,
-    Ermon 2019) one number alpha weighs the two against each other in this way, but for good.
-    """
-    if not any(config.mmd):
-        return 0.0
-    return max(0.0, 1 - step / config.mmd_steps) if config.mmd_steps else 1.0
-
-
 def per_rung(values: Sequence[float], rungs: int) -> list[float]:
     """One value for each rung, from that many or from a single one.
 
@@ -41,6 +30,19 @@ def per_rung(values: Sequence[float], rungs: int) -> list[float]:
     if len(values) not in (1, rungs):
         raise ValueError(f"{len(values)} values for {rungs} rungs")
     return list(values) * (rungs // len(values))
+
+
+def mmd_weights(config: ObjectiveConfig, step: int, rungs: int) -> list[float]:
+    """The weight of each rung's MMD at `step`, bottom first: level, or falling linearly to zero in `mmd_steps`.
+
+    In the InfoVAE (Zhao, Song, Ermon 2019) it stays. Early on it keeps the dimensions of a rung from encoding the same
+    thing; for good it costs information.
+
+    Raises:
+        ValueError: weights for another number of rungs.
+    """
+    share = max(0.0, 1 - step / config.mmd_steps) if config.mmd_steps else 1.0
+    return [weight * share for weight in per_rung(config.mmd, rungs)]
 
 
 @dataclass(frozen=True)

@@ -119,7 +119,7 @@ def test_two_workers(job: TrainJob, tmp_path: Path) -> None:
             (2,),
             VlaeConfig(likelihood="gaussian", scale="optimal", **SIZE),
             {
-                "objective": ObjectiveConfig(beta=(2, 1), total_correlation=1, mmd=10, free_bits=0.1),
+                "objective": ObjectiveConfig(beta=(2, 1), total_correlation=1, mmd=(10, 0), mmd_steps=6, free_bits=0.1),
                 "progressive": ProgressiveConfig(stage_steps=6, fade_steps=3),
             },
         ),

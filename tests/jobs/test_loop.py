@@ -92,7 +92,7 @@ SIZE = {"latent_dims": (2, 3), "width": 4, "hidden": 16}
         (
             VlaeConfig(likelihood="gaussian", scale="optimal", **SIZE),
             {
-                "objective": ObjectiveConfig(beta=(2, 1), total_correlation=1, mmd=10, free_bits=0.1),
+                "objective": ObjectiveConfig(beta=(2, 1), total_correlation=1, mmd=(10, 0), mmd_steps=6, free_bits=0.1),
                 "progressive": ProgressiveConfig(stage_steps=4, fade_steps=3),
             },
         ),

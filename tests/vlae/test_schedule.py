@@ -5,7 +5,7 @@ import math
 import pytest
 
 from vlae.config import ObjectiveConfig, ProgressiveConfig
-from vlae.schedule import mmd_share, per_rung, rung_state, warmup
+from vlae.schedule import mmd_weights, per_rung, rung_state, warmup
 
 NONE = ProgressiveConfig()
 
@@ -29,9 +29,10 @@ def test_one_number_is_for_all_rungs() -> None:
 
 
 def test_mmd_falls_to_zero_or_stays() -> None:
-    assert [mmd_share(ObjectiveConfig(mmd=(9, 0), mmd_steps=8), step) for step in (0, 2, 8, 99)] == [1, 0.75, 0, 0]
-    assert mmd_share(ObjectiveConfig(mmd=9), 99) == 1
-    assert mmd_share(ObjectiveConfig(mmd_steps=8), 0) == 0
+    falling = ObjectiveConfig(mmd=(8, 0, 4), mmd_steps=8)
+    assert [mmd_weights(falling, step, 3) for step in (0, 2, 8)] == [[8, 0, 4], [6, 0, 3], [0, 0, 0]]
+    assert mmd_weights(ObjectiveConfig(mmd=9), 99, 2) == [9, 9]
+    assert not any(mmd_weights(ObjectiveConfig(mmd_steps=8), 0, 2))
 
 
 def test_beta_per_rung_rises_with_the_warmup() -> None:
