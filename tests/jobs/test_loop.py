@@ -80,6 +80,19 @@ def test_it_learns(job: TrainJob) -> None:
     assert losses[-1] < losses[0] - 100
 
 
+def test_the_mmd_is_in_the_loss_until_its_weight_is_zero(job: TrainJob) -> None:
+    objective = ObjectiveConfig(warmup_steps=0, mmd=(1000, 0), mmd_steps=4)
+    job = replace(job, objective=objective, train=CONFIG.model_copy(update={"learning_rate": 1e-12}))
+    training = prepare(job, Worker())
+    beside = []  # what the loss has beside reconstruction and KL
+    for at in (0, 2, 4):
+        training.step = at
+        loss, reconstruction, _, _, *kl = step(training).tolist()
+        beside.append(loss - reconstruction - sum(kl))
+    assert beside[0] > beside[1] > 1
+    assert beside[2] == pytest.approx(0, abs=1e-2)
+
+
 SIZE = {"latent_dims": (2, 3), "width": 4, "hidden": 16}
 
 
