@@ -35,8 +35,8 @@ def per_rung(values: Sequence[float], rungs: int) -> list[float]:
 def mmd_weights(config: ObjectiveConfig, step: int, rungs: int) -> list[float]:
     """The weight of each rung's MMD at `step`, bottom first: level, or falling linearly to zero in `mmd_steps`.
 
-    In the InfoVAE (Zhao, Song, Ermon 2019) it stays. Early on it keeps the dimensions of a rung from encoding the same
-    thing; for good it costs information.
+    In the InfoVAE (Zhao, Song, Ermon 2019) it stays. It keeps the dimensions of a rung from encoding the same thing,
+    but for good it costs information (docs/tuning.md).
 
     Raises:
         ValueError: weights for another number of rungs.
