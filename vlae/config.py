@@ -27,11 +27,10 @@ LatentDims = Annotated[
     BeforeValidator(split_commas),
     Field(min_length=1, max_length=16),
 ]
-PerRung = Annotated[
-    tuple[Annotated[float, Field(ge=0, le=1e6)], ...],
-    BeforeValidator(split_commas),
-    Field(min_length=1, max_length=16),
-]
+_Split = BeforeValidator(split_commas)
+_Rungs = Field(min_length=1, max_length=16)
+PerRung = Annotated[tuple[Annotated[float, Field(ge=0, le=1e4)], ...], _Split, _Rungs]
+MmdPerRung = Annotated[tuple[Annotated[float, Field(ge=0, le=1e6)], ...], _Split, _Rungs]
 
 
 def _scale(value: Any) -> Any:
@@ -142,7 +141,7 @@ class ObjectiveConfig(Section):
     total_correlation: float = Field(
         0.0, ge=0, le=1e4, description="extra weight of the total correlation of all latents (beta-TCVAE: beta - 1)"
     )
-    mmd: PerRung = Field(
+    mmd: MmdPerRung = Field(
         (0.0,), description="weight of the MMD between a rung's posterior samples and its prior; one, or one per rung"
     )
     mmd_steps: int = Field(0, ge=0, description="steps over which the MMD's weights fall to zero; 0: they stay")

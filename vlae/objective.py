@@ -29,7 +29,7 @@ def objective_loss(
         config: free bits (Kingma et al. 2016, eq. 15: a rung pays for its mean KL above them only), and the
             weight of the total correlation.
         prior: samples of N(0, I), (B, D_l) per rung; without them there is no MMD.
-        mmd_weights: of each rung's MMD, bottom first (`vlae.schedule.mmd_weights`).
+        mmd_weights: of each rung's MMD, bottom first (`vlae.schedule.mmd_weights`), where `prior` is given.
     """
     kl = terms.kl.mean(0)
     if any(config.free_bits):
@@ -39,9 +39,10 @@ def objective_loss(
         latents = torch.cat(terms.latents, 1)
         whole = DiagonalGaussian(*(torch.cat(parts, 1) for parts in zip(*terms.posteriors, strict=True)))
         loss = loss + config.total_correlation * total_correlation(whole, latents)
-    for drawn, wanted, weight in zip(terms.latents, prior or (), mmd_weights, strict=False):
-        if weight:
-            loss = loss + weight * mmd(drawn, wanted)
+    if prior is not None:
+        for drawn, wanted, weight in zip(terms.latents, prior, mmd_weights, strict=True):
+            if weight:
+                loss = loss + weight * mmd(drawn, wanted)
     return loss
 
 
