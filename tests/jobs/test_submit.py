@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -240,6 +241,15 @@ def test_a_list_without_credentials(capfd: pytest.CaptureFixture[str]) -> None:
     assert row.endswith("tracking.uri=http://***@mlflow seed=3")
 
 
+@pytest.fixture
+def heeds_ctrl_c() -> Iterator[None]:
+    """A shell's background job, which the tests may be, starts with Ctrl-C ignored, and so would its children."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeds_ctrl_c")
 def test_ctrl_c_without_a_terminal_leaves_the_job_running(capfd: pytest.CaptureFixture[str]) -> None:
     with Dashboard(described("a", "RUNNING", None), log="begun\n") as dashboard:
         threading.Timer(1.5, os.kill, (os.getpid(), signal.SIGINT)).start()
@@ -250,6 +260,7 @@ def test_ctrl_c_without_a_terminal_leaves_the_job_running(capfd: pytest.CaptureF
     assert dashboard.stopped == []
 
 
+@pytest.mark.usefixtures("heeds_ctrl_c")
 @pytest.mark.parametrize(("answer", "stopped", "code"), [(b"s\n", ["a"], 130), (b"\n", [], 130), (b"\x03", [], 130)])
 def test_ctrl_c_on_a_terminal_asks(answer: bytes, stopped: list[str], code: int) -> None:
     """Ctrl-C as a terminal sends it, to the process that it controls; a second one leaves the job running."""
