@@ -15,12 +15,15 @@ from pipeline.config import Config, identity, run_settings
 from pipeline.plan import Found
 from pipeline.settings import SPACE, SettingsError, apply, read_preset, searchable_keys
 from pipeline.workspace import Workspace, fingerprint
+from vlae.config import ModelSection
 
 _EXAMPLES = 500  # points of a space that are looked at before anything is done
 
 
 def point_config(config: Config, values: Values) -> Config:
     """The settings of a point for a whole training: those of the command, of the point's preset, and its own.
+
+    A point with another model than the command's has the command's settings that both models know, but latent_dims.
 
     Raises:
         SettingsError: they do not go together, or the preset sets what a search cannot try.
@@ -30,7 +33,16 @@ def point_config(config: Config, values: Values) -> Config:
     for key in preset:
         if key not in searchable_keys():
             raise SettingsError(f"{SPACE}preset={values['preset']} sets {key}, which is the same for a whole search")
-    return apply(config, {**preset, **own})
+    updates = {**preset, **own}
+    kept = {} if updates.get("model", config.model.name) == config.model.name else _shared(config.model)
+    return apply(config, {**kept, **updates})
+
+
+def _shared(model: ModelSection) -> dict[str, Any]:
+    """The settings of a model that any other has too, where they are not the default; its rungs are its own."""
+    fields = {name: field for name, field in ModelSection.model_fields.items() if name != "latent_dims"}
+    values = {name: getattr(model, name) for name in fields}
+    return {f"model.{name}": value for name, value in values.items() if value != fields[name].default}
 
 
 def trial_config(config: Config, values: Values) -> Config:

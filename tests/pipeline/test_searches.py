@@ -71,6 +71,17 @@ def test_a_trial_is_the_training_of_its_values() -> None:
     assert trial_config(config.model_copy(update={"stage": ("tune",)}), {"seed": 4}).seed == 4
 
 
+def test_a_trial_of_another_model_has_what_the_command_says_of_every_model() -> None:
+    said = ["model.network=provlae", "model.width=12", "model.hidden=32", "model.likelihood=bernoulli"]
+    config = read_config(["stage=tune", "tune.space.seed=0..4", "model.latent_dims=2,2,2", *said])
+    trial = trial_config(config, {"preset": "claim-hvae", "model.hidden": 64})
+    hvae = ["model=hvae", "model.latent_dims=10,5,3", "model.match_params=true", "model.match_dims=3,5,10"]
+    assert trial.model == read_config([*hvae, *said[:2], "model.hidden=64", said[3]]).model
+    lvae = trial_config(config, {"preset": "claim-lvae"}).model
+    assert (lvae.name, lvae.norm, lvae.likelihood, lvae.hidden) == ("lvae", "batch", "bernoulli", (32,))
+    assert trial_config(config, {"model": "vae"}).model == read_config(["model=vae", *said]).model
+
+
 def test_the_command_of_a_trial_names_it_and_that_of_the_search_repeats_it() -> None:
     words = ["stage=shard,tune,train", SPACE, "tune.trials=5", "tune.objectives=elbo,mig_sup", "train.steps=90"]
     config = read_config(words)
