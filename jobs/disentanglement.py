@@ -17,6 +17,7 @@ from vlae.metrics import (
     dci_scores,
     dcimig_score,
     explicitness_score,
+    factor_gaps,
     factor_vae_score,
     few_label_accuracy,
     gaussian_total_correlation,
@@ -53,11 +54,13 @@ Family = Callable[[Encoded, EvaluateConfig], Scores]
 
 
 def information_scores(encoded: Encoded, config: EvaluateConfig) -> Scores:  # noqa: ARG001  (families look alike)
-    """Gaps of mutual information, of all rungs' means together and of each rung's alone; those without factors too."""
+    """Gaps of mutual information, of all rungs and of each, MIG by factor too; and what needs no factors."""
     scores: Scores = {}
     if encoded.names:
         for name, score in _GAPS.items():
             scores |= _all_and_each(name, encoded.codes.means, partial(_against, score, encoded.factors))
+        gaps = factor_gaps(encoded.means, encoded.factors)
+        scores |= {f"mig/{factor}": float(gap) for factor, gap in zip(encoded.names, gaps, strict=True)}
     for name, unsupervised in _UNSUPERVISED.items():
         scores |= _all_and_each(name, encoded.codes.means, unsupervised)
     return scores

@@ -12,10 +12,10 @@ from pipeline.settings import SettingsError, read_config
 _HELP = """\
 usage: python -m pipeline.results [out=FOLDER] [workspace=DIR] [tracking.uri=URL] [tracking.experiment=NAME]
 
-Reads the finished and evaluated trials of `preset=claim` from MLflow, of each dataset those with the data and the
-steps of its newest run, and writes them to FOLDER/results/DATASET.csv, with their pictures. FOLDER/results.md is then
-written from all tables in the folder: those of other datasets may be from other machines. Every mean is over seeds,
-with its 95 % interval, and every run is named by its id. Defaults: out=docs tracking.experiment=claim
+Reads the finished and evaluated trials of `preset=claim` from MLflow, and writes those of each dataset and number of
+steps to FOLDER/results/DATASET-STEPS.csv, with their pictures. FOLDER/results.md is then written from all tables in
+the folder: others may be from other machines. Every mean is over seeds, with its 95 % interval, and every run is named
+by its id. Defaults: out=docs tracking.experiment=claim
 
 exit code: 0 well, 1 failed, 2 a wrong word
 """
@@ -55,26 +55,26 @@ def _write(config: Config, folder: Path) -> None:
     if not config.tracking.uri and not (config.workspace / "mlflow.db").exists():
         raise UserError(f"workspace={config.workspace} holds no MLflow database: run preset=claim there first")
     tracker = Tracker(config.tracking, config.workspace)
-    datasets = compared(evaluated_trials(tracker))
-    if not datasets:
+    comparisons = compared(evaluated_trials(tracker))
+    if not comparisons:
         raise UserError(
             f"experiment {config.tracking.experiment} of MLflow at {tracker.uri} has no finished and evaluated trial "
             "that names a preset: run preset=claim first"
         )
     tables = folder / "results"
     pictures = {
-        f"{data}-{model}-{name}.png": picture(tracker, runs[min(runs)].run_id, name)
-        for data, models in datasets.items()
+        f"{one.name}-{model}-{name}.png": picture(tracker, runs[min(runs)].run_id, name)
+        for one, models in comparisons.items()
         for model, name in FIGURES
         if (runs := models.get(model))
     }
-    for data, models in datasets.items():
-        write_runs(tables / f"{data}.csv", [run for runs in models.values() for _, run in sorted(runs.items())])
+    for one, models in comparisons.items():
+        write_runs(tables / f"{one.name}.csv", [run for runs in models.values() for _, run in sorted(runs.items())])
     for file, content in pictures.items():
         (tables / file).write_bytes(content)
     everything = compared([run for table in sorted(tables.glob("*.csv")) for run in read_runs(table)])
     (folder / "results.md").write_text(page(everything))
-    counts = ", ".join(f"{data}: {sum(map(len, models.values()))} runs" for data, models in datasets.items())
+    counts = ", ".join(f"{one.name}: {sum(map(len, models.values()))} runs" for one, models in comparisons.items())
     print(f"{folder / 'results.md'} ({counts})")
 
 

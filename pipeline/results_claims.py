@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 
 from jobs.summary import Interval, interval, paired_difference
 from jobs.tracked_runs import TrackedRun
@@ -26,11 +27,15 @@ _PUBLISHED = {
         "On dSprites others report, after hundreds of thousands of steps on a GPU (FactorVAE score / MIG / DCI "
         "disentanglement): VAE .63 / .10 / .30, beta-VAE .63 / .21 / .41, FactorVAE .82 / .43 / .74, beta-TCVAE "
         ".62 / .45 / .29, InfoGAN-CR .88 / .37 / .71. What differs: these sprites are drawn anew, close to dSprites "
-        "but not the same pixels; all five factors count; trainings are a hundredth as long; and MIG depends on the "
-        "code that computes it."
+        "but not the same pixels; all five factors count in `mig`, where beta-TCVAE's authors leave shape out; "
+        "trainings are a hundredth as long; and MIG depends on the code that computes it."
     ),
     "fashion_mnist": ("No published work that measures rungs on Fashion-MNIST is known here."),
 }
+
+
+# Of dSprites, those that Chen et al. 2018 take the MIG over.
+_FACTORS_OF_CHEN = ("scale", "orientation", "x", "y")
 
 
 def values(runs: Mapping[int, TrackedRun], name: str) -> dict[int, float]:
@@ -100,10 +105,16 @@ def _mig(models: Models) -> list[str]:
         return []
     best = max(scores, key=lambda name: scores[name].mean)
     mig = scores[best]
-    return [
+    lines = [
         _claim("the best ladder has the MIG that is published for a flat VAE, .10", mig.mean >= 0.1, f"{best}: {mig}"),
         _claim("it has the MIG that is published for beta-TCVAE, .45", mig.mean >= 0.45, f"{best}: {mig}"),
     ]
+    gaps = [values(models[best], f"mig/{factor}") for factor in _FACTORS_OF_CHEN]
+    seeds = set.intersection(*map(set, gaps))
+    if seeds:
+        four = interval([fmean(gap[seed] for gap in gaps) for seed in seeds])
+        lines.append(_claim("or without shape, which its authors leave out", four.mean >= 0.45, f"{best}: {four}"))
+    return lines
 
 
 def _claim(text: str, holds: bool, seen: str) -> str:

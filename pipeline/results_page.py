@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from jobs.summary import interval, paired_difference
 from jobs.tracked_runs import TrackedRun
 from pipeline.results_claims import LADDERS, STACK, Models, claims, published, score_names, values
+from pipeline.results_table import Comparison
 
 _MODELS = (*LADDERS, STACK, "lvae", "vae")
 _PRESET, _PREFIX = "preset", "claim-"
@@ -24,40 +25,41 @@ _TABLES = (
      "noise flips the class."),
     ("Gibbs chains on the bottom rung", (r"gibbs_distance/.+",),
      "Frechet distance to test images."),
-    ("Disentanglement", ("mig", "mig_sup", "dci_disentanglement", "dci_completeness", "dci_informativeness",
-                         "infom", "infoc", "infoe", "factor_vae"),
-     "Of the means of all rungs together."),
+    ("Disentanglement", ("mig", r"mig/(?!rung_)\w+", "mig_sup", "dci_disentanglement", "dci_completeness",
+                         "dci_informativeness", "infom", "infoc", "infoe", "factor_vae"),
+     "Of the means of all rungs together; `mig/` of single factors."),
 )  # fmt: skip
 
 
-def compared(runs: Sequence[TrackedRun]) -> dict[str, Models]:
-    """Dataset -> model -> seed -> run: of each the newest.
+def compared(runs: Sequence[TrackedRun]) -> dict[Comparison, Models]:
+    """Dataset and steps -> model -> seed -> run: of each the newest.
 
-    Only runs that have the data and the steps of the newest of all, and all settings but the seed of the newest of
-    their model.
+    Only runs on the data of the newest of them all, with all settings but the seed of the newest of their model.
 
     Args:
         runs: the newest first.
     """
-    alike: dict[tuple[str, ...], object] = {}
-    found: dict[str, Models] = {}
+    data: dict[Comparison, str] = {}
+    alike: dict[tuple[Comparison, str], object] = {}
+    found: dict[Comparison, Models] = {}
     for run in runs:
-        name, data = run.values.get(_PRESET, ""), run.params.get("data", "")
+        name = run.values.get(_PRESET, "")
         if not name.startswith(_PREFIX):
             continue
-        key = run.data_fingerprint, run.params.get("train.steps", "")
+        one = Comparison.of(run)
         settings = {param: value for param, value in run.params.items() if param != "seed"}
-        if alike.setdefault((data,), key) == key and alike.setdefault((data, name), settings) == settings:
-            seeds = found.setdefault(data, {}).setdefault(name.removeprefix(_PREFIX), {})
+        same_data = data.setdefault(one, run.data_fingerprint) == run.data_fingerprint
+        if same_data and alike.setdefault((one, name), settings) == settings:
+            seeds = found.setdefault(one, {}).setdefault(name.removeprefix(_PREFIX), {})
             seeds.setdefault(int(run.params["seed"]), run)
-    return {data: {model: found[data][model] for model in _sorted(found[data])} for data in sorted(found)}
+    return {one: {model: found[one][model] for model in _sorted(found[one])} for one in sorted(found)}
 
 
 def _sorted(models: Models) -> list[str]:
     return sorted(models, key=lambda model: (_MODELS.index(model) if model in _MODELS else len(_MODELS), model))
 
 
-def page(datasets: Mapping[str, Models]) -> str:
+def page(comparisons: Mapping[Comparison, Models]) -> str:
     """The whole page."""
     lines = [
         "# Results",
@@ -65,18 +67,18 @@ def page(datasets: Mapping[str, Models]) -> str:
         "Written by `python -m pipeline.results` from MLflow's runs of `preset=claim`, by way of the tables in "
         "results/; nothing is typed but what "
         "others have published. A cell is the mean over seeds and the half width of its 95 % interval (Student's t), "
-        "the number of seeds at the head of its column. [metrics.md](metrics.md) defines each score. Each dataset ends "
+        "the number of seeds at the head of its column. [metrics.md](metrics.md) defines each score. Each part ends "
         "with its runs, by their ids, and the commands that repeat them.",
         "",
     ]
-    for data, models in datasets.items():
-        lines += [f"## {data}", "", *claims(data, models), *_pictures(data, models)]
+    for one, models in comparisons.items():
+        lines += [f"## {one.data}, {one.steps:,} steps", "", *claims(one.data, models), *_pictures(one, models)]
         for title, patterns, meaning in _TABLES:
             lines += _table(title, meaning, score_names(models, patterns), models)
         lines += [
             *(line for ladder in LADDERS for line in _tests(models, ladder)),
-            *published(data),
-            *_runs(data, models),
+            *published(one.data),
+            *_runs(one, models),
         ]
     return "\n".join(lines) + "\n"
 
@@ -100,10 +102,10 @@ def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
 
 
-def _pictures(data: str, models: Models) -> list[str]:
+def _pictures(one: Comparison, models: Models) -> list[str]:
     shown = [(model, name) for model, name in FIGURES if model in models]
     lines = [
-        f"![{model}: one rung varies in each block, the bottom one first](results/{data}-{model}-{name}.png)"
+        f"![{model}: one rung varies in each block, the bottom one first](results/{one.name}-{model}-{name}.png)"
         for model, name in shown
     ]
     return [f"{', '.join(model for model, _ in shown)}, the smallest seed:", "", *lines, ""] if shown else []
@@ -125,7 +127,7 @@ def _tests(models: Models, ladder_name: str) -> list[str]:
     return [f"### {ladder_name} minus {STACK}", "", meaning, "", *_markdown(["", "difference", "p"], rows), ""]
 
 
-def _runs(data: str, models: Models) -> list[str]:
+def _runs(one: Comparison, models: Models) -> list[str]:
     """Which runs the numbers are from, and the commands that repeat them."""
     rows = [
         [model, str(seed), f"`{run.run_id}`"] for model, runs in models.items() for seed, run in sorted(runs.items())
@@ -136,7 +138,7 @@ def _runs(data: str, models: Models) -> list[str]:
     return [
         "### Runs",
         "",
-        f"Every score of every run: [{data}.csv](results/{data}.csv).{again[0]}",
+        f"Every score of every run: [{one.name}.csv](results/{one.name}.csv).{again[0]}",
         *again[1:],
         "",
         "One of each model by itself:",

@@ -4,6 +4,7 @@ import csv
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from jobs.errors import UserError
 from jobs.tracked_runs import TrackedRun
@@ -11,6 +12,23 @@ from jobs.tracked_runs import TrackedRun
 _PARAMS = ("data", "seed", "train.steps")
 _OWN = ("preset", *_PARAMS, "run_id", "data_fingerprint", "command", "search")
 _PLACES = ("workspace=", "store=", "tracking.uri=", "ray.address=")
+
+
+class Comparison(NamedTuple):
+    """What runs have in common that are held against each other."""
+
+    data: str
+    steps: int
+
+    @property
+    def name(self) -> str:
+        """Of its files."""
+        return f"{self.data}-{self.steps}"
+
+    @classmethod
+    def of(cls, run: TrackedRun) -> "Comparison":
+        """The one that a run belongs to."""
+        return cls(run.params["data"], int(run.params["train.steps"]))
 
 
 def write_runs(path: Path, runs: Sequence[TrackedRun]) -> None:
@@ -32,7 +50,7 @@ def write_runs(path: Path, runs: Sequence[TrackedRun]) -> None:
 
 
 def read_runs(path: Path) -> list[TrackedRun]:
-    """What `write_runs` wrote, of the dataset that the file is named after.
+    """What `write_runs` wrote, of the comparison that the file is named after.
 
     Raises:
         UserError: the file is no such table.
@@ -47,13 +65,13 @@ def read_runs(path: Path) -> list[TrackedRun]:
     return runs
 
 
-def _run(line: dict[str, str | None], data: str) -> TrackedRun:
+def _run(line: dict[str, str | None], table: str) -> TrackedRun:
     own = {name: line[name] for name in _OWN}
     known = {name: text for name, text in own.items() if text is not None}
-    if len(known) < len(_OWN) or known["data"] != data:
-        raise ValueError(f"a line of {own['data']} in the table of {data}, or a line that is cut short")
+    if len(known) < len(_OWN):
+        raise ValueError("a line that is cut short")
     int(known["seed"])
-    return TrackedRun(
+    run = TrackedRun(
         run_id=known["run_id"],
         command=known["command"],
         search=known["search"],
@@ -62,6 +80,9 @@ def _run(line: dict[str, str | None], data: str) -> TrackedRun:
         params={name: known[name] for name in _PARAMS},
         scores={name: float(text) for name, text in line.items() if name not in _OWN and text},
     )
+    if Comparison.of(run).name != table:
+        raise ValueError(f"a line of {Comparison.of(run).name} in the table of {table}")
+    return run
 
 
 def _anywhere(command: str) -> str:

@@ -55,6 +55,7 @@ def test_several_factors_have_every_score() -> None:
     assert scores["few_labels/100"] > scores["few_labels/10"] > 0.15
     assert "few_labels/1000" not in scores  # there are 300 train rows
     assert scores["mig/rung_0"] < 0.5 < scores["mig/rung_1"]  # rung 0 holds one factor of three
+    assert scores["mig"] == pytest.approx((scores["mig/a"] + scores["mig/b"] + scores["mig/class"]) / 3)
     assert scores["dci_completeness/rungs"] > 0.95
     assert scores["total_correlation"] < 0.1
 

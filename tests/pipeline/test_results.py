@@ -62,7 +62,7 @@ def made(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
             client.log_metric(run_id, f"test/{name}", value)
         client.log_artifact(run_id, str(tmp_path / "blocks.png"), "figures")
 
-    run("claim-vlae", 0, steps=10, elbo=-1.0)  # of an earlier search
+    run("claim-vlae", 0, steps=10, elbo=-1.0)  # a comparison of its own
     run("claim-vlae", 7, dims="9,9", elbo=-1.0)  # of an earlier preset of that name
     for model in ("vlae", "hvae"):
         for seed in SEEDS:
@@ -88,13 +88,18 @@ def cells(page: str, name: str) -> list[str]:
     return found[1].split(" | ")
 
 
+def the_page(workspace: Path) -> str:
+    """Of the runs of 1,500 steps."""
+    assert main([f"out={workspace}/docs", f"workspace={workspace}"]) == 0
+    return (workspace / "docs" / "results.md").read_text().partition("## digits, 1,500 steps")[2]
+
+
 def numbers(cell: str) -> list[float]:
     return [float(part.replace(",", "")) for part in cell.split(" ± ")]
 
 
 def test_every_cell_is_the_mean_and_the_interval_of_its_runs(workspace: Path) -> None:
-    assert main([f"out={workspace}/docs", f"workspace={workspace}"]) == 0
-    page = (workspace / "docs" / "results.md").read_text()
+    page = the_page(workspace)
     assert "| vlae (4) | hvae (4) | vae (1) |" in page
     for name in scores("vlae", 0):
         for model, cell in zip(("vlae", "hvae"), cells(page, name), strict=False):
@@ -124,33 +129,39 @@ def test_the_claims_are_judged_by_the_numbers(workspace: Path) -> None:
     assert all(line.startswith("- **Does not hold**") for line in said)
 
 
-def test_every_run_is_named_and_no_place_is_told(workspace: Path) -> None:
-    main([f"out={workspace}/docs", f"workspace={workspace}"])
+def test_trainings_of_other_lengths_are_compared_by_themselves(workspace: Path) -> None:
+    the_page(workspace)
     page = (workspace / "docs" / "results.md").read_text()
+    assert re.findall(r"^## (.*)", page, re.M) == ["digits, 10 steps", "digits, 1,500 steps"]
+    assert cells(page, "elbo") == ["-1"]
+
+
+def test_every_run_is_named_and_no_place_is_told(workspace: Path) -> None:
+    page = the_page(workspace)
     assert len(set(re.findall(r"`([0-9a-f]{32})`", page))) == 2 * len(SEEDS) + 1
     assert all("/secret" not in path.read_text() for path in (workspace / "docs").rglob("*.[cm][sd]*"))
     assert "    python -m pipeline.run model=claim-vlae" in page
     assert "    python -m pipeline.run preset=claim tune.trials=9\n" in page
     for model in ("vlae", "hvae"):
-        assert (workspace / "docs" / "results" / f"digits-{model}-blocks.png").read_bytes() == PICTURE
-        assert f"(results/digits-{model}-blocks.png)" in page
+        assert (workspace / "docs" / "results" / f"digits-1500-{model}-blocks.png").read_bytes() == PICTURE
+        assert f"(results/digits-1500-{model}-blocks.png)" in page
 
 
 def test_tables_of_other_machines_stay_on_the_page(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main([f"out={workspace}/docs", f"workspace={workspace}"])
     page = (workspace / "docs" / "results.md").read_text()
-    table = workspace / "docs" / "results" / "digits.csv"
+    table = workspace / "docs" / "results" / "digits-1500.csv"
     with table.open(newline="") as file:
         lines = list(csv.DictReader(file))
     assert len(lines) == 2 * len(SEEDS) + 1
     assert all(float(line["elbo"]) == scores(line["preset"].removeprefix("claim-"), int(line["seed"]))["elbo"]
                for line in lines)  # fmt: skip
-    table.rename(table.with_name("sprites.csv"))
-    sprites = table.with_name("sprites.csv")
+    table.rename(table.with_name("sprites-1500.csv"))
+    sprites = table.with_name("sprites-1500.csv")
     sprites.write_text(re.sub(r"(?m)^(claim-\w+),digits,", r"\1,sprites,", sprites.read_text()))
     main([f"out={workspace}/docs", f"workspace={workspace}"])
     both = (workspace / "docs" / "results.md").read_text()
-    digits, drawn = both.index("## digits"), both.index("## sprites")
+    digits, drawn = both.index("## digits, 1"), both.index("## sprites, 1")
     assert digits < drawn
     assert both[:drawn].rstrip() == page.rstrip()
     whole = sprites.read_text()
@@ -162,7 +173,7 @@ def test_tables_of_other_machines_stay_on_the_page(workspace: Path, capsys: pyte
     ):
         sprites.write_text(damaged)
         assert main([f"out={workspace}/docs", f"workspace={workspace}"]) == 1
-        assert "sprites.csv is no table of runs" in capsys.readouterr().err
+        assert "sprites-1500.csv is no table of runs" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("mig", "holds"), [(0.09, [False, False]), (0.2, [True, False]), (0.5, [True, True])])
@@ -174,6 +185,15 @@ def test_the_best_ladder_is_held_against_published_numbers(mig: float, holds: li
     assert ["**Holds**" in line for line in said if line] == holds
     assert all("grown" in line for line in said if line)
     assert any(".10" in line and ".45" in line for line in published("sprites"))
+
+
+def test_the_gap_of_the_factors_that_others_count_is_judged_too() -> None:
+    gaps = {"mig": 0.4, "mig/shape": 0.0, "mig/scale": 0.6, "mig/orientation": 0.1, "mig/x": 0.6, "mig/y": 0.7}
+    runs = {seed: TrackedRun(str(seed), "", "", "", {}, {}, gaps) for seed in range(2)}
+    said = [line for line in claims("sprites", {"vlae": runs}) if line]
+    assert ["**Holds**" in line for line in said] == [True, False, True]
+    assert "without shape" in said[2]
+    assert "(vlae: 0.5 ± 0)" in said[2]
 
 
 @pytest.mark.parametrize(("data", "judged"), [("digits", True), ("mine", True), ("fashion_mnist", False)])

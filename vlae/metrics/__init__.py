@@ -12,6 +12,7 @@ from vlae.metrics.hierarchy import complexity_correlation, level_centroids, rung
 from vlae.metrics.infomec import InfoMec, info_mec_scores
 from vlae.metrics.information import (
     dcimig_score,
+    factor_gaps,
     jemmig_score,
     mig_score,
     mig_sup_score,
@@ -45,6 +46,7 @@ __all__ = [
     "dcimig_score",
     "explicitness_score",
     "factor_complexity",
+    "factor_gaps",
     "factor_vae_score",
     "factor_vae_score_from",
     "few_label_accuracy",

@@ -61,8 +61,7 @@ def _gap(information: NDArray[np.float64]) -> NDArray[np.float64]:
 def mig_score(codes: Array, factors: Factors, *, bins: int = 20) -> float:
     """Mutual information gap: is each factor held by one latent?
 
-    Mean over the factors of the gap between the two latents that know most of it, over its entropy
-    (Chen et al. 2018, eq. 6, with the binning of Locatello et al. 2019).
+    Mean over the factors of `factor_gaps` (Chen et al. 2018, eq. 6, with the binning of Locatello et al. 2019).
 
     Args:
         codes: (N, D) float, posterior means. Of a single latent the gap is to 0.
@@ -75,8 +74,20 @@ def mig_score(codes: Array, factors: Factors, *, bins: int = 20) -> float:
     Returns:
         In [0, 1], higher is better; NaN if no factor varies.
     """
-    information, _, entropies = _counted_varying(codes, factors, bins)
-    return float((_gap(information.T) / entropies).mean()) if len(entropies) else float("nan")
+    gaps = factor_gaps(codes, factors, bins=bins)
+    varying = ~np.isnan(gaps)
+    return float(gaps[varying].mean()) if varying.any() else float("nan")
+
+
+def factor_gaps(codes: Array, factors: Factors, *, bins: int = 20) -> NDArray[np.float64]:
+    """Gap between the two latents that know most of each factor, over its entropy: (K,), in [0, 1].
+
+    The mean of some of them is the MIG of papers that leave factors out: the dSprites of Chen et al. 2018 have no
+    shape. Arguments and errors as for `mig_score`; NaN for a factor with one value.
+    """
+    information, _, entropies = _counted(codes, factors, bins)
+    with np.errstate(invalid="ignore"):
+        return _gap(information.T) / entropies
 
 
 def mig_sup_score(codes: Array, factors: Factors, *, bins: int = 20) -> float:

@@ -13,6 +13,7 @@ from vlae.metrics.information import (
     dcimig_score,
     discretise,
     entropy,
+    factor_gaps,
     jemmig_score,
     mig_score,
     mig_sup_score,
@@ -135,6 +136,17 @@ def test_mig_by_hand() -> None:
     codes = np.stack([factor[:, 0] // 2, (factor[:, 0] > 2).astype(int)], axis=1).astype(np.float32)
     first, second = np.log(2), entropy(codes[:, 1].astype(int))
     assert mig_score(codes, factor) == pytest.approx((first - second) / np.log(4))
+
+
+def test_gaps_by_factor() -> None:
+    """Each is the MIG of its factor alone; a factor with one value has none, and does not count."""
+    codes = np.concatenate([PERFECT + 0.3 * NOISE, PERFECT[:, :1]], axis=1)
+    factors = np.concatenate([FACTORS, 0 * FACTORS[:, :1]], axis=1)
+    gaps = factor_gaps(codes, factors)
+    assert np.isnan(gaps[3])
+    np.testing.assert_allclose(gaps[:3], [mig_score(codes, factors[:, k : k + 1]) for k in range(3)])
+    assert mig_score(codes, factors) == pytest.approx(gaps[:3].mean())
+    assert gaps[0] < 0.5 < gaps[1]  # two latents know of the first factor
 
 
 def test_mig_sup() -> None:
