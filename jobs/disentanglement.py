@@ -57,10 +57,10 @@ def information_scores(encoded: Encoded, config: EvaluateConfig) -> Scores:  # n
     """Gaps of mutual information, of all rungs and of each, MIG by factor too; and what needs no factors."""
     scores: Scores = {}
     if encoded.names:
-        for name, score in _GAPS.items():
-            scores |= _all_and_each(name, encoded.codes.means, partial(_against, score, encoded.factors))
         gaps = factor_gaps(encoded.means, encoded.factors)
         scores |= {f"mig/{factor}": float(gap) for factor, gap in zip(encoded.names, gaps, strict=True)}
+        for name, score in _GAPS.items():
+            scores |= _all_and_each(name, encoded.codes.means, partial(_against, score, encoded.factors))
     for name, unsupervised in _UNSUPERVISED.items():
         scores |= _all_and_each(name, encoded.codes.means, unsupervised)
     return scores

@@ -13,9 +13,12 @@ _HELP = """\
 usage: python -m pipeline.results [out=FOLDER] [workspace=DIR] [tracking.uri=URL] [tracking.experiment=NAME]
 
 Reads the finished and evaluated trials of `preset=claim` from MLflow, and writes those of each dataset and number of
-steps to FOLDER/results/DATASET-STEPS.csv, with their pictures. FOLDER/results.md is then written from all tables in
-the folder: others may be from other machines. Every mean is over seeds, with its 95 % interval, and every run is named
-by its id. Defaults: out=docs tracking.experiment=claim
+steps to FOLDER/results/DATASET-STEPS.csv, with their pictures. What the tables there have of other models on the same
+data stays: it may be from other machines. FOLDER/results.md is then written from all tables. Every mean is over seeds,
+with its 95 % interval, and every run is named by its id. Runs of searches that are to stay out
+belong to another experiment: tracking.experiment=tuning beside preset=claim.
+
+Defaults: out=docs tracking.experiment=claim
 
 exit code: 0 well, 1 failed, 2 a wrong word
 """
@@ -50,31 +53,32 @@ def _write(config: Config, folder: Path) -> None:
     from jobs.tracked_runs import evaluated_trials, picture  # noqa: PLC0415
     from jobs.tracking import Tracker  # noqa: PLC0415
     from pipeline.results_page import FIGURES, compared, page  # noqa: PLC0415
-    from pipeline.results_table import read_runs, write_runs  # noqa: PLC0415
+    from pipeline.results_table import tabled, write_runs  # noqa: PLC0415
 
     if not config.tracking.uri and not (config.workspace / "mlflow.db").exists():
         raise UserError(f"workspace={config.workspace} holds no MLflow database: run preset=claim there first")
     tracker = Tracker(config.tracking, config.workspace)
-    comparisons = compared(evaluated_trials(tracker))
-    if not comparisons:
+    tables = folder / "results"
+    runs = evaluated_trials(tracker)
+    found = compared(runs)
+    if not found:
         raise UserError(
             f"experiment {config.tracking.experiment} of MLflow at {tracker.uri} has no finished and evaluated trial "
             "that names a preset: run preset=claim first"
         )
-    tables = folder / "results"
+    merged = compared([*runs, *tabled(tables)])
     pictures = {
-        f"{one.name}-{model}-{name}.png": picture(tracker, runs[min(runs)].run_id, name)
-        for one, models in comparisons.items()
+        f"{one.name}-{model}-{name}.png": picture(tracker, seeds[min(seeds)].run_id, name)
+        for one, models in found.items()
         for model, name in FIGURES
-        if (runs := models.get(model))
+        if (seeds := models.get(model))
     }
-    for one, models in comparisons.items():
-        write_runs(tables / f"{one.name}.csv", [run for runs in models.values() for _, run in sorted(runs.items())])
+    for one in found:
+        write_runs(tables / f"{one.name}.csv", [run for of in merged[one].values() for _, run in sorted(of.items())])
     for file, content in pictures.items():
         (tables / file).write_bytes(content)
-    everything = compared([run for table in sorted(tables.glob("*.csv")) for run in read_runs(table)])
-    (folder / "results.md").write_text(page(everything))
-    counts = ", ".join(f"{one.name}: {sum(map(len, models.values()))} runs" for one, models in comparisons.items())
+    (folder / "results.md").write_text(page(compared(tabled(tables))))
+    counts = ", ".join(f"{one.name}: {sum(map(len, models.values()))} runs" for one, models in found.items())
     print(f"{folder / 'results.md'} ({counts})")
 
 

@@ -16,7 +16,7 @@ FIGURES = tuple((model, "blocks") for model in ("vlae", "grown", "hvae"))
 _TABLES = (
     ("Likelihood and rates", ("elbo", "iw_bound", "bits_per_dim", r"kl/rung_\d+", r"active_units/rung_\d+"),
      "Nats per image of the test split; the bound with 64 importance samples."),
-    ("Where factors sit", (r"centroid/\w+",),
+    ("Where factors sit", (r"centroid/.+",),
      "Level centroid: 0 is the bottom rung, 1 the top one."),
     ("Hierarchy", ("rung_compactness", "rung_modularity", "centroid_complexity", "upper_unique_share"),
      "Of 1; the last is the share of what all rungs tell that is lost when only the bottom rung is kept."),
@@ -25,7 +25,7 @@ _TABLES = (
      "noise flips the class."),
     ("Gibbs chains on the bottom rung", (r"gibbs_distance/.+",),
      "Frechet distance to test images."),
-    ("Disentanglement", ("mig", r"mig/(?!rung_)\w+", "mig_sup", "dci_disentanglement", "dci_completeness",
+    ("Disentanglement", ("mig", r"mig/(?!rung_).+", "mig_sup", "dci_disentanglement", "dci_completeness",
                          "dci_informativeness", "infom", "infoc", "infoe", "factor_vae"),
      "Of the means of all rungs together; `mig/` of single factors."),
 )  # fmt: skip
@@ -34,7 +34,8 @@ _TABLES = (
 def compared(runs: Sequence[TrackedRun]) -> dict[Comparison, Models]:
     """Dataset and steps -> model -> seed -> run: of each the newest.
 
-    Only runs on the data of the newest of them all, with all settings but the seed of the newest of their model.
+    Of a dataset and number of steps only runs on the data of the newest, with all settings but the seed of the newest
+    of their model.
 
     Args:
         runs: the newest first.

@@ -49,12 +49,17 @@ def write_runs(path: Path, runs: Sequence[TrackedRun]) -> None:
     partial.replace(path)
 
 
-def read_runs(path: Path) -> list[TrackedRun]:
-    """What `write_runs` wrote, of the comparison that the file is named after.
+def tabled(folder: Path) -> list[TrackedRun]:
+    """The runs of all tables in a folder.
 
     Raises:
-        UserError: the file is no such table.
+        UserError: one is no such table.
     """
+    return [run for path in sorted(folder.glob("*.csv")) for run in _read(path)]
+
+
+def _read(path: Path) -> list[TrackedRun]:
+    """What `write_runs` wrote, of the comparison that the file is named after."""
     try:
         with path.open(newline="") as file:
             runs = [_run(line, path.stem) for line in csv.DictReader(file, strict=True)]

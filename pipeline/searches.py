@@ -11,7 +11,7 @@ from jobs.errors import DamagedError, UserError
 from jobs.files import read_json, write_json
 from jobs.search.records import Trial, best_first
 from jobs.search.space import Choices, Values, examples, parse_dimension
-from pipeline.config import Config, identity, run_settings
+from pipeline.config import GROUPS, Config, identity, run_settings
 from pipeline.plan import Found
 from pipeline.settings import SPACE, SettingsError, apply, read_preset, searchable_keys
 from pipeline.workspace import Workspace, fingerprint
@@ -23,7 +23,7 @@ _EXAMPLES = 500  # points of a space that are looked at before anything is done
 def point_config(config: Config, values: Values) -> Config:
     """The settings of a point for a whole training: those of the command, of the point's preset, and its own.
 
-    A point with another model than the command's has the command's settings that both models know, but latent_dims.
+    A point with another model than the command's has the command's settings that both models know, but what is by rung.
 
     Raises:
         SettingsError: they do not go together, or the preset sets what a search cannot try.
@@ -34,13 +34,16 @@ def point_config(config: Config, values: Values) -> Config:
         if key not in searchable_keys():
             raise SettingsError(f"{SPACE}preset={values['preset']} sets {key}, which is the same for a whole search")
     updates = {**preset, **own}
-    kept = {} if updates.get("model", config.model.name) == config.model.name else _shared(config.model)
-    return apply(config, {**kept, **updates})
+    return apply(config, {**_shared(config.model, str(updates.get("model", config.model.name))), **updates})
 
 
-def _shared(model: ModelSection) -> dict[str, Any]:
-    """The settings of a model that any other has too, where they are not the default; its rungs are its own."""
-    fields = {name: field for name, field in ModelSection.model_fields.items() if name != "latent_dims"}
+def _shared(model: ModelSection, other: str) -> dict[str, Any]:
+    """The settings of a model, not the default, that another one has too: latents, or units by rung, are its own."""
+    if other == model.name or other not in GROUPS["model"]:
+        return {}
+    own = {"name", "latent_dims", *(("hidden",) if len(model.hidden) > 1 else ())}
+    known = GROUPS["model"][other].model_fields.keys() - own
+    fields = {name: field for name, field in type(model).model_fields.items() if name in known}
     values = {name: getattr(model, name) for name in fields}
     return {f"model.{name}": value for name, value in values.items() if value != fields[name].default}
 

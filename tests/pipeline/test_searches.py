@@ -82,6 +82,18 @@ def test_a_trial_of_another_model_has_what_the_command_says_of_every_model() -> 
     assert trial_config(config, {"model": "vae"}).model == read_config(["model=vae", *said]).model
 
 
+def test_what_two_models_share_that_others_lack_and_what_is_by_rung() -> None:
+    said = ["model.match_params=true", "model.match_dims=3,5,10", "model.norm_heads=true"]
+    stack = read_config(["model=hvae", *said])
+    lvae = trial_config(stack, {"model": "lvae"}).model
+    assert lvae == read_config(["model=lvae", *said]).model
+    ladder = read_config(["model.hidden=64,128,256", "model.width=8"])
+    vae = trial_config(ladder, {"model": "vae"}).model
+    assert (vae.hidden, vae.width) == ((256,), 8)
+    with pytest.raises(SettingsError, match="did you mean 'hvae'"):
+        trial_config(stack, {"model": "hvea"})
+
+
 def test_the_command_of_a_trial_names_it_and_that_of_the_search_repeats_it() -> None:
     words = ["stage=shard,tune,train", SPACE, "tune.trials=5", "tune.objectives=elbo,mig_sup", "train.steps=90"]
     config = read_config(words)

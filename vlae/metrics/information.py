@@ -82,8 +82,8 @@ def mig_score(codes: Array, factors: Factors, *, bins: int = 20) -> float:
 def factor_gaps(codes: Array, factors: Factors, *, bins: int = 20) -> NDArray[np.float64]:
     """Gap between the two latents that know most of each factor, over its entropy: (K,), in [0, 1].
 
-    The mean of some of them is the MIG of papers that leave factors out: the dSprites of Chen et al. 2018 have no
-    shape. Arguments and errors as for `mig_score`; NaN for a factor with one value.
+    The mean of some of them is the MIG of papers that leave factors out, as Chen et al. 2018 do with dSprites' shape.
+    Arguments and errors as for `mig_score`; NaN for a factor with one value.
     """
     information, _, entropies = _counted(codes, factors, bins)
     with np.errstate(invalid="ignore"):
