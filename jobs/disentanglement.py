@@ -22,6 +22,7 @@ from vlae.metrics import (
     few_label_accuracy,
     gaussian_total_correlation,
     gaussian_wasserstein_correlation,
+    independent_axes,
     info_mec_scores,
     irs_score,
     jemmig_score,
@@ -61,6 +62,8 @@ def information_scores(encoded: Encoded, config: EvaluateConfig) -> Scores:  # n
         scores |= {f"mig/{factor}": float(gap) for factor, gap in zip(encoded.names, gaps, strict=True)}
         for name, score in _GAPS.items():
             scores |= _all_and_each(name, encoded.codes.means, partial(_against, score, encoded.factors))
+        turned = np.concatenate([independent_axes(rung) for rung in encoded.codes.means], axis=1)
+        scores["mig_ica"] = mig_score(turned, encoded.factors)
     for name, unsupervised in _UNSUPERVISED.items():
         scores |= _all_and_each(name, encoded.codes.means, unsupervised)
     return scores

@@ -25,9 +25,9 @@ _TABLES = (
      "noise flips the class."),
     ("Gibbs chains on the bottom rung", (r"gibbs_distance/.+",),
      "Frechet distance to test images."),
-    ("Disentanglement", ("mig", r"mig/(?!rung_).+", "mig_sup", "dci_disentanglement", "dci_completeness",
+    ("Disentanglement", ("mig", r"mig/(?!rung_).+", "mig_ica", "mig_sup", "dci_disentanglement", "dci_completeness",
                          "dci_informativeness", "infom", "infoc", "infoe", "factor_vae"),
-     "Of the means of all rungs together; `mig/` of single factors."),
+     "Of the means of all rungs together; `mig/` of single factors, `mig_ica` after each rung is turned by ICA."),
 )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from pipeline.config import GROUPS, Config, identity, run_settings
 from pipeline.plan import Found
 from pipeline.settings import SPACE, SettingsError, apply, read_preset, searchable_keys
 from pipeline.workspace import Workspace, fingerprint
-from vlae.config import ModelSection
+from vlae.config import AnyModelConfig
 
 _EXAMPLES = 500  # points of a space that are looked at before anything is done
 
@@ -37,7 +37,7 @@ def point_config(config: Config, values: Values) -> Config:
     return apply(config, {**_shared(config.model, str(updates.get("model", config.model.name))), **updates})
 
 
-def _shared(model: ModelSection, other: str) -> dict[str, Any]:
+def _shared(model: AnyModelConfig, other: str) -> dict[str, Any]:
     """The settings of a model, not the default, that another one has too: latents, or units by rung, are its own."""
     if other == model.name or other not in GROUPS["model"]:
         return {}

@@ -22,6 +22,7 @@ from vlae.metrics.information import (
 from vlae.metrics.irs import irs_score
 from vlae.metrics.probes import RungProbes, probe_accuracy, probe_rungs
 from vlae.metrics.rates import ACTIVE, active_units, rates
+from vlae.metrics.rotation import independent_axes
 from vlae.metrics.rungs import rung_information, rung_mutual_information
 from vlae.metrics.sap import sap_score
 from vlae.metrics.udr import udr_score
@@ -53,6 +54,7 @@ __all__ = [
     "frechet_distance",
     "gaussian_total_correlation",
     "gaussian_wasserstein_correlation",
+    "independent_axes",
     "info_mec_scores",
     "irs_score",
     "jemmig_score",
