@@ -3,11 +3,16 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jobs.command import run_command
 from jobs.errors import UserError
 from pipeline.config import Config
 from pipeline.settings import SettingsError, read_config
+
+if TYPE_CHECKING:
+    from jobs.tracked_runs import TrackedRun
+    from pipeline.results_table import Comparison
 
 _HELP = """\
 usage: python -m pipeline.results [out=FOLDER] [workspace=DIR] [tracking.uri=URL] [tracking.experiment=NAME]
@@ -66,7 +71,8 @@ def _write(config: Config, folder: Path) -> None:
             f"experiment {config.tracking.experiment} of MLflow at {tracker.uri} has no finished and evaluated trial "
             "that names a preset: run preset=claim first"
         )
-    merged = compared([*runs, *tabled(tables)])
+    before = tabled(tables)
+    merged = compared([*runs, *before])
     pictures = {
         f"{one.name}-{model}-{name}.png": picture(tracker, seeds[min(seeds)].run_id, name)
         for one, models in found.items()
@@ -78,8 +84,16 @@ def _write(config: Config, folder: Path) -> None:
     for file, content in pictures.items():
         (tables / file).write_bytes(content)
     (folder / "results.md").write_text(page(compared(tabled(tables))))
-    counts = ", ".join(f"{one.name}: {sum(map(len, models.values()))} runs" for one, models in found.items())
-    print(f"{folder / 'results.md'} ({counts})")
+    for one in found:
+        print(f"{one.name}: {_counts([run for of in merged[one].values() for run in of.values()], before, one)}")
+    print(folder / "results.md")
+
+
+def _counts(runs: Sequence["TrackedRun"], before: Sequence["TrackedRun"], one: "Comparison") -> str:
+    """How many runs a table has, and how many that it had are gone."""
+    gone = {run.run_id for run in before if one == one.of(run)} - {run.run_id for run in runs}
+    left = f"; left out of those before: {len(gone)}, of other data, or of a model that MLflow has" if gone else ""
+    return f"{len(runs)} runs{left}"
 
 
 if __name__ == "__main__":

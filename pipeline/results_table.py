@@ -66,7 +66,9 @@ def _read(path: Path) -> list[TrackedRun]:
         if not runs:
             raise ValueError("no runs")
     except (csv.Error, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} is no table of runs ({error!r}): remove it and write it anew") from None
+        raise UserError(
+            f"{path} is no table of runs ({error!r}): rename it if it is of other steps, or remove it"
+        ) from None
     return runs
 
 

@@ -20,8 +20,8 @@ def independent_axes(codes: Array) -> NDArray[np.float64]:
     """One rung's codes, turned so that the latents are as independent as a rotation can make them.
 
     The rotation next to what independent component analysis finds (FastICA: Hyvaerinen 1999), the best of several
-    starts and of the codes as they are, by the sum of squared excess kurtoses (Comon 1994, eq. 25): of latents that
-    are not correlated it is highest where the total correlation is lowest. Factors are not looked at.
+    starts by the sum of the components' squared excess kurtoses (Comon 1994): as they are not correlated, it is
+    highest where their total correlation is lowest. Factors are not looked at.
 
     Args:
         codes: (N, D) float, posterior means of one rung. Latents with a variance below 0.01 stay as they are.
@@ -40,19 +40,20 @@ def independent_axes(codes: Array) -> NDArray[np.float64]:
     if active.sum() < 2 or not np.isfinite(gaussian_total_correlation(inside)):
         return found
     starts = [(contrast, seed) for contrast in _CONTRASTS for seed in range(_STARTS)]
-    found[:, active] = max((inside, *(_turned(inside, *start) for start in starts)), key=_contrast)
+    unmixing = max((_unmixing(inside, *start) for start in starts), key=lambda matrix: _contrast(inside @ matrix.T))
+    rotation, _ = polar(unmixing)  # of a scaling after a rotation: the rotation
+    found[:, active] = inside @ rotation.T
     return found
 
 
-def _turned(codes: NDArray[np.float64], contrast: str, seed: int) -> NDArray[np.float64]:
+def _unmixing(codes: NDArray[np.float64], contrast: str, seed: int) -> NDArray[np.float64]:
     analysis = FastICA(whiten="unit-variance", fun=contrast, random_state=seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # Gaussian codes have no best rotation
         analysis.fit(codes)
-    rotation, _ = polar(analysis.components_ * codes.std(axis=0))
-    return np.asarray(codes @ rotation.T)
+    return np.asarray(analysis.components_)
 
 
-def _contrast(codes: NDArray[np.float64]) -> float:
-    kurtosis = (codes**4).mean(axis=0) / codes.var(axis=0) ** 2 - 3
+def _contrast(components: NDArray[np.float64]) -> float:
+    kurtosis = ((components / components.std(axis=0)) ** 4).mean(axis=0) - 3
     return float((kurtosis**2).sum())

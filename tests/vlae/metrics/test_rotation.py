@@ -12,15 +12,24 @@ ALIGNED = (FACTORS - 3.5) / 2.3 + RNG.normal(0, 0.05, FACTORS.shape)
 
 
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("dims", [2, 3])
-def test_what_was_turned_is_turned_back(dims: int, seed: int) -> None:
+@pytest.mark.parametrize("scales", [(1, 1), (1, 0.3), (1, 1, 1), (1, 0.5, 0.2)])
+def test_what_was_turned_is_turned_back(scales: tuple[float, ...], seed: int) -> None:
+    dims = len(scales)
     rotation = special_ortho_group(dims, seed).rvs()
-    aligned, factors = ALIGNED[:, :dims], FACTORS[:, :dims]
+    aligned, factors = ALIGNED[:, :dims] * scales, FACTORS[:, :dims]
     codes = (aligned @ rotation.T + 5).astype(np.float32)
     found = independent_axes(codes)
     matched = np.abs(np.corrcoef(found.T, aligned.T)[:dims, dims:])
     assert np.sort(matched.max(axis=0)) == pytest.approx(1, abs=5e-3)
     assert mig_score(found, factors) > mig_score(aligned, factors) - 0.05
+
+
+def test_latents_that_tell_nearly_the_same_are_turned_apart() -> None:
+    noise = 0.3 * RNG.uniform(-1, 1, (4000, 1))
+    codes = np.concatenate([ALIGNED[:, :1] + noise, ALIGNED[:, :1] - noise], axis=1)
+    assert abs(np.corrcoef(codes.T)[0, 1]) > 0.9
+    found = np.corrcoef(np.concatenate([independent_axes(codes), ALIGNED[:, :1], noise], axis=1).T)
+    np.testing.assert_allclose(np.sort(np.abs(found[:2, 2:]), axis=0), [[0, 0], [1, 1]], atol=0.05)
 
 
 def test_it_is_a_rotation() -> None:
