@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from test_run import result_of, run, small
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 def claim(seeds: str) -> list[str]:
