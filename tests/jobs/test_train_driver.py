@@ -24,7 +24,7 @@ def test_a_board_keeps_what_nobody_has_handled() -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_waits_for_the_end_of_the_block(number: int) -> None:
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    before = signal.signal(number, signal.default_int_handler)  # a shell's background job starts with Ctrl-C ignored
     done = []
 
     def interrupted(step: int) -> None:
@@ -37,5 +37,5 @@ def test_an_interrupt_waits_for_the_end_of_the_block(number: int) -> None:
         with pytest.raises(KeyboardInterrupt):  # and afterwards it does not wait
             interrupted(2)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(number, before)
     assert done == [1]
