@@ -3,16 +3,11 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from jobs.command import run_command
 from jobs.errors import UserError
 from pipeline.config import Config
 from pipeline.settings import SettingsError, read_config
-
-if TYPE_CHECKING:
-    from jobs.tracked_runs import TrackedRun
-    from pipeline.results_table import Comparison
 
 _HELP = """\
 usage: python -m pipeline.results [out=FOLDER] [workspace=DIR] [tracking.uri=URL] [tracking.experiment=NAME]
@@ -20,8 +15,8 @@ usage: python -m pipeline.results [out=FOLDER] [workspace=DIR] [tracking.uri=URL
 Reads the finished and evaluated trials of `preset=claim` from MLflow, and writes those of each dataset and number of
 steps to FOLDER/results/DATASET-STEPS.csv, with their pictures. What the tables there have of other models on the same
 data stays: it may be from other machines. FOLDER/results.md is then written from all tables. Every mean is over seeds,
-with its 95 % interval, and every run is named by its id. Runs of searches that are to stay out
-belong to another experiment: tracking.experiment=tuning beside preset=claim.
+with its 95 % interval, and every run is named by its id. Searches that are to stay out belong into another
+experiment: tracking.experiment=tuning beside preset=claim.
 
 Defaults: out=docs tracking.experiment=claim
 
@@ -58,7 +53,7 @@ def _write(config: Config, folder: Path) -> None:
     from jobs.tracked_runs import evaluated_trials, picture  # noqa: PLC0415
     from jobs.tracking import Tracker  # noqa: PLC0415
     from pipeline.results_page import FIGURES, compared, page  # noqa: PLC0415
-    from pipeline.results_table import tabled, write_runs  # noqa: PLC0415
+    from pipeline.results_table import Comparison, tabled, write_runs  # noqa: PLC0415
 
     if not config.tracking.uri and not (config.workspace / "mlflow.db").exists():
         raise UserError(f"workspace={config.workspace} holds no MLflow database: run preset=claim there first")
@@ -80,20 +75,15 @@ def _write(config: Config, folder: Path) -> None:
         if (seeds := models.get(model))
     }
     for one in found:
-        write_runs(tables / f"{one.name}.csv", [run for of in merged[one].values() for _, run in sorted(of.items())])
+        written = [run for seeds in merged[one].values() for _, run in sorted(seeds.items())]
+        write_runs(tables / f"{one.name}.csv", written)
+        gone = {run.run_id for run in before if Comparison.of(run) == one} - {run.run_id for run in written}
+        left = f"; left out of those before: {len(gone)}, of other data, or of a model that MLflow has" if gone else ""
+        print(f"{one.name}: {len(written)} runs{left}")
     for file, content in pictures.items():
         (tables / file).write_bytes(content)
     (folder / "results.md").write_text(page(compared(tabled(tables))))
-    for one in found:
-        print(f"{one.name}: {_counts([run for of in merged[one].values() for run in of.values()], before, one)}")
     print(folder / "results.md")
-
-
-def _counts(runs: Sequence["TrackedRun"], before: Sequence["TrackedRun"], one: "Comparison") -> str:
-    """How many runs a table has, and how many that it had are gone."""
-    gone = {run.run_id for run in before if one == one.of(run)} - {run.run_id for run in runs}
-    left = f"; left out of those before: {len(gone)}, of other data, or of a model that MLflow has" if gone else ""
-    return f"{len(runs)} runs{left}"
 
 
 if __name__ == "__main__":

@@ -7,6 +7,14 @@ Array = NDArray[np.floating]
 Factors = NDArray[np.integer]
 
 
+_LIVE = 1e-2
+
+
+def live(codes: Array) -> NDArray[np.bool_]:
+    """Whether each latent of posterior means (N, D) varies, by more than 0.01: (D,) (Li et al. 2020)."""
+    return np.asarray(codes.var(axis=0) > _LIVE)
+
+
 def check_codes(codes: Array) -> None:
     """Refuse what no score is defined for.
 

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from vlae.metrics.arrays import Array, Factors, check_rows
+from vlae.metrics.arrays import Array, Factors, check_rows, live
 from vlae.metrics.binning import Counted, bin_labels, count_information, factor_labels
 
 
@@ -75,8 +75,8 @@ def mig_score(codes: Array, factors: Factors, *, bins: int = 20) -> float:
         In [0, 1], higher is better; NaN if no factor varies.
     """
     gaps = factor_gaps(codes, factors, bins=bins)
-    varying = ~np.isnan(gaps)
-    return float(gaps[varying].mean()) if varying.any() else float("nan")
+    gaps = gaps[~np.isnan(gaps)]
+    return float(gaps.mean()) if len(gaps) else float("nan")
 
 
 def factor_gaps(codes: Array, factors: Factors, *, bins: int = 20) -> NDArray[np.float64]:
@@ -102,7 +102,7 @@ def mig_sup_score(codes: Array, factors: Factors, *, bins: int = 20) -> float:
     information, _, entropies = _counted_varying(codes, factors, bins)
     if len(entropies) < 2:
         return float("nan")
-    active = codes.var(axis=0) > 1e-2
+    active = live(codes)
     return float(_gap(information[active] / entropies).mean()) if active.any() else 0.0
 
 

@@ -8,10 +8,9 @@ from scipy.linalg import polar
 from sklearn.decomposition import FastICA
 from sklearn.exceptions import ConvergenceWarning
 
-from vlae.metrics.arrays import Array, check_codes
+from vlae.metrics.arrays import Array, check_codes, live
 from vlae.metrics.unsupervised import gaussian_total_correlation
 
-_ACTIVE = 1e-2  # variance, as in the MIG-sup
 _CONTRASTS = ("logcosh", "cube")
 _STARTS = 3  # of each: one alone may end in the wrong optimum
 
@@ -35,7 +34,7 @@ def independent_axes(codes: Array) -> NDArray[np.float64]:
     """
     check_codes(codes)
     found = codes.astype(np.float64)
-    active = found.var(axis=0) > _ACTIVE
+    active = live(found)
     inside = found[:, active] - found[:, active].mean(axis=0)
     if active.sum() < 2 or not np.isfinite(gaussian_total_correlation(inside)):
         return found
