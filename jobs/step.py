@@ -120,7 +120,8 @@ def _evaluate(training: Training, images: Tensor, slices: range, kl_weights: Seq
         terms: Terms = training.module(pixels, noise)
     prior, weights = None, mmd_weights(job.objective, training.step, len(training.model.latent_dims))
     if any(weights):
-        prior = slice_noise(training.model, slices, size, job.seed, _PRIOR + training.step, device)
+        drawn = slice_noise(training.model, slices, size, job.seed, _PRIOR + training.step, device)
+        prior = training.model.prior(drawn)
     loss = objective_loss(terms, kl_weights, job.objective, prior, weights)
     parts = [loss.detach()[None], terms.reconstruction.detach().mean()[None], terms.kl.detach().mean(0)]
     return loss, torch.cat(parts).float()

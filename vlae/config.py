@@ -92,6 +92,13 @@ class VlaeConfig(ModelSection):
     """Variational ladder autoencoder: each rung has its own noise and its own depth."""
 
     name: Literal["vlae"] = "vlae"
+    prior_power: int = Field(
+        2,
+        ge=2,
+        le=8,
+        multiple_of=2,
+        description="p of the prior exp(-|z/a|^p): 2 is N(0, 1); above it rungs are turned to independent axes",
+    )
 
 
 class StackSection(ModelSection):

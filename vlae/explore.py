@@ -27,9 +27,7 @@ def image_noise(model: HierarchicalModel, images: Tensor) -> Latents:
     parts = []
     for pixels in torch.split(images, rows_at_once(images.device)):
         drawn = model.infer_means(pixels)
-        parts.append(
-            [(q.mean - p.mean) * torch.exp(-p.log_sigma) for q, p in zip(drawn.posteriors, drawn.priors, strict=True)]
-        )
+        parts.append([p.noise(q.mean) for q, p in zip(drawn.posteriors, drawn.priors, strict=True)])
     return [torch.cat(rung) for rung in zip(*parts, strict=True)]
 
 

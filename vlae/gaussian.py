@@ -1,4 +1,4 @@
-"""Diagonal Gaussians, the only distribution over latents that the models use."""
+"""Diagonal Gaussians: all posteriors, and all priors but that of a ladder whose axes are to count."""
 
 import math
 from typing import Literal, NamedTuple
@@ -44,10 +44,13 @@ class DiagonalGaussian(NamedTuple):
         """Reparametrised sample (..., D) from standard normal `noise` of that shape."""
         return self.mean + self.log_sigma.exp() * noise
 
+    def noise(self, value: Tensor) -> Tensor:
+        """The noise that `sample` makes `value` of, (..., D)."""
+        return (value - self.mean) * torch.exp(-self.log_sigma)
+
     def log_prob(self, value: Tensor) -> Tensor:
         """Log density of each dimension, in nats: (..., D)."""
-        standardised = (value - self.mean) * torch.exp(-self.log_sigma)
-        return -(0.5 * standardised.square() + self.log_sigma + 0.5 * math.log(2 * math.pi))
+        return -(0.5 * self.noise(value).square() + self.log_sigma + 0.5 * math.log(2 * math.pi))
 
     def kl_to_standard(self) -> Tensor:
         """KL(self || N(0, I)) per dimension, in nats: (..., D), each >= 0."""

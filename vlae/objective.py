@@ -28,7 +28,7 @@ def objective_loss(
         weights: of each rung's KL, bottom first.
         config: free bits (Kingma et al. 2016, eq. 15: a rung pays for its mean KL above them only), and the
             weight of the total correlation.
-        prior: samples of N(0, I), (B, D_l) per rung; without them there is no MMD.
+        prior: samples of the model's prior, (B, D_l) per rung; without them there is no MMD.
         mmd_weights: of each rung's MMD, bottom first (`vlae.schedule.mmd_weights`), where `prior` is given.
     """
     kl = terms.kl.mean(0)

@@ -1,5 +1,7 @@
 """Noise of given images, one dim of it moved, and rungs swapped between two of them."""
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -9,7 +11,13 @@ from vlae.explore import image_noise, latent_strips, rung_swaps
 from vlae.models.base import HierarchicalModel
 from vlae.traversals import sample_images
 
-CONFIGS = {"vlae": VlaeConfig, "hvae": HvaeConfig, "lvae": LvaeConfig, "vae": VaeConfig}
+CONFIGS = {
+    "vlae": VlaeConfig,
+    "hvae": HvaeConfig,
+    "lvae": LvaeConfig,
+    "vae": VaeConfig,
+    "axes": partial(VlaeConfig, prior_power=4),
+}
 
 
 def tiny(name: str) -> HierarchicalModel:

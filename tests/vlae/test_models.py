@@ -1,6 +1,7 @@
 """Properties that hold for every model, whatever its depth, size and channels."""
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch.func import functional_call
 from vlae.build import build_model
 from vlae.config import HvaeConfig, LvaeConfig, ObjectiveConfig, VaeConfig, VlaeConfig
 from vlae.models.base import HierarchicalModel
+from vlae.models.rotation import rotation
 from vlae.objective import objective_loss
 
 CONFIGS: dict[str, Callable[..., VlaeConfig | HvaeConfig | LvaeConfig | VaeConfig]] = {
@@ -19,6 +21,7 @@ CONFIGS: dict[str, Callable[..., VlaeConfig | HvaeConfig | LvaeConfig | VaeConfi
     "hvae": HvaeConfig,
     "lvae": LvaeConfig,
     "vae": VaeConfig,
+    "axes": partial(VlaeConfig, prior_power=4),
 }
 STACKS = ["hvae", "lvae", "vae"]
 PLAIN = ObjectiveConfig()
@@ -137,11 +140,10 @@ def test_kl_is_exact_where_it_can_be(name: str) -> None:
             parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3))
     drawn = model.infer(*batch(model))
     for rung, (q, p) in enumerate(zip(drawn.posteriors, drawn.priors, strict=True)):
-        expected = kl_divergence(Normal(q.mean, q.log_sigma.exp()), Normal(p.mean, p.log_sigma.exp())).sum(1)
+        free = name == "vlae" or rung == len(drawn.priors) - 1
+        against = Normal(torch.zeros_like(q.mean), 1.0) if free else Normal(p.mean, p.log_sigma.exp())
+        expected = kl_divergence(Normal(q.mean, q.log_sigma.exp()), against).sum(1)
         torch.testing.assert_close(drawn.kl[:, rung], expected)
-    top = drawn.priors[-1]
-    assert not top.mean.any()
-    assert not top.log_sigma.any()
 
 
 @pytest.mark.parametrize("name", ["hvae", "lvae"])
@@ -178,7 +180,27 @@ def test_given_rungs_stay_and_those_below_follow(name: str) -> None:
             parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3))
         top = model.prior(noise, [*[None] * (rungs - 1), fixed[-1]])
         changed = [not torch.equal(a, b) for a, b in zip(top, model.prior(noise), strict=True)]
-    assert changed == ([False, False, True] if name == "vlae" else [True] * rungs)
+    assert changed == ([False, False, True] if name in ("vlae", "axes") else [True] * rungs)
+
+
+def test_rungs_are_turned_for_the_prior_and_back_for_the_decoder() -> None:
+    """So a turn changes what the latents are, and of the image only what the noise of the posterior lays into it."""
+    model = small("axes")
+    images, noise = batch(model)
+    still = [torch.zeros_like(part) for part in noise]
+    with torch.no_grad():
+        before = model.infer(images, still)
+        shown = model.decode(before.latents)
+        for skew in model.rotations.skews:
+            skew += torch.randn(skew.shape, generator=torch.Generator().manual_seed(2))
+        after = model.infer(images, still)
+        for old, new, skew in zip(before.latents, after.latents, model.rotations.skews, strict=True):
+            turn = rotation(skew)
+            torch.testing.assert_close(turn @ turn.T, torch.eye(len(turn)))
+            assert torch.linalg.det(turn).item() == pytest.approx(1, abs=1e-5)
+            torch.testing.assert_close(new, old @ turn.T)
+            assert (new - old).abs().max() > 0.1
+        torch.testing.assert_close(model.decode(after.latents), shown, atol=1e-5, rtol=1e-4)
 
 
 def test_vlae_rungs_are_inferred_independently_and_used_by_the_decoder() -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from vlae.config import ModelSection
 from vlae.gaussian import DiagonalGaussian
 from vlae.likelihoods import Likelihood
+from vlae.prior import GeneralizedNormal
 
 Latents = list[Tensor]
 Given = Sequence[Tensor | None]  # per rung, bottom first
@@ -35,7 +36,7 @@ class Inference:
     """One pass of the inference network. Lists run over the rungs, bottom first."""
 
     posteriors: list[DiagonalGaussian]  # q(z_l | x, the rungs that l depends on)
-    priors: list[DiagonalGaussian]  # p(z_l | the rungs above it), at the samples
+    priors: Sequence[DiagonalGaussian | GeneralizedNormal]  # p(z_l | the rungs above it), at the samples
     latents: Latents  # samples of the posteriors, (B, D_l) each
     kl_dims: Latents  # nats per dimension, (B, D_l) each; exact where they can be
 

@@ -1,8 +1,8 @@
 """Variational ladder autoencoder (Zhao, Song, Ermon 2017, section 4).
 
-p(z) is a product of independent N(0, I). Rung l reads the deterministic trunk feature h_l through a
-network of its own, and joins the deterministic decoder at the matching depth: what is simple to compute
-settles in shallow rungs, what is complex in deep ones.
+Under p(z) all dimensions are independent: N(0, 1), or with a flatter top. Rung l reads the deterministic trunk
+feature h_l through a network of its own, and joins the deterministic decoder at the matching depth: what is
+simple to compute settles in shallow rungs, what is complex in deep ones.
 """
 
 from collections.abc import Sequence
@@ -15,6 +15,8 @@ from vlae.models.base import Given, HierarchicalModel, Inference, Latents
 from vlae.models.coders import Decoder, Trunk, rung_reader
 from vlae.models.heads import posterior_head
 from vlae.models.networks import Network
+from vlae.models.rotation import Rotations
+from vlae.prior import GeneralizedNormal
 
 
 class Vlae(HierarchicalModel):
@@ -38,6 +40,9 @@ class Vlae(HierarchicalModel):
             self.readers.append(reader)
             self.heads.append(posterior_head(size, dim, config.sigma))
         self.decoder = Decoder(network, image_shape, top, joining, config.norm)
+        self._prior = GeneralizedNormal(config.prior_power)
+        # Under N(0, I) all turns of a rung are the same.
+        self.rotations = Rotations(config.latent_dims) if config.prior_power > 2 else None
         self._taps = network.taps
         # Factors of what each rung reads and of what it lays into the decoder. A schedule that moves them sets them
         # at every step; without one they cost nothing.
@@ -50,7 +55,7 @@ class Vlae(HierarchicalModel):
         self._fading = True
 
     def infer(self, images: Tensor, noise: Latents) -> Inference:
-        """Rungs are independent given x, so each KL is exact: KL(q(z_l|x) || N(0, I))."""
+        """Rungs are independent given x, so each KL is exact: KL(q(z_l|x) || p(z_l))."""
         features = self.trunk(images)
         read = [features[tap] for tap in self._taps]
         if self._fading:
@@ -58,10 +63,12 @@ class Vlae(HierarchicalModel):
         posteriors = [
             head(reader(feature)) for head, reader, feature in zip(self.heads, self.readers, read, strict=True)
         ]
+        if self.rotations is not None:
+            with torch.autocast(images.device.type, enabled=False):
+                posteriors = self.rotations(posteriors)
         latents = [q.sample(e) for q, e in zip(posteriors, noise, strict=True)]
-        return Inference(
-            posteriors, [q.standard() for q in posteriors], latents, [q.kl_to_standard() for q in posteriors]
-        )
+        priors = [self._prior] * len(posteriors)
+        return Inference(posteriors, priors, latents, [self._prior.kl_from(q) for q in posteriors])
 
     @property
     def independent_posteriors(self) -> bool:
@@ -69,12 +76,14 @@ class Vlae(HierarchicalModel):
         return True
 
     def prior(self, noise: Latents, given: Given | None = None) -> Latents:
-        """The prior of every rung is N(0, I): the noise itself."""
-        if given is None:
-            return list(noise)
-        return [drawn if fixed is None else fixed for drawn, fixed in zip(noise, given, strict=True)]
+        """No rung depends on another."""
+        known = given or [None] * len(noise)
+        return [self._prior.sample(e) if z is None else z for e, z in zip(noise, known, strict=True)]
 
     def decode(self, latents: Latents) -> Tensor:
         """Top rung first, each lower one joining on the way to the pixels."""
+        if self.rotations is not None:
+            with torch.autocast(latents[0].device.type, enabled=False):
+                latents = self.rotations.inverse(latents)
         output: Tensor = self.decoder(latents[-1], latents[:-1], self.fade[1] if self._fading else None)
         return output

@@ -1,0 +1,96 @@
+"""The generalised normal prior against SciPy, quadrature and the normal."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import integrate, stats
+from torch.distributions import Normal, kl_divergence
+
+from vlae.gaussian import DiagonalGaussian
+from vlae.prior import GeneralizedNormal
+
+POWERS = [2, 4, 8]
+
+
+def posterior() -> DiagonalGaussian:
+    generator = torch.Generator().manual_seed(2)
+    mean, log_sigma = (torch.randn(6, 3, generator=generator, dtype=torch.float64) for _ in range(2))
+    return DiagonalGaussian(mean, 0.5 * log_sigma - 0.5)
+
+
+@pytest.mark.parametrize("power", POWERS)
+def test_density_is_scipys_of_variance_one(power: int) -> None:
+    prior = GeneralizedNormal(power)
+    value = torch.linspace(-2.5, 2.5, 31, dtype=torch.float64)
+    theirs = stats.gennorm(power, scale=prior.scale)
+    np.testing.assert_allclose(prior.log_prob(value).numpy(), theirs.logpdf(value.numpy()), rtol=1e-12)
+    assert theirs.var() == pytest.approx(1, rel=1e-12)
+
+
+def test_power_two_is_the_normal() -> None:
+    prior, q = GeneralizedNormal(2), posterior()
+    standard = Normal(torch.zeros_like(q.mean), torch.ones_like(q.mean))
+    torch.testing.assert_close(prior.kl_from(q), kl_divergence(Normal(q.mean, q.log_sigma.exp()), standard))
+    torch.testing.assert_close(prior.log_prob(q.mean), standard.log_prob(q.mean))
+    noise = torch.randn(5, 2)
+    assert torch.equal(prior.sample(noise), noise)
+    assert torch.equal(prior.noise(noise), noise)
+
+
+@pytest.mark.parametrize("power", POWERS)
+def test_kl_is_the_integral(power: int) -> None:
+    prior, q = GeneralizedNormal(power), posterior()
+    p = stats.gennorm(power, scale=prior.scale)
+    for mean, log_sigma, found in zip(*(part.flatten().tolist() for part in (*q, prior.kl_from(q))), strict=True):
+        here = stats.norm(mean, np.exp(log_sigma))
+        low, high = mean - 9 * here.std(), mean + 9 * here.std()
+        expected, _ = integrate.quad(lambda z: here.pdf(z) * (here.logpdf(z) - p.logpdf(z)), low, high, epsabs=1e-9)  # noqa: B023
+        assert found == pytest.approx(expected, rel=1e-6, abs=1e-8)
+
+
+@pytest.mark.parametrize("power", [4, 8])
+def test_samples_are_quantiles_and_noise_takes_them_back(power: int) -> None:
+    prior = GeneralizedNormal(power)
+    noise = torch.linspace(-6, 6, 25, dtype=torch.float64).view(5, 5)
+    drawn = prior.sample(noise)
+    expected = stats.gennorm.ppf(stats.norm.cdf(noise.numpy()[:3]), power, scale=prior.scale)
+    np.testing.assert_allclose(drawn.numpy()[:3], expected, rtol=1e-6, atol=1e-12)
+    torch.testing.assert_close(drawn, -drawn.flip(0, 1))
+    torch.testing.assert_close(prior.noise(drawn), noise, rtol=1e-6, atol=1e-12)
+    single = prior.sample(noise.float())
+    assert single.dtype == torch.float32
+    torch.testing.assert_close(single, drawn.float())
+
+
+def test_what_no_prior_sample_reaches_stays_finite() -> None:
+    prior = GeneralizedNormal(8)
+    far = prior.noise(torch.tensor([100.0, -100.0, 0.0]))
+    assert torch.isfinite(far).all()
+    assert far[0] == -far[1] > 30
+    assert far[2] == 0
+    assert torch.isfinite(prior.sample(torch.tensor([100.0]))).all()
+
+
+def test_axes_are_cheaper_than_a_rotation_of_uniform_sources() -> None:
+    """What the power is for; under N(0, I) the two cost the same."""
+    sources = torch.rand(4000, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 2 - 1
+    turn = torch.tensor([[1.0, -1.0], [1.0, 1.0]], dtype=torch.float64) / 2**0.5
+
+    def cost(power: int, codes: torch.Tensor) -> float:
+        """At the best scale, noise and all."""
+        scales = (
+            DiagonalGaussian(s * codes, torch.full_like(codes, math.log(0.1 * s))) for s in np.linspace(1, 2.5, 31)
+        )
+        return min(GeneralizedNormal(power).kl_from(q).mean().item() for q in scales)
+
+    gaps = {power: cost(power, sources @ turn) - cost(power, sources) for power in POWERS}
+    assert gaps[2] == pytest.approx(0, abs=0.002)
+    assert gaps[8] > gaps[4] > 0.05
+
+
+@pytest.mark.parametrize("power", [0, 3, -2])
+def test_other_powers_are_refused(power: int) -> None:
+    with pytest.raises(ValueError, match="even"):
+        GeneralizedNormal(power)
