@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from jobs.device import to_device
+from vlae.metrics import ACTIVE
 from vlae.models.base import HierarchicalModel, Inference, Latents, rows_at_once
 
 Array = NDArray[np.float32]
@@ -24,6 +25,12 @@ class Codes:
     log_sigmas: list[Array]
     kl_dims: list[Array]  # (N, D_l) nats
     reconstruction: Array  # (N,) nats
+    idle_kl: float  # nats that a latent costs which tells nothing
+
+    @property
+    def threshold(self) -> float:
+        """Mean KL in nats above which a latent is in use."""
+        return self.idle_kl + ACTIVE
 
     @property
     def mean_kl(self) -> list[Array]:
@@ -70,7 +77,7 @@ def encode(model: HierarchicalModel, images: Tensor, generator: torch.Generator)
         parts["log_sigmas"].append([posterior.log_sigma for posterior in drawn.posteriors])
         parts["kl_dims"].append(drawn.kl_dims)
     rungs = {name: _joined(batches) for name, batches in parts.items()}
-    return Codes(**rungs, reconstruction=torch.cat(reconstruction).cpu().numpy())
+    return Codes(**rungs, reconstruction=torch.cat(reconstruction).cpu().numpy(), idle_kl=model.idle_kl)
 
 
 def _means(model: HierarchicalModel, drawn: Inference, pixels: Tensor) -> Latents:

@@ -15,7 +15,6 @@ from jobs.config import EvaluateConfig
 from jobs.data.split import ShardedSplit
 from jobs.errors import UserError
 from jobs.measures import Sample, sample
-from vlae.metrics import ACTIVE
 from vlae.models.base import HierarchicalModel
 
 _TRAIN_IMAGES = 10_000  # that probes learn from, as many as the literature takes
@@ -48,8 +47,8 @@ class Encoded:
 
     @property
     def active(self) -> NDArray[np.bool_]:
-        """(D,), latents with a mean KL above .01 nat."""
-        return np.concatenate(self.codes.mean_kl) > ACTIVE
+        """(D,), latents that are in use."""
+        return np.concatenate(self.codes.mean_kl) > self.codes.threshold
 
 
 def encode_splits(

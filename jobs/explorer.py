@@ -36,10 +36,7 @@ class _Latent(NamedTuple):
     rung: int
     dim: int
     kl: float  # nats
-
-    @property
-    def quiet(self) -> bool:
-        return not self.kl > ACTIVE
+    quiet: bool  # it is not in use
 
 
 def explorer_page(
@@ -58,7 +55,8 @@ def explorer_page(
         model: in evaluation mode.
         images: test images (N, C, H, W) in [0, 1], on the model's device, N >= 1; the first eight or fewer are shown.
         title: of the page, such as the name of the run.
-        kl_dims: mean KL of each latent in nats, (D_l,) per rung, bottom first. Latents below .01 nat are folded away.
+        kl_dims: mean KL of each latent in nats, (D_l,) per rung, bottom first. Latents are folded away
+            that cost less than .01 nat more than one that tells nothing.
         information: share of each factor that each rung tells, (L, K), NaN where there is none; None leaves it out.
         names: of the K factors.
         facts: what else to say under the title, name -> value, such as a few scores.
@@ -66,14 +64,20 @@ def explorer_page(
     Raises:
         ValueError: the page is too large even with the fewest pictures.
     """
-    latents = [_Latent(rung, dim, float(kl)) for rung, rates in enumerate(kl_dims) for dim, kl in enumerate(rates)]
+    threshold = model.idle_kl + ACTIVE
+    latents = [
+        _Latent(rung, dim, float(kl), not kl > threshold)
+        for rung, rates in enumerate(kl_dims)
+        for dim, kl in enumerate(rates)
+    ]
     latents.sort(key=lambda latent: (latent.quiet, -latent.kl if math.isfinite(latent.kl) else 0.0))
     images = images[: max(plan.images for plan in PLANS)]
     noise = image_noise(model, images)
     scores = {
         "title": title,
         "facts": list((facts or {}).items()),
-        "rungs": [_rung(np.asarray(rates)) for rates in kl_dims],
+        "rungs": [_rung(np.asarray(rates), threshold) for rates in kl_dims],
+        "threshold": round(threshold, 3),
         "names": list(names),
         "information": None if information is None else [[_finite(value) for value in row] for row in information],
     }
@@ -84,8 +88,8 @@ def explorer_page(
     raise ValueError(f"no page of {MOST_BYTES:,} bytes holds this model")
 
 
-def _rung(rates: Floats) -> dict[str, Any]:
-    return {"rate": _finite(rates.sum()), "dims": len(rates), "active": int((rates > ACTIVE).sum())}
+def _rung(rates: Floats, threshold: float) -> dict[str, Any]:
+    return {"rate": _finite(rates.sum()), "dims": len(rates), "active": int((rates > threshold).sum())}
 
 
 def _promising(model: HierarchicalModel, noise: Latents, latents: list[_Latent]) -> Iterator[Plan]:
@@ -130,7 +134,7 @@ def _pictures(
         "pitch": [plan.pitch(width), plan.pitch(height)],
         "margin": plan.codec.margin,
         "grids": [[round(place, 4) for place in plan.grid(quiet=quiet).tolist()] for quiet in (False, True)],
-        "latents": [{**latent._asdict(), "kl": _finite(latent.kl), "quiet": latent.quiet} for latent in kept],
+        "latents": [{**latent._asdict(), "kl": _finite(latent.kl)} for latent in kept],
         "images": [
             {"picture": plan.sprite(pair[:1], 1), "copy": plan.sprite(pair[1:], 1), **_strips(model, row, kept, plan)}
             for row, pair in zip(rows, torch.stack([shown, copies], 1), strict=True)

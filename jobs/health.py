@@ -21,8 +21,9 @@ class Health:
 
     Args:
         train, objective, progressive: settings of the training.
-        post: receives a warning when the mean KL of a rung falls below `ACTIVE` nats, or has never been above when the
-            KL's warm-up is over; once for each time.
+        idle: KL of each rung when it tells nothing, nats, bottom first.
+        post: receives a warning when the mean KL of a rung falls below `ACTIVE` nats more than that, or has never been
+            above when the KL's warm-up is over; once for each time.
     """
 
     def __init__(
@@ -30,9 +31,11 @@ class Health:
         train: TrainConfig,
         objective: ObjectiveConfig,
         progressive: ProgressiveConfig,
+        idle: Sequence[float],
         post: Callable[[Message], None],
     ) -> None:
-        self._train, self._objective, self._progressive, self._post = train, objective, progressive, post
+        self._train, self._objective, self._progressive = train, objective, progressive
+        self._idle, self._post = idle, post
         self._bad_in_a_row = 0
         self._dead: set[int] = set()  # rungs that were warned of
 
@@ -57,7 +60,7 @@ class Health:
             return
         taking_part = rung_state(self._objective, self._progressive, step, len(rates)).writes
         for rung, rate in enumerate(rates):
-            if rate >= ACTIVE or taking_part[rung] < 1:  # it waits, or is being faded in
+            if rate >= self._idle[rung] + ACTIVE or taking_part[rung] < 1:  # it waits, or is being faded in
                 self._dead.discard(rung)
             elif rung not in self._dead:
                 self._dead.add(rung)

@@ -47,7 +47,8 @@ def train_model(job: TrainJob, worker: Worker, post: Callable[[Message], None]) 
         _check_machine(training, post)
         for step in training.restored.passed_over:
             post(Warned(training.step, f"damaged_{step}", f"the checkpoint of step {step} is damaged and passed over"))
-        curve = Curve(training, Health(job.train, job.objective, job.progressive, post), post)
+        idle = [training.model.idle_kl * dim for dim in training.model.latent_dims]
+        curve = Curve(training, Health(job.train, job.objective, job.progressive, idle, post), post)
         for opened, total in training.loader.open(training.step):
             post(Opened(opened, total))
         validation = Validation(training)

@@ -57,7 +57,7 @@ def draw_scores(
 ) -> dict[str, bytes]:
     """Pictures of the numbers: the rate of each rung, the rung x factor matrix, the Gibbs curve."""
     rungs = [f"rung {rung}" for rung in range(len(codes.samples))]
-    active = zip(active_units(codes.kl_dims), codes.samples, strict=True)
+    active = zip(active_units(codes.kl_dims, threshold=codes.threshold), codes.samples, strict=True)
     notes = [f"{on} of {samples.shape[1]} units active" for on, samples in active]
     figures = {"rates": bars(rates(codes.kl_dims).tolist(), rungs, notes, "rate of each rung", "nats per image")}
     if names:

@@ -29,7 +29,7 @@ Floats = NDArray[np.float64]
 
 def likelihood_scores(codes: Codes, dimensions: int, *, discrete: bool) -> Scores:
     """ELBO and its terms in nats per image, what each rung carries, and bits/dim where p(x|z) is of 8-bit data."""
-    per_rung, active = rates(codes.kl_dims), active_units(codes.kl_dims)
+    per_rung, active = rates(codes.kl_dims), active_units(codes.kl_dims, threshold=codes.threshold)
     reconstruction, kl = float(codes.reconstruction.mean()), float(per_rung.sum())
     scores = {"elbo": -(reconstruction + kl), "reconstruction": reconstruction, "kl": kl}
     if discrete:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from vlae.gaussian import DiagonalGaussian
 
+_ENTROPY = 0.5 * math.log(2 * math.pi * math.e)  # of N(0, 1), nats
 _SMALLEST = 1e-300  # of a tail that noise can still stand for: 37 standard deviations
 
 
@@ -33,6 +34,13 @@ class GeneralizedNormal:
         self.scale = math.sqrt(math.gamma(1 / power) / math.gamma(3 / power))  # of variance 1
         self._log_norm = math.log(2 * self.scale * math.gamma(1 + 1 / power))
 
+    @property
+    def idle_kl(self) -> float:
+        """KL of the nearest Gaussian, nats per dimension, >= 0: what a posterior costs that tells nothing."""
+        moment = math.prod(range(1, self.power, 2))  # E z^power of N(0, 1)
+        log_sigma = math.log(self.scale) - math.log(self.power * moment) / self.power
+        return 1 / self.power - log_sigma + self._log_norm - _ENTROPY
+
     def log_prob(self, value: Tensor) -> Tensor:
         """Log density of each dimension, in nats: (..., D)."""
         return -(value / self.scale).pow(self.power) - self._log_norm
@@ -47,7 +55,7 @@ class GeneralizedNormal:
         before, moment = torch.ones_like(mean), mean
         for order in range(2, self.power + 1):
             before, moment = moment, mean * moment + (order - 1) * variance * before
-        return moment - posterior.log_sigma + (self._log_norm - 0.5 * math.log(2 * math.pi * math.e))
+        return moment - posterior.log_sigma + (self._log_norm - _ENTROPY)
 
     def sample(self, noise: Tensor) -> Tensor:
         """Sample (..., D) from standard normal `noise` of that shape: the same quantile. No gradient."""

@@ -28,7 +28,7 @@ def encoded(
     test, train = ([rung[part] for rung in rungs] for part in (slice(rows), slice(rows, None)))
     known = factors[:, list(columns)]
     return Encoded(
-        Codes(test, test, test, [np.zeros_like(rung) for rung in test], kl, np.zeros(rows, np.float32)),
+        Codes(test, test, test, [np.zeros_like(rung) for rung in test], kl, np.zeros(rows, np.float32), 0.0),
         known[:rows],
         train,
         train,

@@ -1,7 +1,7 @@
 """What goes wrong in a training, really: rungs that die, steps that are not finite, memory that is full."""
 
 import resource
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -29,10 +29,15 @@ NO_WARMUP = ObjectiveConfig(warmup_steps=0)
 NO_STAGES = ProgressiveConfig()
 
 
-def warned(objective: ObjectiveConfig, progressive: ProgressiveConfig, *seen: tuple[int, list[float]]) -> list[Any]:
+def warned(
+    objective: ObjectiveConfig,
+    progressive: ProgressiveConfig,
+    *seen: tuple[int, list[float]],
+    idle: Sequence[float] = (0.0, 0.0, 0.0),
+) -> list[Any]:
     """(step, rung) of each warning about points with the KL of each rung."""
     messages: list[Message] = []
-    health = Health(TrainConfig(), objective, progressive, messages.append)
+    health = Health(TrainConfig(), objective, progressive, idle, messages.append)
     for step, rates in seen:
         health.see_rates(step, rates)
     found = [message for message in messages if isinstance(message, Warned)]
@@ -45,6 +50,11 @@ def test_a_rung_that_dies_is_warned_of_once() -> None:
     alive, dead, edge = [1.0, 2.0], [1.0, 0.009], [0.01, 0.01]
     points = [(10, alive), (20, dead), (30, dead), (40, []), (50, dead), (60, edge), (70, dead), (80, [0.0, 0.0])]
     assert warned(NO_WARMUP, NO_STAGES, *points) == [(20, 1), (70, 1), (80, 0)]
+
+
+def test_a_rung_whose_kl_is_never_small_is_warned_of_above_what_it_costs_idle() -> None:
+    points = [(10, [0.42, 0.9]), (20, [0.405, 0.9]), (30, [0.42, 0.6])]
+    assert warned(NO_WARMUP, NO_STAGES, *points, idle=(0.4, 0.6)) == [(20, 0), (30, 1)]
 
 
 @pytest.mark.parametrize(("kind", "over"), [("linear", 100), ("exponential", 461)])  # -ln(1 - .99) = 4.605
@@ -66,7 +76,7 @@ def test_not_a_rung_that_waits_or_fades_in() -> None:
 
 
 def test_bad_steps_in_a_row_are_counted_across_points() -> None:
-    health = Health(TrainConfig(max_bad_steps=4), NO_WARMUP, NO_STAGES, lambda message: None)
+    health = Health(TrainConfig(max_bad_steps=4), NO_WARMUP, NO_STAGES, [0.0], lambda message: None)
     health.see_steps(3, [True, True, True])
     health.see_steps(6, [False, True, True])
     health.see_steps(7, [True])

@@ -50,6 +50,16 @@ def test_kl_is_the_integral(power: int) -> None:
         assert found == pytest.approx(expected, rel=1e-6, abs=1e-8)
 
 
+@pytest.mark.parametrize("power", POWERS)
+def test_what_tells_nothing_costs_the_kl_of_the_nearest_gaussian(power: int) -> None:
+    prior = GeneralizedNormal(power)
+    log_sigma = torch.linspace(-2, 1, 30001, dtype=torch.float64)
+    costs = prior.kl_from(DiagonalGaussian(torch.zeros_like(log_sigma), log_sigma))
+    assert prior.idle_kl == pytest.approx(costs.min().item(), abs=1e-7)
+    moved = prior.kl_from(DiagonalGaussian(torch.full_like(log_sigma, 0.1), log_sigma))
+    assert moved.min() > prior.idle_kl
+
+
 @pytest.mark.parametrize("power", [4, 8])
 def test_samples_are_quantiles_and_noise_takes_them_back(power: int) -> None:
     prior = GeneralizedNormal(power)

@@ -107,6 +107,11 @@ class HierarchicalModel(nn.Module, ABC):
         return sum(part.numel() for part in self.parameters() if part.requires_grad)
 
     @property
+    def idle_kl(self) -> float:
+        """KL of a latent that tells nothing, nats: above 0 where the prior is not of the posterior's kind."""
+        return 0.0
+
+    @property
     def independent_posteriors(self) -> bool:
         """Whether no posterior depends on what was drawn in another rung: the means of `infer` are then `means`."""
         return len(self.latent_dims) == 1

@@ -71,6 +71,11 @@ class Vlae(HierarchicalModel):
         return Inference(posteriors, priors, latents, [self._prior.kl_from(q) for q in posteriors])
 
     @property
+    def idle_kl(self) -> float:
+        """That of the nearest Gaussian to the prior."""
+        return self._prior.idle_kl
+
+    @property
     def independent_posteriors(self) -> bool:
         """Rungs are independent given x."""
         return True
