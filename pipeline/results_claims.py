@@ -10,7 +10,7 @@ from jobs.tracked_runs import TrackedRun
 
 Models = dict[str, dict[int, TrackedRun]]  # model -> seed -> run
 
-LADDERS = ("vlae", "grown", "provlae")
+LADDERS = ("vlae", "grown", "provlae", "axes")
 STACK = "hvae"
 # Always without colour: of them, the claim of mean colour says nothing.
 _GREY = ("mnist", "fashion_mnist", "sprites", "dsprites", "smallnorb")

@@ -10,6 +10,8 @@ from pipeline.results_table import Comparison
 
 _MODELS = (*LADDERS, STACK, "lvae", "vae")
 _PRESET, _PREFIX = "preset", "claim-"
+# Held against each other, seed by seed.
+_PAIRS = (*((ladder, STACK) for ladder in LADDERS), ("axes", "provlae"))
 FIGURES = tuple((model, "blocks") for model in ("vlae", "grown", "hvae"))
 
 # Title, scores as patterns, what the numbers mean.
@@ -77,7 +79,7 @@ def page(comparisons: Mapping[Comparison, Models]) -> str:
         for title, patterns, meaning in _TABLES:
             lines += _table(title, meaning, score_names(models, patterns), models)
         lines += [
-            *(line for ladder in LADDERS for line in _tests(models, ladder)),
+            *(line for pair in _PAIRS for line in _tests(models, *pair)),
             *published(one.data),
             *_runs(one, models),
         ]
@@ -112,20 +114,19 @@ def _pictures(one: Comparison, models: Models) -> list[str]:
     return [f"{', '.join(model for model, _ in shown)}, the smallest seed:", "", *lines, ""] if shown else []
 
 
-def _tests(models: Models, ladder_name: str) -> list[str]:
-    """A ladder minus the stack, seed by seed."""
-    ladder, stack = models.get(ladder_name, {}), models.get(STACK, {})
+def _tests(models: Models, this: str, that: str) -> list[str]:
+    """One model minus another, seed by seed."""
     wanted = [pattern for _, patterns, _ in _TABLES for pattern in patterns if "rung_\\" not in pattern]
     names = score_names(models, wanted)
     rows = []
     for name in names:
-        found = paired_difference(values(ladder, name), values(stack, name))
+        found = paired_difference(values(models.get(this, {}), name), values(models.get(that, {}), name))
         if found:
             rows.append([f"`{name}`", str(found.interval), "-" if math.isnan(found.p) else f"{found.p:.2g}"])
     if not rows:
         return []
     meaning = "Paired by seed; p is Student's, two-sided, of no difference, and not corrected for the number of rows."
-    return [f"### {ladder_name} minus {STACK}", "", meaning, "", *_markdown(["", "difference", "p"], rows), ""]
+    return [f"### {this} minus {that}", "", meaning, "", *_markdown(["", "difference", "p"], rows), ""]
 
 
 def _runs(one: Comparison, models: Models) -> list[str]:
