@@ -64,7 +64,7 @@ class Health:
                 self._dead.discard(rung)
             elif rung not in self._dead:
                 self._dead.add(rung)
-                text = f"rung {rung} carries {rate:.2g} nat at step {step}: it tells nothing of the image"
+                text = f"rung {rung} costs {rate:.2g} nat at step {step}: it tells nothing of the image"
                 self._post(Warned(step, f"rung_{rung}_dies", text))
 
 

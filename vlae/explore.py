@@ -1,7 +1,8 @@
 """Pictures around given images: move one dim of their noise, or swap whole rungs between two of them.
 
-Noise stands for what a rung adds to those above it: e_l = (z_l - mean of p(z_l|above)) / its sigma. So the same
-moves make sense for ladders, where it is the latents themselves, and for stacks, where what hangs below follows.
+Noise stands for what a rung adds to those above it: e_l = (z_l - mean of p(z_l|above)) / its sigma, or under a prior
+that is not normal the same quantile of N(0, 1). So the same moves make sense for ladders, where it is the latents
+themselves if the prior is normal, and for stacks, where what hangs below follows.
 """
 
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ def image_noise(model: HierarchicalModel, images: Tensor) -> Latents:
         images: (B, C, H, W) in [0, 1].
 
     Returns:
-        (B, D_l) per rung, bottom first, in standard deviations of p(z_l | the rungs above).
+        (B, D_l) per rung, bottom first, in standard deviations of N(0, 1).
     """
     parts = []
     for pixels in torch.split(images, rows_at_once(images.device)):

@@ -1,4 +1,4 @@
-"""Diagonal Gaussians: all posteriors, and all priors but that of a ladder whose axes are to count."""
+"""Diagonal Gaussians: all posteriors, and all priors but the flat-topped ones of `vlae.prior`."""
 
 import math
 from typing import Literal, NamedTuple

@@ -48,8 +48,10 @@ class GeneralizedNormal:
     def kl_from(self, posterior: DiagonalGaussian) -> Tensor:
         """KL(posterior || self) per dimension, in nats: (..., D), each >= 0 but for rounding.
 
-        Exact: E|z|^power is the posterior's moment, by the recursion m_n = mean m_(n-1) + (n - 1) sigma^2 m_(n-2).
+        Exact: E z^power is the posterior's moment, by the recursion m_n = mean m_(n-1) + (n - 1) sigma^2 m_(n-2).
         """
+        if self.power == 2:
+            return posterior.kl_to_standard()
         mean = posterior.mean / self.scale
         variance = torch.exp(2 * (posterior.log_sigma - math.log(self.scale)))
         before, moment = torch.ones_like(mean), mean
@@ -58,7 +60,10 @@ class GeneralizedNormal:
         return moment - posterior.log_sigma + (self._log_norm - _ENTROPY)
 
     def sample(self, noise: Tensor) -> Tensor:
-        """Sample (..., D) from standard normal `noise` of that shape: the same quantile. No gradient."""
+        """Sample (..., D) from standard normal `noise` of that shape: the same quantile.
+
+        Without a gradient, and by way of the CPU, for powers above 2.
+        """
         if self.power == 2:
             return noise
         size = noise.detach().double().cpu().numpy()
@@ -67,7 +72,10 @@ class GeneralizedNormal:
         return torch.copysign(torch.from_numpy(found).to(noise), noise)
 
     def noise(self, value: Tensor) -> Tensor:
-        """The noise that `sample` makes `value` of, (..., D), at most 37 in size. No gradient."""
+        """The noise that `sample` makes `value` of, (..., D); for powers above 2 as `sample`, and at most 37 in size.
+
+        That much is a value of 4 at power 8: what lies beyond it, `sample` does not give back.
+        """
         if self.power == 2:
             return value
         size = abs(value.detach().double().cpu().numpy()) / self.scale

@@ -92,6 +92,20 @@ def test_bernoulli_has_no_bits_of_8_bit_data(data: ShardedSplit) -> None:
     assert "bits_per_dim" not in likelihood_scores(codes, 768, discrete=False)
 
 
+def test_under_a_flat_prior_a_latent_is_in_use_when_it_costs_more_than_an_idle_one(data: ShardedSplit) -> None:
+    config = VlaeConfig(latent_dims=(2, 3), width=4, hidden=8, prior_power=8)
+    model = build_model(config, (3, 16, 16)).eval()
+    with torch.no_grad():
+        model.heads[1].linear.weight.zero_()
+        model.heads[1].linear.bias.zero_()
+        model.heads[1].linear.bias[3:] = -0.26  # the nearest Gaussian has a sigma of .768
+    scores = likelihoods(model, data, 150)
+    assert scores["kl/rung_1"] == pytest.approx(3 * model.idle_kl, abs=1e-3)
+    assert scores["kl/rung_1"] > 0.5
+    assert scores["active_units/rung_1"] == 0
+    assert scores["active_units/rung_0"] == 2
+
+
 @pytest.mark.parametrize("name", ["vlae", "hvae", "lvae"])
 def test_codes_do_not_depend_on_the_batch(data: ShardedSplit, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("jobs.codes.rows_at_once", lambda device: 48)

@@ -117,7 +117,7 @@ def test_two_workers(job: TrainJob, tmp_path: Path) -> None:
         ((3,), LvaeConfig(norm="batch", norm_heads=True, **SIZE), {}),
         (
             (2,),
-            VlaeConfig(likelihood="gaussian", scale="optimal", **SIZE),
+            VlaeConfig(likelihood="gaussian", scale="optimal", prior_power=4, **SIZE),
             {
                 "objective": ObjectiveConfig(beta=(2, 1), total_correlation=1, mmd=(10, 0), mmd_steps=6, free_bits=0.1),
                 "progressive": ProgressiveConfig(stage_steps=6, fade_steps=3),

@@ -41,7 +41,7 @@ def warned(
     for step, rates in seen:
         health.see_rates(step, rates)
     found = [message for message in messages if isinstance(message, Warned)]
-    assert all(message.text.startswith(f"rung {message.key[5]} carries 0") for message in found)
+    assert all(message.text.startswith(f"rung {message.key[5]} costs 0") for message in found)
     assert all(message.key == f"rung_{message.key[5]}_dies" for message in found)
     return [(message.step, int(message.key[5])) for message in found]
 

@@ -16,9 +16,10 @@ from jobs.data.loader import BatchLoader
 from jobs.errors import UserError
 from jobs.loop import train_model
 from jobs.messages import Committed, Message, Point, Started, Warned
-from jobs.step import BAD, learning_rate, slice_noise, train_step
+from jobs.step import BAD, LOSS, learning_rate, slice_noise, train_step
 from jobs.training import Training, TrainJob, Worker, prepare
 from vlae.config import AnyModelConfig, HvaeConfig, LvaeConfig, ObjectiveConfig, ProgressiveConfig, VlaeConfig
+from vlae.models.vlae import Vlae
 
 CONFIG = TrainConfig(
     steps=12,
@@ -93,6 +94,14 @@ def test_the_mmd_is_in_the_loss_until_its_weight_is_zero(job: TrainJob) -> None:
     assert beside[2] == pytest.approx(0, abs=1e-2)
 
 
+def test_the_mmd_is_to_the_prior_of_the_model(job: TrainJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    for shift in (0, 5):
+        monkeypatch.setattr(Vlae, "prior", lambda _, noise, shift=shift: [part + shift for part in noise])
+        seen.append(step(prepare(replace(job, objective=ObjectiveConfig(warmup_steps=0, mmd=(1000,))), Worker()))[LOSS])
+    assert seen[1] > seen[0] + 100
+
+
 SIZE = {"latent_dims": (2, 3), "width": 4, "hidden": 16}
 
 
@@ -103,7 +112,7 @@ SIZE = {"latent_dims": (2, 3), "width": 4, "hidden": 16}
         (HvaeConfig(**SIZE), {"train": CONFIG.model_copy(update={"ema_decay": 0})}),
         (LvaeConfig(norm="batch", norm_heads=True, **SIZE), {}),
         (
-            VlaeConfig(likelihood="gaussian", scale="optimal", **SIZE),
+            VlaeConfig(likelihood="gaussian", scale="optimal", prior_power=4, **SIZE),
             {
                 "objective": ObjectiveConfig(beta=(2, 1), total_correlation=1, mmd=(10, 0), mmd_steps=6, free_bits=0.1),
                 "progressive": ProgressiveConfig(stage_steps=4, fade_steps=3),

@@ -183,6 +183,17 @@ def test_given_rungs_stay_and_those_below_follow(name: str) -> None:
     assert changed == ([False, False, True] if name in ("vlae", "axes") else [True] * rungs)
 
 
+def test_latents_and_their_kl_stay_float32_in_bf16() -> None:
+    model = small("axes")
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        drawn = model.infer(*batch(model))
+        back = model.rotations.inverse(drawn.latents)
+        model.decode(drawn.latents)
+    for part in (*drawn.latents, *drawn.kl_dims, *(q.mean for q in drawn.posteriors)):
+        assert part.dtype == torch.float32
+    assert back[0].dtype == torch.bfloat16  # which is why the model turns its latents outside autocast
+
+
 def test_rungs_are_turned_for_the_prior_and_back_for_the_decoder() -> None:
     """So a turn changes what the latents are, and of the image only what the noise of the posterior lays into it."""
     model = small("axes")

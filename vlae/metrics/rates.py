@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from vlae.metrics.arrays import Array
 
-ACTIVE = 0.01  # nats: a latent with a smaller mean KL is not in use
+ACTIVE = 0.01  # nats: a latent whose mean KL is not as much above that of an idle one is not in use
 
 
 def _checked(kl_dims: Sequence[Array]) -> None:

@@ -1,4 +1,4 @@
-"""Codes up to a rotation of each rung, about which its prior, N(0, I), says nothing."""
+"""Codes up to a rotation of each rung, about which N(0, I) as its prior says nothing."""
 
 import warnings
 

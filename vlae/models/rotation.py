@@ -40,6 +40,6 @@ def rotation(skew: Tensor) -> Tensor:
     upper = skew.triu(1)
     half = (upper - upper.T) / 2
     one = torch.eye(len(half), dtype=half.dtype, device=half.device)
-    # The eigenvalues of a skew matrix are imaginary: there is no singular one to look out for, which would stop a GPU.
+    # 1 - half is never singular, so the check, for which the CPU would wait for a GPU, is left out.
     turned: Tensor = torch.linalg.solve_ex(one - half, one + half).result
     return turned

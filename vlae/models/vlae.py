@@ -23,7 +23,7 @@ class Vlae(HierarchicalModel):
     """VLAE with any number of rungs; one rung makes it a flat VAE.
 
     Args:
-        config: dims per rung, likelihood, normalisation.
+        config: dims per rung, prior, likelihood, normalisation.
         image_shape: (channels, height, width).
         network: with as many rungs.
     """
@@ -64,6 +64,7 @@ class Vlae(HierarchicalModel):
             head(reader(feature)) for head, reader, feature in zip(self.heads, self.readers, read, strict=True)
         ]
         if self.rotations is not None:
+            # Latents and their KL stay float32.
             with torch.autocast(images.device.type, enabled=False):
                 posteriors = self.rotations(posteriors)
         latents = [q.sample(e) for q, e in zip(posteriors, noise, strict=True)]
@@ -72,7 +73,7 @@ class Vlae(HierarchicalModel):
 
     @property
     def idle_kl(self) -> float:
-        """That of the nearest Gaussian to the prior."""
+        """KL of the Gaussian nearest to the prior, nats per latent."""
         return self._prior.idle_kl
 
     @property
