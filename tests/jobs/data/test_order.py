@@ -37,7 +37,7 @@ def test_permutations_look_random() -> None:
 sizes = st.lists(st.integers(1, 40), min_size=1, max_size=12)
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(
     seed=st.integers(0, 2**62),
     shards=sizes,
@@ -51,13 +51,14 @@ def test_epochs_visit_every_sample_once(seed: int, shards: list[int], batch: int
     steps = -(-num_samples // batch) + step
     stream = np.concatenate([order.batch(t) for t in range(steps)])
     for epoch in range(len(stream) // num_samples):
-        assert sorted(stream[epoch * num_samples : (epoch + 1) * num_samples]) == list(range(num_samples))
+        visited = stream[epoch * num_samples : (epoch + 1) * num_samples]
+        np.testing.assert_array_equal(np.sort(visited), np.arange(num_samples))
     # A fresh object, asked for one step, knows it: nothing depends on what was asked before.
     again = Order(shards, batch_size=batch, seed=seed, window=window)
     np.testing.assert_array_equal(stream[step * batch :][:batch], again.batch(step))
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(seed=st.integers(0, 2**62), shards=sizes, batch=st.integers(1, 16), window=st.integers(1, 5))
 def test_a_window_is_read_from_its_shards_alone(seed: int, shards: list[int], batch: int, window: int) -> None:
     order = Order(shards, batch_size=batch, seed=seed, window=window)
