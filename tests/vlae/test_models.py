@@ -144,6 +144,8 @@ def test_kl_is_exact_where_it_can_be(name: str) -> None:
         against = Normal(torch.zeros_like(q.mean), 1.0) if free else Normal(p.mean, p.log_sigma.exp())
         expected = kl_divergence(Normal(q.mean, q.log_sigma.exp()), against).sum(1)
         torch.testing.assert_close(drawn.kl[:, rung], expected)
+    value = drawn.latents[-1]
+    torch.testing.assert_close(drawn.priors[-1].log_prob(value), Normal(0.0, 1.0).log_prob(value))
 
 
 @pytest.mark.parametrize("name", ["hvae", "lvae"])

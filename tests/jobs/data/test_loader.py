@@ -96,7 +96,7 @@ def fingerprint(loaders: list[BatchLoader], step: int) -> str:
     return digest.hexdigest()
 
 
-@settings(deadline=None, max_examples=15)
+@settings(deadline=None, max_examples=25)
 @given(
     seed=st.integers(0, 2**62),
     window=st.integers(0, 3),

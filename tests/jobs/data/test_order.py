@@ -37,7 +37,7 @@ def test_permutations_look_random() -> None:
 sizes = st.lists(st.integers(1, 40), min_size=1, max_size=12)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None)
 @given(
     seed=st.integers(0, 2**62),
     shards=sizes,
@@ -58,7 +58,7 @@ def test_epochs_visit_every_sample_once(seed: int, shards: list[int], batch: int
     np.testing.assert_array_equal(stream[step * batch :][:batch], again.batch(step))
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None)
 @given(seed=st.integers(0, 2**62), shards=sizes, batch=st.integers(1, 16), window=st.integers(1, 5))
 def test_a_window_is_read_from_its_shards_alone(seed: int, shards: list[int], batch: int, window: int) -> None:
     order = Order(shards, batch_size=batch, seed=seed, window=window)
