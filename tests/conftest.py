@@ -3,6 +3,7 @@
 import gc
 import os
 import shutil
+import signal
 import subprocess
 import warnings
 from collections.abc import Iterator
@@ -27,6 +28,9 @@ from jobs.data.sources.config import DigitsConfig
 from jobs.data.sources.digits import DigitScenes
 from jobs.data.split import ShardedSplit
 from jobs.shard import plan_parts, publish
+
+# A shell's background job starts with Ctrl-C ignored, and so would all that the tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 pytest_plugins = ["minutes", "servers.fixtures", "servers.tracking", "servers.browser"]
 

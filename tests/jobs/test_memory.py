@@ -13,12 +13,12 @@ from jobs.messages import Committed, Message
 from jobs.training import TrainJob, Worker
 from vlae.config import ObjectiveConfig, ProgressiveConfig, VlaeConfig
 
-STEPS = 20_000
+STEPS = 8_000
 
 
 @pytest.mark.slow
 def test_memory_stays_flat(digit_dataset: Path, tmp_path: Path) -> None:
-    train = TrainConfig(steps=STEPS, batch_size=8, num_slices=2, checkpoint_every=500, log_every=25)
+    train = TrainConfig(steps=STEPS, batch_size=8, num_slices=2, checkpoint_every=200, log_every=25)
     model = VlaeConfig(network="mlp", latent_dims=(2, 3), hidden=16)
     job = TrainJob(
         model, ObjectiveConfig(), ProgressiveConfig(), train, 0, local(digit_dataset), str(tmp_path / "checkpoints")

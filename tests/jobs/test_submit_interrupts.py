@@ -5,7 +5,6 @@ import pty
 import signal
 import sys
 import threading
-from collections.abc import Iterator
 
 import pytest
 from servers.dashboard import Dashboard, described
@@ -13,15 +12,6 @@ from servers.dashboard import Dashboard, described
 from jobs.submit import main
 
 
-@pytest.fixture
-def heeds_ctrl_c() -> Iterator[None]:
-    """A shell's background job, which the tests may be, starts with Ctrl-C ignored, and so would its children."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("heeds_ctrl_c")
 def test_ctrl_c_without_a_terminal_leaves_the_job_running(capfd: pytest.CaptureFixture[str]) -> None:
     with Dashboard(described("a", "RUNNING", None), log="begun\n") as dashboard:
         threading.Timer(1.5, os.kill, (os.getpid(), signal.SIGINT)).start()
@@ -32,7 +22,6 @@ def test_ctrl_c_without_a_terminal_leaves_the_job_running(capfd: pytest.CaptureF
     assert dashboard.stopped == []
 
 
-@pytest.mark.usefixtures("heeds_ctrl_c")
 @pytest.mark.parametrize(("answer", "stopped", "code"), [(b"s\n", ["a"], 130), (b"\n", [], 130), (b"\x03", [], 130)])
 def test_ctrl_c_on_a_terminal_asks(answer: bytes, stopped: list[str], code: int) -> None:
     """Ctrl-C as a terminal sends it, to the process that it controls; a second one leaves the job running."""

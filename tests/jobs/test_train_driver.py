@@ -24,7 +24,7 @@ def test_a_board_keeps_what_nobody_has_handled() -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_waits_for_the_end_of_the_block(number: int) -> None:
-    before = signal.signal(number, signal.default_int_handler)  # a shell's background job starts with Ctrl-C ignored
+    before = signal.signal(number, signal.default_int_handler)
     done = []
 
     def interrupted(step: int) -> None:
