@@ -10,6 +10,7 @@ from scipy import stats
 from jobs.readable import readable
 
 _CONFIDENCE = 0.95
+_ROUNDING = 1e-9  # of the mean: a half width below it is rounding
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Interval:
         return self.mean + self.half
 
     def __str__(self) -> str:
-        if not self.half > 0:
+        if self.half <= _ROUNDING * abs(self.mean) or math.isnan(self.half):
             mean = readable(self.mean)
             return mean if math.isnan(self.half) else f"{mean} ± 0"
         digits = max(0, 1 - math.floor(math.log10(self.half)))

@@ -97,7 +97,13 @@ def run_search(
             failure_config=FailureConfig(max_failures=plan.max_failures),
         ),
     )
-    watch = _Watch(board, ends, on_news)
+    _fit(tuner, _Watch(board, ends, on_news))
+    if proposals.error is not None:
+        raise proposals.error
+
+
+def _fit(tuner: Tuner, watch: "_Watch") -> None:
+    """Let Ray Tune run in a thread of its own, and watch it from this one."""
     fit = in_thread(tuner.fit)
     try:
         try:
@@ -109,13 +115,7 @@ def run_search(
     except BaseException:
         ray.shutdown()  # ends the trials
         raise
-    _check(fit.exception())
-    if proposals.error is not None:
-        raise proposals.error
-
-
-def _check(error: BaseException | None) -> None:
-    if error is not None:
+    if (error := fit.exception()) is not None:
         lines = [line for line in str(error).strip().split("\n") if line.strip()]
         raise UserError(f"the search failed in Ray Tune: {lines[-1] if lines else type(error).__name__}") from error
 

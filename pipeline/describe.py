@@ -21,7 +21,7 @@ HEADLINES = (
     ("infom", "0..1", "modularity of the active latents"),
     ("infoc", "0..1", "compactness of the active latents"),
     ("factor_vae", "1/K..1", "FactorVAE score"),
-    ("sap", "0..0.3", "separated attribute predictability"),
+    ("sap", "0..0.5", "separated attribute predictability"),
 )
 
 

@@ -70,7 +70,9 @@ def page(comparisons: Mapping[Comparison, Models]) -> str:
         "Written by `python -m pipeline.results` from MLflow's runs of `preset=claim`, by way of the tables in "
         "results/; nothing is typed but what "
         "others have published. A cell is the mean over seeds and the half width of its 95 % interval (Student's t), "
-        "the number of seeds at the head of its column. [metrics.md](metrics.md) defines each score. Each part ends "
+        "the number of seeds at the head of its column. [metrics.md](metrics.md) defines each score. Each part begins "
+        "with what is claimed: an order of centroids holds where its interval leaves out 0, shares and MIG are judged "
+        "by their means. It ends "
         "with its runs, by their ids, and the commands that repeat them.",
         "",
     ]
@@ -122,7 +124,7 @@ def _tests(models: Models, this: str, that: str) -> list[str]:
     for name in names:
         found = paired_difference(values(models.get(this, {}), name), values(models.get(that, {}), name))
         if found:
-            rows.append([f"`{name}`", str(found.interval), "-" if math.isnan(found.p) else f"{found.p:.2g}"])
+            rows.append([f"`{name}`", str(found.interval), "-" if math.isnan(found.p) else f"{found.p:.3g}"])
     if not rows:
         return []
     meaning = "Paired by seed; p is Student's, two-sided, of no difference, and not corrected for the number of rows."
