@@ -47,11 +47,7 @@ def bare_loop(
         stop: whether to end; asked after every step.
     """
     optimizer = torch.optim.AdamW(
-        model.parameters(),
-        lr=config.learning_rate,
-        betas=(0.9, config.beta2),
-        weight_decay=config.weight_decay,
-        fused=True,
+        model.parameters(), config.learning_rate, (0.9, config.beta2), weight_decay=config.weight_decay, fused=True
     )
     schedule = LambdaLR(optimizer, learning_rate(config))
     follow = get_ema_multi_avg_fn(config.ema_decay)  # type: ignore[no-untyped-call]

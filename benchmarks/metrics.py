@@ -76,7 +76,7 @@ class Pair:
     tolerance: float
 
 
-def _pairs(data: Representation, world: World, seed: int) -> list[Pair]:
+def _pairs(data: Representation) -> list[Pair]:
     train, factors = data.train_codes, data.train_factors
     both = (train, factors, data.test_codes, data.test_factors)
     mec = metrics.info_mec_scores
@@ -97,18 +97,6 @@ def _pairs(data: Representation, world: World, seed: int) -> list[Pair]:
             2e-3,
         ),
         Pair(
-            "FactorVAE",
-            lambda: np.array([factor_vae(world, seed)]),
-            lambda: np.array([metrics.factor_vae_score(train, factors, seed=seed)]),
-            0.05,
-        ),
-        Pair(
-            "BetaVAE",
-            lambda: np.array([beta_vae(world, seed)]),
-            lambda: np.array([metrics.beta_vae_score(train, factors, seed=seed)]),
-            0.02,
-        ),
-        Pair(
             "IRS",
             lambda: np.array([irs.irs(train, factors)]),
             lambda: np.array([metrics.irs_score(train, factors)]),
@@ -119,6 +107,25 @@ def _pairs(data: Representation, world: World, seed: int) -> list[Pair]:
             lambda: np.array(list(infomec.golden(data).values())),
             lambda: np.array([(found := mec(train, factors)).infom, found.infoc, found.infoe]),
             5e-3,
+        ),
+    ]
+
+
+def _drawing_pairs(data: Representation, world: World, seed: int) -> list[Pair]:
+    """Scores that draw: the reference from the world, ours from the rows that are there."""
+    train, factors = data.train_codes, data.train_factors
+    return [
+        Pair(
+            "FactorVAE",
+            lambda: np.array([factor_vae(world, seed)]),
+            lambda: np.array([metrics.factor_vae_score(train, factors, seed=seed)]),
+            0.05,
+        ),
+        Pair(
+            "BetaVAE",
+            lambda: np.array([beta_vae(world, seed)]),
+            lambda: np.array([metrics.beta_vae_score(train, factors, seed=seed)]),
+            0.02,
         ),
     ]
 
@@ -173,7 +180,7 @@ def main(settings: MetricSettings, folder: Path) -> None:
     print(f"{'':<20}{'reference, ms':>28}{'ours, ms':>24}{'times faster':>22}{'apart':>10}{'allowed':>9}")
     with threadpool_limits(1), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the reference's solvers
-        for pair in _pairs(data, world, settings.seed):
+        for pair in (*_pairs(data), *_drawing_pairs(data, world, settings.seed)):
             print(_report(pair, settings.rounds), flush=True)
         if settings.boosting:
             print(_report(_dci(data, settings.seed), 1), flush=True)

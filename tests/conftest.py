@@ -73,6 +73,16 @@ def digit_dataset(
     return folder
 
 
+@pytest.fixture(scope="session")
+def png_dataset(
+    digit_scenes: DigitScenes, digits_config: DigitsConfig, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The same with PNG in its shards."""
+    folder = tmp_path_factory.mktemp("data") / "png"
+    write_dataset(digit_scenes, folder, digits_config.model_copy(update={"encoding": "png"}))
+    return folder
+
+
 def stock_samples(folder: Path, pattern: str, images: str = "rgb8") -> list[dict[str, Any]]:
     """Samples as webdataset itself reads them, in the order of the tars."""
     tars = sorted(str(path) for path in folder.glob(pattern))

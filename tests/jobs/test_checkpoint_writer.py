@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 from conftest import tiny_disk
 from servers.faults import Fault, FaultProxy
 from small_job import Story, ended_alike, run, small_job, steps_of
@@ -17,13 +16,10 @@ from jobs.checkpoints import Checkpoints
 from jobs.errors import AwayError, UserError
 from jobs.loop import train_model
 from jobs.messages import Committed, Point, Warned
-from jobs.snapshot import take_snapshot
-from jobs.step import train_step
 from jobs.store.base import Store
 from jobs.store.open import open_store
 from jobs.store.s3 import S3Store
-from jobs.training import TrainJob, Worker, prepare
-from vlae.config import LvaeConfig
+from jobs.training import TrainJob, Worker
 
 FOREVER = 10**6
 
@@ -235,25 +231,3 @@ def test_an_error_of_the_writer_ends_training(digit_dataset: Path, tmp_path: Pat
     with pytest.raises(UserError, match=r"place.*: (Not a directory|File exists); mend that and run again$"):
         train_model(job, Worker(), Story((Committed, 2, replace_folder)))
     assert Checkpoints(str(tmp_path / "moved")).newest(tmp_path).name == "step-00000002"
-
-
-def test_a_snapshot_is_a_copy(undisturbed: TrainJob, tmp_path: Path) -> None:
-    """Also of what is laid out channels-last, which is copied anyway, and of buffers and counters, which are not."""
-    model = LvaeConfig(latent_dims=(2, 3), width=4, hidden=16, norm="batch", norm_heads=True)
-    training = prepare(replace(undisturbed, model=model, checkpoints=str(tmp_path / "none")), Worker())
-    train_step(training, training.loader.images(0))
-    live = [*training.model.state_dict().values(), *training.ema.state_dict().values()]
-    live += [tensor for state in training.optimizer.state.values() for tensor in state.values()]
-    assert any(not tensor.is_contiguous() for tensor in live)
-    assert any(not tensor.is_floating_point() for tensor in live)
-    pending = [[1.0, 2.0]]
-    snapshot = take_snapshot(training, [], pending, None)
-    copied = [*snapshot.weights.values(), *snapshot.trained.values(), *snapshot.optimizer.values()]
-    assert len(copied) == len(live) - 1  # the average counts its updates
-    before = [tensor.clone() for tensor in copied]
-    storages = {tensor.untyped_storage().data_ptr() for tensor in live}
-    for tensor in live:
-        tensor.data.fill_(7)
-    assert not any(tensor.untyped_storage().data_ptr() in storages for tensor in copied)
-    assert all(torch.equal(tensor, old) for tensor, old in zip(copied, before, strict=True))
-    assert all(tensor.is_contiguous() and not tensor.requires_grad for tensor in copied)

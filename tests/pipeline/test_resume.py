@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
+from command_line import result_of, run, small
 from mlflow import MlflowClient
-from test_run import result_of, run, small
 
 from pipeline.config import run_settings
 from pipeline.settings import SettingsError, read_config

@@ -1,74 +1,19 @@
-"""The command as a user types it, in a process of its own."""
+"""The command: what it refuses, what it plans, and its stages on a small dataset."""
 
 import json
-import os
 import shlex
-import signal
 import subprocess
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
+from command_line import command, result_of, run, small
 from mlflow import MlflowClient
 from PIL import Image
-from servers.processes import descendants
 
-from jobs.data.sources.config import DEBIAN_FASHION_MNIST
 from jobs.errors import UserError
 from pipeline.settings import read_config
 from pipeline.workspace import Workspace
-
-SMALL: dict[str, object] = {
-    "data.num_images": 600,
-    "data.image_size": 16,
-    "data.samples_per_task": 200,
-    "model.width": 4,
-    "model.hidden": 16,
-    "model.latent_dims": "2,2,3",
-    "objective.warmup_steps": 10,
-    "train.steps": 20,
-    "train.batch_size": 16,
-    "train.checkpoint_every": 10,
-    "train.log_every": 5,
-    "evaluate.num_images": 60,
-    "evaluate.iw_samples": 2,
-    "evaluate.classifier_steps": 20,
-    "evaluate.gibbs_steps": 1,
-    "ray.num_cpus": 2,
-    "workspace": "ws",
-    "output": "json",
-}
-
-
-def environment() -> dict[str, str]:
-    """As a user has it; `conftest` turns Ray's authentication off for the tests' own process."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-
-
-def small(**changes: object) -> list[str]:
-    """The words of a job of seconds; `train__steps=5` stands for train.steps=5."""
-    settings = SMALL | {key.replace("__", "."): value for key, value in changes.items()}
-    return [f"{key}={value}" for key, value in settings.items()]
-
-
-def command(words: list[str]) -> list[str]:
-    return [sys.executable, "-m", "pipeline.run", *words]
-
-
-def run(words: list[str], folder: Path, **changed: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(words), capture_output=True, text=True, cwd=folder, env={**environment(), **changed}, check=False
-    )
-
-
-def result_of(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
-    assert done.returncode == 0, done.stderr
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return result
 
 
 @pytest.mark.parametrize(
@@ -154,8 +99,13 @@ def test_the_main_job_and_the_same_command_again(tmp_path: Path) -> None:
     assert not list(home.glob(".ray*"))
     assert first["stages"] == {"shard": "done", "train": "done", "evaluate": "done"}
     assert {"elbo", "bits_per_dim", "mig", "mig_sup", "kl/rung_2", "information/rung_0/hue"} <= set(first["scores"])
+    all_of_it_is_in_mlflow(MlflowClient(f"sqlite:///{tmp_path}/ws/mlflow.db"), first, tmp_path)
+    again = run(words, tmp_path)
+    assert result_of(again) == {**first, "stages": dict.fromkeys(first["stages"], "skipped")}
+    assert again.stderr.count("done before") == 3
 
-    client = MlflowClient(f"sqlite:///{tmp_path}/ws/mlflow.db")
+
+def all_of_it_is_in_mlflow(client: MlflowClient, first: dict[str, Any], folder: Path) -> None:
     found = client.get_run(first["run_id"])
     assert found.info.status == "FINISHED"
     assert found.data.metrics["test/elbo"] == pytest.approx(first["scores"]["elbo"])
@@ -164,7 +114,7 @@ def test_the_main_job_and_the_same_command_again(tmp_path: Path) -> None:
     pictures = [artifact.path for artifact in client.list_artifacts(first["run_id"], "figures")]
     names = "blocks gibbs gibbs_curve information manifolds rates reconstructions samples"
     assert pictures == [f"figures/{name}.png" for name in names.split()]
-    with Image.open(client.download_artifacts(first["run_id"], "figures/blocks.png", str(tmp_path))) as picture:
+    with Image.open(client.download_artifacts(first["run_id"], "figures/blocks.png", str(folder))) as picture:
         assert picture.width > 300
     artifacts = {artifact.path for artifact in client.list_artifacts(first["run_id"])}
     assert artifacts == {"figures", "explorer.html", "settings.yaml"}
@@ -176,16 +126,12 @@ def test_the_main_job_and_the_same_command_again(tmp_path: Path) -> None:
     assert sorted(int(model.params["step"]) for model in kept) == [10, 20]
     assert all("validation/elbo" in {metric.key for metric in model.metrics} for model in kept)
 
-    again = run(words, tmp_path)
-    assert result_of(again) == {**first, "stages": dict.fromkeys(first["stages"], "skipped")}
-    assert again.stderr.count("done before") == 3
-
     # The recorded command and the recorded settings name the same run.
     command = shlex.split(found.data.tags["command"])[4:]  # without python -m pipeline.run stage=...
-    settings = client.download_artifacts(first["run_id"], "settings.yaml", str(tmp_path))
+    settings = client.download_artifacts(first["run_id"], "settings.yaml", str(folder))
     for recorded in (command, [f"preset={settings}"]):
         words = ["stage=train", "workspace=ws", "output=json"]
-        named = result_of(run([*(word for word in recorded if not word.startswith("workspace=")), *words], tmp_path))
+        named = result_of(run([*(word for word in recorded if not word.startswith("workspace=")), *words], folder))
         assert (named["run_id"], named["stages"]) == (first["run_id"], {"train": "skipped"})
 
 
@@ -233,71 +179,6 @@ def test_seeds_are_compared_where_there_are_several(tmp_path: Path) -> None:
     assert 0 <= second["scores"]["udr"] <= 1
 
 
-def wait_for(condition: Any, process: subprocess.Popen[str], seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
-LONG = small(train__steps=300, train__checkpoint_every=50, train__log_every=10)
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    return sorted(folder.glob("ws/runs/*/checkpoints/step-*"))
-
-
-@pytest.mark.slow
-def test_kill_9_of_the_whole_tree_and_the_same_command(tmp_path: Path) -> None:
-    whole_folder, killed_folder = tmp_path / "whole", tmp_path / "killed"
-    whole_folder.mkdir()
-    killed_folder.mkdir()
-    whole = result_of(run(LONG, whole_folder))
-    process = subprocess.Popen(
-        command(LONG), cwd=killed_folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    wait_for(lambda: len(checkpoints(killed_folder)) >= 2, process)
-    for pid in descendants(process.pid):
-        os.kill(pid, signal.SIGKILL)
-    process.communicate()
-    resumed = result_of(run(LONG, killed_folder))
-    assert resumed["stages"] == {"shard": "skipped", "train": "resumed", "evaluate": "done"}
-    assert resumed["weights_sha256"] == whole["weights_sha256"]
-    client = MlflowClient(f"sqlite:///{killed_folder}/ws/mlflow.db")
-    experiment = client.get_experiment_by_name("vlae")
-    assert experiment is not None
-    assert len(client.search_runs([experiment.experiment_id])) == 1
-    steps = [point.step for point in client.get_metric_history(resumed["run_id"], "train/loss")]
-    assert steps == list(range(10, 301, 10))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("number", "kill"), [(signal.SIGINT, os.killpg), (signal.SIGTERM, os.kill)])
-def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(
-    tmp_path: Path, number: int, kill: Callable[[int, int], None]
-) -> None:
-    """A terminal tells the whole group, which Ray's processes ignore; a supervisor tells the command."""
-    process = subprocess.Popen(
-        command(LONG),
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    wait_for(lambda: checkpoints(tmp_path), process)
-    tree = descendants(process.pid)
-    kill(process.pid, number)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert errors.splitlines()[-1] == "stopped; the same command goes on where this one was"
-    assert "Traceback" not in errors
-    time.sleep(5)
-    assert [pid for pid in tree if Path(f"/proc/{pid}").exists()] == []
-    assert result_of(run(LONG, tmp_path))["stages"]["train"] == "resumed"
-
-
 @pytest.mark.slow
 def test_force_trains_anew_in_a_run_of_its_own(tmp_path: Path) -> None:
     words = small(model="hvae", model__latent_dims="3,2", stage="shard,train")
@@ -306,48 +187,6 @@ def test_force_trains_anew_in_a_run_of_its_own(tmp_path: Path) -> None:
     assert forced["stages"] == {"shard": "skipped", "train": "done"}
     assert forced["run_id"] != first["run_id"]
     assert forced["weights_sha256"] == first["weights_sha256"]
-
-
-@pytest.mark.slow
-def test_a_folder_of_pictures(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    rows = ["file,kind"]
-    for number in range(120):
-        name = f"{'cats' if number % 2 else 'dogs'}/{number}.png"
-        path = tmp_path / "pictures" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(rng.integers(0, 255, (20 + number % 7, 24, 3), dtype=np.uint8)).save(path)
-        rows.append(f"{name},{path.parent.name}")
-    (tmp_path / "pictures" / "factors.csv").write_text("\n".join(rows))
-    settings = {key: value for key, value in SMALL.items() if key not in ("data.num_images", "data.samples_per_task")}
-    words = [f"{key}={value}" for key, value in settings.items()] + ["data=images", "data.folder=pictures"]
-    first = result_of(run(words, tmp_path))
-    assert "information/rung_2/kind" in first["scores"]
-    assert "mig_sup" not in first["scores"]  # one factor: there is no gap between two
-    # Without the pictures the shards are still there; with another picture they are not those of the folder.
-    (tmp_path / "pictures").rename(tmp_path / "elsewhere")
-    assert set(result_of(run(words, tmp_path))["stages"].values()) == {"skipped"}
-    (tmp_path / "elsewhere").rename(tmp_path / "pictures")
-    (tmp_path / "pictures" / "cats" / "1.png").write_bytes(b"no picture")
-    broken = run(words, tmp_path)
-    assert broken.returncode == 1
-    assert "1.png cannot be read as a picture" in broken.stderr.splitlines()[-1]
-    assert list(tmp_path.glob("ws/shards/*/.partial-*")) == []
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(
-    not (DEBIAN_FASHION_MNIST / "t10k-images-idx3-ubyte.gz").exists() and "CI" not in os.environ,
-    reason="Debian's dataset-fashion-mnist is not installed",
-)
-@pytest.mark.parametrize("model", ["vlae", "hvae"])
-def test_the_real_fashion_mnist(tmp_path: Path, model: str) -> None:
-    settings = {key: value for key, value in SMALL.items() if not key.startswith("data.")}
-    words = [f"{key}={value}" for key, value in settings.items()] + ["data=fashion_mnist", f"model={model}"]
-    result = result_of(run(words, tmp_path))
-    assert set(result["stages"].values()) == {"done"}
-    assert 0 < result["scores"]["bits_per_dim"] < 8.5
-    assert result["scores"]["mig"] >= 0
 
 
 @pytest.mark.slow

@@ -4,8 +4,8 @@ import os
 from pathlib import Path
 
 import pytest
+from command_line import result_of, run, small
 from servers.faults import Fault, FaultProxy
-from test_run import result_of, run, small
 
 
 @pytest.mark.slow

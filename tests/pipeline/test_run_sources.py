@@ -1,6 +1,7 @@
 """Files as publishers give them, through the whole pipeline. The files are small, their formats the true ones."""
 
 import io
+import os
 import zipfile
 from collections.abc import Callable
 from itertools import product
@@ -9,9 +10,11 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from command_line import SMALL, result_of, run, small
 from PIL import Image
 from scipy.io import savemat
-from test_run import result_of, run, small
+
+from jobs.data.sources.config import DEBIAN_FASHION_MNIST
 
 RNG = np.random.default_rng(0)
 
@@ -97,3 +100,45 @@ def test_missing_files_are_asked_for_in_one_line(tmp_path: Path, name: str) -> N
     (line,) = done.stderr.splitlines()
     assert f"data.folder={tmp_path / 'datasets' / name}" in line
     assert "http" in line
+
+
+@pytest.mark.slow
+def test_a_folder_of_pictures(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    rows = ["file,kind"]
+    for number in range(120):
+        name = f"{'cats' if number % 2 else 'dogs'}/{number}.png"
+        path = tmp_path / "pictures" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (20 + number % 7, 24, 3), dtype=np.uint8)).save(path)
+        rows.append(f"{name},{path.parent.name}")
+    (tmp_path / "pictures" / "factors.csv").write_text("\n".join(rows))
+    settings = {key: value for key, value in SMALL.items() if key not in ("data.num_images", "data.samples_per_task")}
+    words = [f"{key}={value}" for key, value in settings.items()] + ["data=images", "data.folder=pictures"]
+    first = result_of(run(words, tmp_path))
+    assert "information/rung_2/kind" in first["scores"]
+    assert "mig_sup" not in first["scores"]  # one factor: there is no gap between two
+    # Without the pictures the shards are still there; with another picture they are not those of the folder.
+    (tmp_path / "pictures").rename(tmp_path / "elsewhere")
+    assert set(result_of(run(words, tmp_path))["stages"].values()) == {"skipped"}
+    (tmp_path / "elsewhere").rename(tmp_path / "pictures")
+    (tmp_path / "pictures" / "cats" / "1.png").write_bytes(b"no picture")
+    broken = run(words, tmp_path)
+    assert broken.returncode == 1
+    assert "1.png cannot be read as a picture" in broken.stderr.splitlines()[-1]
+    assert list(tmp_path.glob("ws/shards/*/.partial-*")) == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not (DEBIAN_FASHION_MNIST / "t10k-images-idx3-ubyte.gz").exists() and "CI" not in os.environ,
+    reason="Debian's dataset-fashion-mnist is not installed",
+)
+@pytest.mark.parametrize("model", ["vlae", "hvae"])
+def test_the_real_fashion_mnist(tmp_path: Path, model: str) -> None:
+    settings = {key: value for key, value in SMALL.items() if not key.startswith("data.")}
+    words = [f"{key}={value}" for key, value in settings.items()] + ["data=fashion_mnist", f"model={model}"]
+    result = result_of(run(words, tmp_path))
+    assert set(result["stages"].values()) == {"done"}
+    assert 0 < result["scores"]["bits_per_dim"] < 8.5
+    assert result["scores"]["mig"] >= 0

@@ -11,6 +11,7 @@ from pathlib import Path
 import mlflow
 import numpy as np
 import pytest
+from command_line import checkpoints, command, result_of, run, small, wait_for
 from mlflow import MlflowClient
 from PIL import Image
 from servers.fixtures import s3_environment, without_keys
@@ -18,7 +19,6 @@ from servers.mlflow_server import MlflowServer
 from servers.postgres import PostgresServer
 from servers.processes import descendants
 from servers.s3 import S3Server
-from test_run import checkpoints, command, result_of, run, small, wait_for
 
 from jobs.checkpoint import read_history
 from jobs.messages import Point

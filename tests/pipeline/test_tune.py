@@ -6,11 +6,12 @@ import shlex
 import signal
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
+from command_line import command, environment, result_of, run, small, wait_for
 from mlflow import MlflowClient
 from mlflow.entities import Run
-from test_run import command, environment, result_of, run, small, wait_for
 
 from jobs.search.records import Trial, best_first, pareto_front
 
@@ -72,7 +73,13 @@ def test_a_search_whose_driver_is_killed_goes_on_and_its_best_is_registered(tmp_
         assert (after.status, after.reports, after.ended_ms) == (before.status, before.reports, before.ended_ms)
     assert {path: path.stat().st_mtime_ns for path in weights} == weights
 
-    client, parent = tracked(tmp_path), result["search"]["run_id"]
+    the_best_of_the_runs_is_registered(tracked(tmp_path), result, trials)
+    the_table_names_the_runs(tmp_path, result)
+    assert set(result_of(run(words, tmp_path))["stages"].values()) == {"skipped"}
+
+
+def the_best_of_the_runs_is_registered(client: MlflowClient, result: dict[str, Any], trials: list[Trial]) -> None:
+    parent = result["search"]["run_id"]
     runs = children(client, parent)
     assert set(runs) == {"0", "1", "2", "3", "4", "5"}
     assert len(client.search_runs([client.get_run(parent).info.experiment_id])) == 7
@@ -97,16 +104,16 @@ def test_a_search_whose_driver_is_killed_goes_on_and_its_best_is_registered(tmp_
     assert champion.run_id == runs[str(best.number)].info.run_id == result["run_id"]
     assert result["stages"] == {"shard": "skipped", "tune": "resumed", "train": "skipped", "evaluate": "done"}
 
-    # Each command of the table names the run of its trial.
-    (table,) = tmp_path.glob("ws/searches/*/trials.csv")
+
+def the_table_names_the_runs(folder: Path, result: dict[str, Any]) -> None:
+    """Each command of the table names the run of its trial."""
+    (table,) = folder.glob("ws/searches/*/trials.csv")
     with table.open() as file:
         rows = list(csv.DictReader(file))
     assert [int(row["trial"]) for row in rows] == [one["number"] for one in result["search"]["trials"]]
     repeated = shlex.split(rows[0]["command"])[4:]
-    again = result_of(run(["stage=train", "output=json", *repeated], tmp_path))
+    again = result_of(run(["stage=train", "output=json", *repeated], folder))
     assert (again["run_id"], again["stages"]) == (result["run_id"], {"train": "skipped"})
-
-    assert set(result_of(run(words, tmp_path))["stages"].values()) == {"skipped"}
 
 
 def saved(folder: Path, trial: Trial) -> list[Path]:

@@ -1,42 +1,19 @@
 """Properties that hold for every model, whatever its depth, size and channels."""
 
-from collections.abc import Callable
-from functools import partial
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_models import CONFIGS, STACKS, batch, small
 from torch.distributions import Normal, kl_divergence
 from torch.func import functional_call
 
 from vlae.build import build_model
-from vlae.config import HvaeConfig, LvaeConfig, ObjectiveConfig, VaeConfig, VlaeConfig
+from vlae.config import ObjectiveConfig
 from vlae.models.base import HierarchicalModel
-from vlae.models.rotation import rotation
 from vlae.objective import objective_loss
 
-CONFIGS: dict[str, Callable[..., VlaeConfig | HvaeConfig | LvaeConfig | VaeConfig]] = {
-    "vlae": VlaeConfig,
-    "hvae": HvaeConfig,
-    "lvae": LvaeConfig,
-    "vae": VaeConfig,
-    "axes": partial(VlaeConfig, prior_power=4),
-}
-STACKS = ["hvae", "lvae", "vae"]
 PLAIN = ObjectiveConfig()
-
-
-def small(
-    name: str, dims: tuple[int, ...] = (2, 3, 4), shape: tuple[int, int, int] = (3, 32, 32), **settings: object
-) -> HierarchicalModel:
-    dims = dims[:1] if name == "vae" else dims
-    return build_model(CONFIGS[name](**{"latent_dims": dims, "width": 4, "hidden": 16} | settings), shape, seed=1)
-
-
-def batch(model: HierarchicalModel, count: int = 3) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    generator = torch.Generator().manual_seed(0)
-    return torch.rand(count, *model.image_shape, generator=generator), model.noise(count, generator)
 
 
 def loss_of(model: HierarchicalModel) -> torch.Tensor:
@@ -183,69 +160,6 @@ def test_given_rungs_stay_and_those_below_follow(name: str) -> None:
         top = model.prior(noise, [*[None] * (rungs - 1), fixed[-1]])
         changed = [not torch.equal(a, b) for a, b in zip(top, model.prior(noise), strict=True)]
     assert changed == ([False, False, True] if name in ("vlae", "axes") else [True] * rungs)
-
-
-def test_latents_and_their_kl_stay_float32_in_bf16() -> None:
-    model = small("axes")
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        drawn = model.infer(*batch(model))
-        back = model.rotations.inverse(drawn.latents)
-        model.decode(drawn.latents)
-    for part in (*drawn.latents, *drawn.kl_dims, *(q.mean for q in drawn.posteriors)):
-        assert part.dtype == torch.float32
-    assert back[0].dtype == torch.bfloat16  # which is why the model turns its latents outside autocast
-
-
-def test_rungs_are_turned_for_the_prior_and_back_for_the_decoder() -> None:
-    """So a turn changes what the latents are, and of the image only what the noise of the posterior lays into it."""
-    model = small("axes")
-    images, noise = batch(model)
-    still = [torch.zeros_like(part) for part in noise]
-    with torch.no_grad():
-        before = model.infer(images, still)
-        shown = model.decode(before.latents)
-        for skew in model.rotations.skews:
-            skew += torch.randn(skew.shape, generator=torch.Generator().manual_seed(2))
-        after = model.infer(images, still)
-        for old, new, skew in zip(before.latents, after.latents, model.rotations.skews, strict=True):
-            turn = rotation(skew)
-            torch.testing.assert_close(turn @ turn.T, torch.eye(len(turn)))
-            assert torch.linalg.det(turn).item() == pytest.approx(1, abs=1e-5)
-            torch.testing.assert_close(new, old @ turn.T)
-            assert (new - old).abs().max() > 0.1
-        torch.testing.assert_close(model.decode(after.latents), shown, atol=1e-5, rtol=1e-4)
-
-
-def test_vlae_rungs_are_inferred_independently_and_used_by_the_decoder() -> None:
-    model = small("vlae")
-    images, noise = batch(model)
-    with torch.no_grad():
-        base = model.mean_image(noise)
-        for rung in range(3):
-            moved = [part + 1.0 * (index == rung) for index, part in enumerate(noise)]
-            latents = model.infer(images, moved).latents
-            same = [torch.equal(a, b) for a, b in zip(latents, model.infer(images, noise).latents, strict=True)]
-            assert same == [index != rung for index in range(3)]
-            assert (model.mean_image(moved) - base).abs().max() > 1e-6
-
-
-@pytest.mark.parametrize("rung", [0, 1, 2])
-def test_a_faded_rung_reads_and_writes_nothing(rung: int) -> None:
-    model = small("vlae")
-    images, noise = batch(model)
-    others = [float(index != rung) for index in range(3)]
-    with torch.no_grad():
-        whole = model.decode(noise)
-        model.set_fade(others, others)
-        without = model.decode(noise)
-        moved = [part + 3.0 * (index == rung) for index, part in enumerate(noise)]
-        assert torch.equal(without, model.decode(moved))
-        assert not torch.equal(without, whole)
-        mean = model.infer(images, noise).posteriors[rung].mean
-        torch.testing.assert_close(mean, mean[:1].expand_as(mean))  # the image does not reach it
-        assert "fade" not in model.state_dict()
-        model.set_fade([1, 1, 1], [1, 1, 1])
-        assert torch.equal(model.decode(noise), whole)
 
 
 @pytest.mark.parametrize("name", STACKS)

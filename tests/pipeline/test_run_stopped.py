@@ -1,0 +1,65 @@
+"""The command when it is killed or stopped, and the same command again."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from command_line import checkpoints, command, result_of, run, small, wait_for
+from mlflow import MlflowClient
+from servers.processes import descendants
+
+LONG = small(train__steps=300, train__checkpoint_every=50, train__log_every=10)
+
+
+@pytest.mark.slow
+def test_kill_9_of_the_whole_tree_and_the_same_command(tmp_path: Path) -> None:
+    whole_folder, killed_folder = tmp_path / "whole", tmp_path / "killed"
+    whole_folder.mkdir()
+    killed_folder.mkdir()
+    whole = result_of(run(LONG, whole_folder))
+    process = subprocess.Popen(
+        command(LONG), cwd=killed_folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    wait_for(lambda: len(checkpoints(killed_folder)) >= 2, process)
+    for pid in descendants(process.pid):
+        os.kill(pid, signal.SIGKILL)
+    process.communicate()
+    resumed = result_of(run(LONG, killed_folder))
+    assert resumed["stages"] == {"shard": "skipped", "train": "resumed", "evaluate": "done"}
+    assert resumed["weights_sha256"] == whole["weights_sha256"]
+    client = MlflowClient(f"sqlite:///{killed_folder}/ws/mlflow.db")
+    experiment = client.get_experiment_by_name("vlae")
+    assert experiment is not None
+    assert len(client.search_runs([experiment.experiment_id])) == 1
+    steps = [point.step for point in client.get_metric_history(resumed["run_id"], "train/loss")]
+    assert steps == list(range(10, 301, 10))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "kill"), [(signal.SIGINT, os.killpg), (signal.SIGTERM, os.kill)])
+def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(
+    tmp_path: Path, number: int, kill: Callable[[int, int], None]
+) -> None:
+    """A terminal tells the whole group, which Ray's processes ignore; a supervisor tells the command."""
+    process = subprocess.Popen(
+        command(LONG),
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    wait_for(lambda: checkpoints(tmp_path), process)
+    tree = descendants(process.pid)
+    kill(process.pid, number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors.splitlines()[-1] == "stopped; the same command goes on where this one was"
+    assert "Traceback" not in errors
+    time.sleep(5)
+    assert [pid for pid in tree if Path(f"/proc/{pid}").exists()] == []
+    assert result_of(run(LONG, tmp_path))["stages"]["train"] == "resumed"
