@@ -22,9 +22,9 @@ _TABLES = (
      "Level centroid: 0 is the bottom rung, 1 the top one."),
     ("Hierarchy", ("rung_compactness", "rung_modularity", "centroid_complexity", "upper_unique_share"),
      "Of 1; the last is the share of what all rungs tell that is lost when only the bottom rung is kept."),
-    ("Colour and class", (r"colour_share/rung_\d+", r"class_flip_rate/rung_\d+"),
+    ("Colour and class", (r"colour_share/rung_\d+", r"class_flip_rate/rung_\d+", "classifier_accuracy"),
      "Share of a rung's total effect on the image that is mean colour, or mean grey of grey images; how often its new "
-     "noise flips the class."),
+     "noise flips the class, as a classifier of that accuracy sees it. Other machines train other classifiers."),
     ("Gibbs chains on the bottom rung", (r"gibbs_distance/.+",),
      "Frechet distance to test images."),
     ("Disentanglement", ("mig", r"mig/(?!rung_).+", "mig_ica", "mig_sup", "dci_disentanglement", "dci_completeness",
