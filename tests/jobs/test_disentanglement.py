@@ -8,7 +8,7 @@ import pytest
 
 from jobs.codes import Codes
 from jobs.config import EvaluateConfig
-from jobs.disentanglement import FAMILIES, family_scores
+from jobs.disentanglement import FAMILIES, family_scores, probe_family
 from jobs.encoded import Encoded
 from jobs.scores import Scores
 
@@ -84,7 +84,7 @@ def test_no_factors_leave_what_needs_none() -> None:
 def test_models_of_other_seeds_are_compared() -> None:
     alone = encoded()
     turned = alone.means[:, ::-1] * np.array([-1, 2, 3, 1], np.float32)
-    scores = all_scores(replace(alone, siblings=[turned, turned]))
+    scores = family_scores(probe_family, replace(alone, siblings=[turned, turned]), EvaluateConfig())
     assert scores["udr"] == pytest.approx(1, abs=0.1)
 
 
