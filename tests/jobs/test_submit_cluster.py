@@ -5,14 +5,13 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
+from command_line import TINY, wait_for
 from mlflow import MlflowClient
-from servers.processes import wait_for
 from servers.ray_cluster import HEAD, RayCluster
 
 from jobs.job_package import packed
@@ -20,23 +19,10 @@ from jobs.submission import Jobs, Log
 
 pytestmark = pytest.mark.slow
 
-SMALL: dict[str, object] = {
-    "data.num_images": 600,
-    "data.image_size": 16,
-    "data.samples_per_task": 200,
-    "model.width": 4,
-    "model.hidden": 16,
-    "model.latent_dims": "2,2,3",
-    "objective.warmup_steps": 10,
-    "train.batch_size": 16,
+SMALL: dict[str, object] = TINY | {
     "train.num_workers": 2,
     "train.min_workers": 2,  # two nodes at once, and when one is lost the third takes its place
     "train.log_every": 10,
-    "evaluate.num_images": 60,
-    "evaluate.iw_samples": 2,
-    "evaluate.classifier_steps": 20,
-    "evaluate.gibbs_steps": 1,
-    "output": "json",
 }
 
 
@@ -69,14 +55,6 @@ def words(folder: Path, **changes: object) -> list[str]:
 def newest_step(folder: Path) -> int:
     steps = [int(path.name.rpartition("-")[2]) for path in folder.glob("ws/runs/*/checkpoints/step-*")]
     return max(steps, default=0)
-
-
-def until(condition: Callable[[], Any], process: subprocess.Popen[str], seconds: float = 120) -> None:
-    def so() -> bool:
-        assert process.poll() is None, process.communicate()
-        return bool(condition())
-
-    assert wait_for(so, seconds)
 
 
 def test_wrong_words_end_with_two(cluster: RayCluster, tmp_path: Path) -> None:
@@ -128,14 +106,14 @@ def test_every_process_of_a_job_has_its_secrets(
 def test_left_running_stopped_and_gone_on_with(cluster: RayCluster, tmp_path: Path) -> None:
     long = words(tmp_path, stage="shard,train", train__steps=100_000, train__checkpoint_every=100)
     process = submit(cluster, ["name=long", *long])
-    until(lambda: len(cluster.where_actors_live("RayTrainWorker")) == 2, process)
+    wait_for(lambda: len(cluster.where_actors_live("RayTrainWorker")) == 2, process)
     process.send_signal(signal.SIGINT)
     code, out, err = done(process, 30)
     assert code == 130
     assert "job long is left running" in err
     assert "Traceback" not in err
     follower = submit(cluster, ["name=long", *long])
-    until(lambda: newest_step(tmp_path) >= 100, follower)
+    wait_for(lambda: newest_step(tmp_path) >= 100, follower)
     before = newest_step(tmp_path)
     code, _, err = done(submit(cluster, ["stop", "long"]))
     assert (code, err) == (0, "job long stopped\n")
@@ -156,7 +134,7 @@ def test_a_search_has_its_trials_on_several_nodes(cluster: RayCluster, tmp_path:
     space = ["tune.space.model.latent_dims=7/3,4/2,2,3", "tune.search=grid", "tune.scheduler=none", "tune.trials=3"]
     one = {"train__num_workers": 1, "train__min_workers": 0, "train__steps": 400, "train__checkpoint_every": 50}
     process = submit(cluster, [*words(tmp_path, stage="shard,tune,train,evaluate", **one), *space])
-    until(lambda: len(set(cluster.where_actors_live("ImplicitFunc"))) >= 2, process, 200)
+    wait_for(lambda: len(set(cluster.where_actors_live("ImplicitFunc"))) >= 2, process, 200)
     code, out, err = done(process)
     assert code == 0, out + err
     result = json.loads(out.splitlines()[-1])
@@ -173,7 +151,7 @@ def test_a_node_loses_its_power_in_mid_training(cluster: RayCluster, tmp_path: P
     steps = {"train__steps": 1500, "train__checkpoint_every": 100}
     job = words(tmp_path, stage="shard,train,evaluate", data__num_images=8000, **steps)
     process = submit(cluster, ["env=MY_SECRET", *job], MY_SECRET=secret)
-    until(lambda: newest_step(tmp_path) >= 200, process, 200)
+    wait_for(lambda: newest_step(tmp_path) >= 200, process, 200)
     assert len(set(cluster.where_tasks_ran("write_parts"))) == 3
     workers = cluster.where_actors_live("RayTrainWorker")
     assert len(set(workers)) == 2

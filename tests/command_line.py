@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-SMALL: dict[str, object] = {
+TINY: dict[str, object] = {
     "data.num_images": 600,
     "data.image_size": 16,
     "data.samples_per_task": 200,
@@ -16,17 +16,19 @@ SMALL: dict[str, object] = {
     "model.hidden": 16,
     "model.latent_dims": "2,2,3",
     "objective.warmup_steps": 10,
-    "train.steps": 20,
     "train.batch_size": 16,
-    "train.checkpoint_every": 10,
-    "train.log_every": 5,
     "evaluate.num_images": 60,
     "evaluate.iw_samples": 2,
     "evaluate.classifier_steps": 20,
     "evaluate.gibbs_steps": 1,
+    "output": "json",
+}
+SMALL: dict[str, object] = TINY | {
+    "train.steps": 20,
+    "train.checkpoint_every": 10,
+    "train.log_every": 5,
     "ray.num_cpus": 2,
     "workspace": "ws",
-    "output": "json",
 }
 
 
