@@ -41,10 +41,10 @@ from benchmarks.harness import (
     workplace,
 )
 from benchmarks.photos import draw_photos, write_dataset
+from jobs.data.dataset import ShardedSplit
 from jobs.data.loader import BatchLoader
-from jobs.data.order import Order
-from jobs.data.shard_files import DataAccess
-from jobs.data.split import ShardedSplit
+from jobs.data.sampling import Order
+from jobs.data.shard_reader import DataAccess
 
 Images = NDArray[np.uint8]
 Batches = Iterator[Any]  # without end; arrays or tensors, images along the first dimension

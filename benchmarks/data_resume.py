@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 
 from benchmarks.harness import Settings, machine, read_settings, spread, workplace
 from benchmarks.photos import IMAGES_PER_SHARD, draw_photos, write_dataset
+from jobs.data.dataset import ShardedSplit
 from jobs.data.loader import BatchLoader
-from jobs.data.order import Order
-from jobs.data.shard_files import DataAccess
-from jobs.data.split import ShardedSplit
+from jobs.data.sampling import Order
+from jobs.data.shard_reader import DataAccess
 
 _SAMPLES, _ORDER_BATCH = 10**9, 4096
 _BATCH = 128

@@ -43,7 +43,7 @@ from benchmarks.photos import (
     label_of,
     write_dataset,
 )
-from jobs.data.shards import ShardWriter, write_parts
+from jobs.data.shard_writer import ShardWriter, write_parts
 from jobs.shard import plan_parts
 
 Images = NDArray[np.uint8]

@@ -25,12 +25,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.bare_loop import bare_loop
 from benchmarks.harness import Contestant
-from jobs.data.split import ShardedSplit
-from jobs.loop import train_model
-from jobs.memory import keep_freed_memory
-from jobs.messages import Message, Point
-from jobs.training import TrainJob, Worker
-from vlae.build import build_model
+from jobs.data.dataset import ShardedSplit
+from jobs.device import keep_freed_memory
+from jobs.events import Message, Point
+from jobs.training.loop import train_model
+from jobs.training.state import TrainJob, Worker
+from vlae.models.factory import build_model
 
 _WARM_UP = 25  # steps: rounds end that many after the checkpoints, whose writing is in the time of the round
 _SAMPLE = 4  # steps that say how long a step takes
@@ -90,7 +90,7 @@ class Bare:
 
 
 def _distributed(module: nn.Module) -> nn.Module:
-    """As `jobs.train_worker` has it of Ray."""
+    """As `jobs.training.worker` has it of Ray."""
     return DistributedDataParallel(module, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from jobs.data.config import DataSection
 from jobs.data.manifest import Manifest
-from jobs.data.shards import write_parts
-from jobs.data.source import Factor, Sample
+from jobs.data.shard_writer import write_parts
+from jobs.data.sources.base import Factor, Sample
 from jobs.shard import plan_parts, publish
 
 Encoding = Literal["npy", "png"]

@@ -21,9 +21,9 @@ from pydantic import BeforeValidator, Field
 
 from benchmarks.harness import machine, read_settings
 from jobs.data.manifest import MANIFEST, Manifest, Shard, read_manifest, write_manifest
-from jobs.data.order import Order, slice_places, worker_slices
-from jobs.data.source import Factor
-from jobs.store.open import open_store
+from jobs.data.sampling import Order, slice_places, worker_slices
+from jobs.data.sources.base import Factor
+from jobs.storage import open_store
 from vlae.config import Section, split_commas
 
 Part = Literal["once", "sizes", "files"]

@@ -14,20 +14,19 @@ from typing import Any
 import ray
 import torch
 
-import jobs.loop
+import jobs.training.loop
 from benchmarks.harness import verdict
-from jobs.board import make_board
-from jobs.checkpoint_writer import CheckpointWriter
-from jobs.cluster import cluster
+from jobs.checkpoints.writer import CheckpointWriter
+from jobs.cluster.event_queue import make_board
+from jobs.cluster.ray_cluster import cluster
 from jobs.config import RayConfig
-from jobs.curve import Curve
-from jobs.loop import StoppedError, train_model
-from jobs.memory import keep_freed_memory
-from jobs.messages import Committed, Message
-from jobs.sender import Sender
-from jobs.train_worker import StopSignal
-from jobs.training import TrainJob, Worker
-from jobs.validation import Validation
+from jobs.device import keep_freed_memory
+from jobs.events import Committed, Message
+from jobs.tracking.uploader import Sender
+from jobs.training.loop import StoppedError, Validation, train_model
+from jobs.training.metrics import Curve
+from jobs.training.state import TrainJob, Worker
+from jobs.training.worker import StopSignal
 
 _WARM_UP = 25  # steps
 _POLL_SECONDS = 0.25  # as the driver's
@@ -89,11 +88,11 @@ class Record:
 
 
 def worker(job: TrainJob, board: Any, threads: int, steps: int) -> Record:
-    """As `jobs.train_worker`, with clocks."""
+    """As `jobs.training.worker`, with clocks."""
     record = Record()
     for owner, name, part in (
-        (jobs.loop, "train_step", _STEP),
-        (jobs.loop, "take_snapshot", _CHECKPOINT[0]),
+        (jobs.training.loop, "train_step", _STEP),
+        (jobs.training.loop, "take_snapshot", _CHECKPOINT[0]),
         (CheckpointWriter, "save", _CHECKPOINT[1]),
         (CheckpointWriter, "check", _CHECKPOINT[2]),
         (Curve, "add", _TRACKING[0]),

@@ -13,12 +13,12 @@ from typing import Any
 
 import jobs.train
 from benchmarks.harness import spread
-from jobs.cluster import cluster
+from jobs.cluster.ray_cluster import cluster
 from jobs.config import RayConfig, TrainConfig
-from jobs.data.shard_files import DataAccess
-from jobs.messages import Begun, Message, Point, Started
+from jobs.data.shard_reader import DataAccess
+from jobs.events import Begun, Message, Point, Started
 from jobs.train import run_training
-from jobs.training import TrainJob
+from jobs.training.state import TrainJob
 from vlae.config import ObjectiveConfig, ProgressiveConfig, VlaeConfig
 
 _ROOT = Path(__file__).resolve().parents[1]

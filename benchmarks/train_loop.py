@@ -37,14 +37,14 @@ from benchmarks.harness import (
 from benchmarks.stalls import stalls
 from benchmarks.start_up import start_up
 from jobs.config import TrackingConfig, TrainConfig
-from jobs.data.shard_files import DataAccess
-from jobs.data.shards import write_parts
+from jobs.data.shard_reader import DataAccess
+from jobs.data.shard_writer import write_parts
 from jobs.data.sources.config import DigitsConfig
 from jobs.data.sources.digits import DigitScenes
-from jobs.sender import Sender
 from jobs.shard import plan_parts, publish
-from jobs.tracking import Tracker
-from jobs.training import TrainJob
+from jobs.tracking.client import Tracker
+from jobs.tracking.uploader import Sender
+from jobs.training.state import TrainJob
 from vlae.config import ObjectiveConfig, ProgressiveConfig, VlaeConfig, split_commas
 
 Part = Literal["loop", "average", "workers", "exact", "stall", "start"]

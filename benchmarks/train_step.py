@@ -37,8 +37,8 @@ from benchmarks.harness import (
 )
 from benchmarks.trainers import ROUNDED, Trainer, Way, Work, check_equal, draw_work, flat_loss, ladder_loss
 from jobs.device import native_bf16
-from vlae.build import build_model
 from vlae.config import VlaeConfig
+from vlae.models.factory import build_model
 
 _PLAIN, _DEFAULT, _COMPILED, _FLAT = "plain", "default", "default, compiled", ", flat"
 _CUDA_STEPS = 20  # a step is that much shorter there

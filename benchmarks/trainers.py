@@ -67,7 +67,7 @@ LossOf = Callable[[nn.Module, Tensor, list[Tensor], int, TrainConfig], Tensor]
 
 
 def ladder_loss(module: nn.Module, pixels: Tensor, noise: list[Tensor], step: int, config: TrainConfig) -> Tensor:
-    """Ours, as `jobs.loop` has it."""
+    """Ours, as `jobs.training.loop` has it."""
     state = rung_state(_OBJECTIVE, _PROGRESSIVE, step, len(noise))
     with autocast(config, pixels.device):
         terms = module(pixels, noise)

@@ -11,19 +11,17 @@ import ray
 import torch
 from numpy.typing import NDArray
 
-from jobs.checkpoint import load_model
-from jobs.cluster import Resources, task_result
+from jobs.checkpoints.format import load_model
+from jobs.cluster.ray_cluster import Resources, task_result
 from jobs.config import EvaluateConfig
-from jobs.data.shard_files import DataAccess
-from jobs.data.split import ShardedSplit
+from jobs.data.dataset import ShardedSplit
+from jobs.data.shard_reader import DataAccess
 from jobs.device import quick, to_device
-from jobs.disentanglement import FAMILIES, family_scores
-from jobs.encoded import Encoded, encode_splits
-from jobs.explorer import explorer_page
-from jobs.measures import information, sample
-from jobs.model_scores import ModelMeasures, measure_model
-from jobs.pictures import draw_samples, draw_scores
-from jobs.scores import Scores, hierarchy_scores, likelihood_scores
+from jobs.evaluation.code_metrics import FAMILIES, family_scores
+from jobs.evaluation.explorer import explorer_page
+from jobs.evaluation.inputs import Encoded, encode_splits, information, sample
+from jobs.evaluation.model_metrics import ModelMeasures, Scores, hierarchy_scores, likelihood_scores, measure_model
+from jobs.evaluation.plots import draw_samples, draw_scores
 from vlae.models.base import HierarchicalModel
 
 _MOST_CPUS = 8

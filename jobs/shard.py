@@ -6,13 +6,13 @@ from typing import Any, cast
 
 import ray
 
-from jobs.cluster import Resources, task_result
+from jobs.cluster.ray_cluster import Resources, task_result
 from jobs.data.config import DataSection
 from jobs.data.manifest import Manifest, Shard, finished_tasks, read_task_file, write_manifest
-from jobs.data.shards import write_parts
-from jobs.data.source import SPLITS, Source
+from jobs.data.shard_writer import write_parts
+from jobs.data.sources.base import SPLITS, Source
 from jobs.errors import UserError
-from jobs.store.open import open_store
+from jobs.storage import open_store
 
 Part = tuple[int, range]  # number of a task file, and the samples it speaks of
 

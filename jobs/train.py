@@ -13,14 +13,14 @@ from ray.exceptions import RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer
 
-from jobs.board import make_board
-from jobs.cluster import Resources
+from jobs.cli import interrupts_later
+from jobs.cluster.event_queue import make_board
+from jobs.cluster.ray_cluster import Resources
+from jobs.cluster.resources import Placement, place
 from jobs.errors import AGAIN, TrainingError, UserError
-from jobs.interrupts import interrupts_later
-from jobs.messages import Begun, Committed, Failed, Message, Started, Stopped
-from jobs.placement import Placement, place
-from jobs.train_worker import StoppableTorch, train_worker
-from jobs.training import TrainJob
+from jobs.events import Begun, Committed, Failed, Message, Started, Stopped
+from jobs.training.state import TrainJob
+from jobs.training.worker import StoppableTorch, train_worker
 
 _POLL_SECONDS = 0.25
 _GRACE_SECONDS = 20.0  # for a last checkpoint: a node that is taken away has thirty or more

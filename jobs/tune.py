@@ -15,17 +15,17 @@ from ray.exceptions import RayError
 from ray.tune import Callback, FailureConfig, PlacementGroupFactory, RunConfig, Tuner
 from ray.tune.experiment import Trial as RayTrial
 
-from jobs.board import make_board
+from jobs.cli import interrupts_later
+from jobs.cluster.event_queue import make_board
+from jobs.cluster.resources import Room
 from jobs.config import TrainConfig
 from jobs.errors import UserError
-from jobs.interrupts import interrupts_later
-from jobs.messages import Stopped, Told
-from jobs.placement import Room
+from jobs.events import Stopped, Told
 from jobs.search.config import TuneConfig
-from jobs.search.proposals import Proposals
-from jobs.search.records import Status
 from jobs.search.scheduler import make_scheduler
-from jobs.search.trial import FAILED, TrialPlan, run_trial
+from jobs.search.searcher import Proposals
+from jobs.search.trainable import FAILED, TrialPlan, run_trial
+from jobs.search.trials import Status
 from jobs.train import in_thread
 
 # Read by Ray Tune. Its own result files are of no use: all that is told is in MLflow and in the search's record.

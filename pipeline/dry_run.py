@@ -4,11 +4,11 @@ import math
 
 from jobs.data.sources.build import open_source
 from jobs.errors import UserError
-from pipeline.config import Config, Stage
-from pipeline.finding import find
 from pipeline.plan import Step, decide
-from pipeline.report import duration
 from pipeline.searches import Search
+from pipeline.settings.schema import Config, Stage
+from pipeline.stage_status import find
+from pipeline.terminal import duration
 from pipeline.workspace import Workspace
 
 # Seen on two cores of a 2024 server CPU with the default model and 32x32 colour images; see docs/architecture.md.

@@ -4,7 +4,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
-from pipeline.config import STAGES, Stage
+from pipeline.settings.schema import STAGES, Stage
 
 Action = Literal["run", "resume", "skip"]
 Found = Literal["done", "partial", "nothing"]

@@ -7,16 +7,16 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from jobs.command import run_command
+from jobs.cli import run_command
 from jobs.errors import AGAIN, UserError
-from pipeline.config import Config, Stage
 from pipeline.dry_run import make_plan
-from pipeline.finding import find
-from pipeline.help import help_text
 from pipeline.plan import decide
-from pipeline.report import Reporter
 from pipeline.searches import Search, check_space
-from pipeline.settings import SettingsError, read_config
+from pipeline.settings.help import help_text
+from pipeline.settings.parse import SettingsError, read_config
+from pipeline.settings.schema import Config, Stage
+from pipeline.stage_status import find
+from pipeline.terminal import Reporter
 from pipeline.workspace import Workspace
 
 if TYPE_CHECKING:

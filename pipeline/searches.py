@@ -9,11 +9,11 @@ from typing import Any
 
 from jobs.errors import DamagedError, UserError
 from jobs.files import read_json, write_json
-from jobs.search.records import Trial, best_first
 from jobs.search.space import Choices, Values, examples, parse_dimension
-from pipeline.config import GROUPS, Config, identity, run_settings
+from jobs.search.trials import Trial, best_first
 from pipeline.plan import Found
-from pipeline.settings import SPACE, SettingsError, apply, read_preset, searchable_keys
+from pipeline.settings.parse import SPACE, SettingsError, apply, read_preset, searchable_keys
+from pipeline.settings.schema import GROUPS, Config, identity, run_settings
 from pipeline.workspace import Workspace, fingerprint
 from vlae.config import AnyModelConfig
 

@@ -10,21 +10,20 @@ from typing import Any
 import numpy as np
 from mlflow.entities import Dataset
 
-from jobs.cluster import Resources, cluster
+from jobs.cluster.ray_cluster import Resources, cluster
+from jobs.data.dataset import ShardedSplit
 from jobs.data.manifest import Manifest
-from jobs.data.split import ShardedSplit
 from jobs.errors import UserError
 from jobs.files import read_json, write_json
-from jobs.leftovers import Leftovers
-from jobs.logged import Origin
-from jobs.registry import Version, resolve
-from jobs.tracking import PARENT_RUN, Tracker
-from pipeline.config import run_settings
-from pipeline.record import command_line, params, run_name
-from pipeline.report import Reporter
-from pipeline.runs import Run
-from pipeline.workspace import Workspace
-from vlae.build import num_parameters
+from jobs.tracking.client import PARENT_RUN, Tracker
+from jobs.tracking.models import Origin
+from jobs.tracking.registry import Version, resolve
+from jobs.tracking.uploader import Leftovers
+from pipeline.settings.commands import command_line, params, run_name
+from pipeline.settings.schema import run_settings
+from pipeline.terminal import Reporter
+from pipeline.workspace import Run, Workspace
+from vlae.models.factory import num_parameters
 
 _EXAMPLES = 4  # images that are kept with a model to try it on
 _LEFT_SECONDS = 3.0  # that a command waits, at its end, for the curves of earlier ones

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import open_split, write_dataset
+from helpers.datasets import open_split, write_dataset
 from sklearn.neighbors import NearestNeighbors
 
 from jobs.data.config import DataSection

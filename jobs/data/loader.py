@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from jobs.data.order import Order, slice_places, worker_slices
-from jobs.data.split import ShardedSplit
+from jobs.data.dataset import ShardedSplit
+from jobs.data.sampling import Order, slice_places, worker_slices
 
 _AHEAD = 2  # batches that wait for the training
 

@@ -12,9 +12,9 @@ import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from jobs.data.source import Factor, Split
+from jobs.data.sources.base import Factor, Split
 from jobs.errors import UserError
-from jobs.store.base import Store
+from jobs.storage.base import Store
 
 FORMAT = 2
 MANIFEST = "manifest.json"

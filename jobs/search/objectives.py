@@ -7,13 +7,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from jobs.codes import Codes, encode
-from jobs.data.split import ShardedSplit
-from jobs.measures import information, sample
+from jobs.data.dataset import ShardedSplit
+from jobs.evaluation.encode import Codes, encode
+from jobs.evaluation.inputs import information, sample
 from jobs.search.config import Objective
-from vlae.effects import total_effects
 from vlae.metrics import mig_score, mig_sup_score, modularity_score, rung_compactness, rung_modularity
 from vlae.models.base import HierarchicalModel
+from vlae.total_effects import total_effects
 
 _IMAGES = 2000
 _PAIRS = 1000

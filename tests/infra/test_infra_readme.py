@@ -8,8 +8,8 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
-from pipeline.config import STAGES
-from pipeline.settings import read_config
+from pipeline.settings.parse import read_config
+from pipeline.settings.schema import STAGES
 
 ROOT = Path(__file__).parents[2]
 INFRA = ROOT / "infra"
@@ -31,7 +31,7 @@ COMMANDS = _commands(README) + _commands(JOB)
 def test_its_commands_have_known_words(module: str, words: list[str]) -> None:
     words = [word.replace("BUCKET", "bucket") for word in words]
     if module == "jobs.submit":
-        reader = pytest.importorskip("jobs.submit_words")
+        reader = pytest.importorskip("jobs.submit.arguments")
         words = list(reader.read_words(words, {}).words)
     if "tune" not in STAGES:
         words = [word.replace("tune,", "") for word in words if not word.startswith("tune.")]

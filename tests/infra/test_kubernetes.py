@@ -8,8 +8,8 @@ from typing import Any
 import kubernetes_validate
 import pytest
 import yaml
-from kuberay import ClusterSpec, RayCluster, RayJob
-from kustomize import Manifest, pod_templates, render
+from helpers.kuberay import ClusterSpec, RayCluster, RayJob
+from helpers.kustomize import Manifest, pod_templates, render
 from pydantic import ValidationError
 
 FOLDER = Path(__file__).parents[2] / "infra" / "kubernetes"

@@ -8,21 +8,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import open_split
+from helpers.datasets import open_split
 from PIL import Image
 from torch.distributions import Normal, kl_divergence
 
-from jobs.codes import encode
 from jobs.config import EvaluateConfig
-from jobs.data.split import ShardedSplit
+from jobs.data.dataset import ShardedSplit
 from jobs.errors import UserError
 from jobs.evaluate import Evaluation, evaluate_model
-from jobs.figures import heat_map, tile
-from jobs.measures import label_name
-from jobs.scores import bound_scores, likelihood_scores
-from vlae.build import build_model
+from jobs.evaluation.encode import encode
+from jobs.evaluation.inputs import label_name
+from jobs.evaluation.model_metrics import bound_scores, likelihood_scores
+from jobs.evaluation.plots import heat_map, tile
 from vlae.config import HvaeConfig, LvaeConfig, VlaeConfig
 from vlae.models.base import HierarchicalModel
+from vlae.models.factory import build_model
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "metrics.md"
 
@@ -108,7 +108,7 @@ def test_under_a_flat_prior_a_latent_is_in_use_when_it_costs_more_than_an_idle_o
 
 @pytest.mark.parametrize("name", ["vlae", "hvae", "lvae"])
 def test_codes_do_not_depend_on_the_batch(data: ShardedSplit, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jobs.codes.rows_at_once", lambda device: 48)
+    monkeypatch.setattr("jobs.evaluation.encode.rows_at_once", lambda device: 48)
     model, images = untrained(name=name), data.images(np.arange(150))
     few, many = (encode(model, images[:count], torch.Generator().manual_seed(0)) for count in (40, 150))
     for part, whole in zip(few.means, many.means, strict=True):

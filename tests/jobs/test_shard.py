@@ -14,21 +14,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import ray
-from conftest import write_dataset
-from kill_sharding import CONFIG, SOURCE
+from helpers import HELPERS
+from helpers.datasets import write_dataset
+from helpers.kill_sharding import CONFIG, SOURCE
 from servers.processes import descendants
 
-from jobs.cluster import Resources, cluster
+from jobs.cluster.ray_cluster import Resources, cluster
 from jobs.config import RayConfig
-from jobs.data.source import Factor, Sample
+from jobs.data.sources.base import Factor, Sample
 from jobs.data.sources.config import DigitsConfig
 from jobs.data.sources.digits import DigitScenes
 from jobs.errors import UserError
 from jobs.shard import consecutive_runs, plan_parts, run_sharding
-from jobs.store.base import Store
-from jobs.store.open import open_store
+from jobs.storage import open_store
+from jobs.storage.base import Store
 
-KILLER = Path(__file__).with_name("kill_sharding.py")
+KILLER = HELPERS / "kill_sharding.py"
 
 
 def test_parts_cover_the_source() -> None:

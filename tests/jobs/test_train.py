@@ -8,18 +8,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import local
+from helpers.datasets import local
 from safetensors.torch import load_file
 from servers.processes import descendants
 
-from jobs.cluster import Resources, cluster
+from jobs.cluster.ray_cluster import Resources, cluster
+from jobs.cluster.resources import place
 from jobs.config import RayConfig, TrainConfig
 from jobs.errors import UserError
-from jobs.loop import train_model
-from jobs.messages import Committed, Message, Point, Started, Stopped
-from jobs.placement import place
+from jobs.events import Committed, Message, Point, Started, Stopped
 from jobs.train import run_training
-from jobs.training import TrainJob, Worker
+from jobs.training.loop import train_model
+from jobs.training.state import TrainJob, Worker
 from vlae.config import ObjectiveConfig, ProgressiveConfig, VlaeConfig
 
 

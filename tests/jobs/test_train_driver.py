@@ -5,9 +5,9 @@ import signal
 
 import pytest
 
-from jobs.board import Board
-from jobs.interrupts import interrupts_later
-from jobs.messages import Begun, Committed, Message
+from jobs.cli import interrupts_later
+from jobs.cluster.event_queue import Board
+from jobs.events import Begun, Committed, Message
 
 
 def test_a_board_keeps_what_nobody_has_handled() -> None:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from chaos import VICTIMS, chaos
+from helpers.chaos import VICTIMS, chaos
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from command_line import result_of, run, small
+from helpers.commands import result_of, run, small
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -4,11 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
-from command_line import result_of, run, small
+from helpers.commands import result_of, run, small
 from mlflow import MlflowClient
 
-from pipeline.config import run_settings
-from pipeline.settings import SettingsError, read_config
+from pipeline.settings.parse import SettingsError, read_config
+from pipeline.settings.schema import run_settings
 
 NAME = "vlae-digits-0123456789ab"
 

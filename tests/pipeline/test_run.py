@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import command, result_of, run, small
+from helpers.commands import command, result_of, run, small
 from mlflow import MlflowClient
 from PIL import Image
 
 from jobs.errors import UserError
-from pipeline.settings import read_config
+from pipeline.settings.parse import read_config
 from pipeline.workspace import Workspace
 
 

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
-from command_line import result_of, run, small
+from helpers.commands import result_of, run, small
 from servers.faults import Fault, FaultProxy
 
 

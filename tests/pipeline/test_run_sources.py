@@ -10,7 +10,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from command_line import SMALL, result_of, run, small
+from helpers.commands import SMALL, result_of, run, small
 from PIL import Image
 from scipy.io import savemat
 

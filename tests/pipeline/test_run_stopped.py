@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from command_line import checkpoints, command, result_of, run, small, wait_for
+from helpers.commands import checkpoints, command, result_of, run, small, wait_for
 from mlflow import MlflowClient
 from servers.processes import descendants
 

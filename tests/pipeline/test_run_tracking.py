@@ -11,7 +11,7 @@ from pathlib import Path
 import mlflow
 import numpy as np
 import pytest
-from command_line import checkpoints, command, result_of, run, small, wait_for
+from helpers.commands import checkpoints, command, result_of, run, small, wait_for
 from mlflow import MlflowClient
 from PIL import Image
 from servers.fixtures import s3_environment, without_keys
@@ -20,12 +20,12 @@ from servers.postgres import PostgresServer
 from servers.processes import descendants
 from servers.s3 import S3Server
 
-from jobs.checkpoint import read_history
-from jobs.messages import Point
-from jobs.spool import Spool
-from pipeline.report import Reporter
+from jobs.checkpoints.format import read_history
+from jobs.events import Point
+from jobs.tracking.spool import Spool
 from pipeline.session import Session
-from pipeline.settings import read_config
+from pipeline.settings.parse import read_config
+from pipeline.terminal import Reporter
 from pipeline.workspace import Workspace
 
 STEPS = 240

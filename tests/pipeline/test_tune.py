@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import command, environment, result_of, run, small, wait_for
+from helpers.commands import command, environment, result_of, run, small, wait_for
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from jobs.search.records import Trial, best_first, pareto_front
+from jobs.search.trials import Trial, best_first, pareto_front
 
 pytestmark = pytest.mark.slow
 

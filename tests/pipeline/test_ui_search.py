@@ -7,7 +7,7 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from command_line import result_of, run, small
+from helpers.commands import result_of, run, small
 from mlflow import MlflowClient
 from playwright.sync_api import Browser, Page, expect
 from servers.browser import keep, mlflow_ui, shown_whole

@@ -7,7 +7,7 @@ import pytest
 from mlflow import MlflowClient
 
 from jobs.config import TrackingConfig
-from jobs.tracking import Tracker
+from jobs.tracking.client import Tracker
 
 
 @pytest.fixture(scope="session")

@@ -5,11 +5,10 @@ from functools import partial
 import pytest
 import torch
 
-from vlae.build import build_model
 from vlae.config import HvaeConfig, LvaeConfig, VaeConfig, VlaeConfig
-from vlae.explore import image_noise, latent_strips, rung_swaps
 from vlae.models.base import HierarchicalModel
-from vlae.traversals import sample_images
+from vlae.models.factory import build_model
+from vlae.traversals import image_noise, latent_strips, rung_swaps, sample_images
 
 CONFIGS = {
     "vlae": VlaeConfig,

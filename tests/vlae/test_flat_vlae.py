@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from benchmarks.flat_vlae import FlatVlae, copy_weights
-from vlae.build import build_model
 from vlae.config import ObjectiveConfig, VlaeConfig
+from vlae.models.factory import build_model
 from vlae.objective import objective_loss
 
 DIMS, WIDTH, HIDDEN = (2, 3, 4, 5), 8, 16

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from small_models import batch, small
+from helpers.small_models import batch, small
 
 from vlae.models.rotation import rotation
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 
-from vlae.build import build_model
 from vlae.config import HvaeConfig, LvaeConfig, VaeConfig, VlaeConfig
 from vlae.gaussian import DiagonalGaussian
 from vlae.models.base import HierarchicalModel
+from vlae.models.factory import build_model
 from vlae.objective import importance_weighted_bound
 
 SHAPE = (1, 4, 4)

@@ -2,15 +2,15 @@
 
 import pytest
 import torch
+from helpers.small_models import CONFIGS, STACKS, batch, small
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_models import CONFIGS, STACKS, batch, small
 from torch.distributions import Normal, kl_divergence
 from torch.func import functional_call
 
-from vlae.build import build_model
 from vlae.config import ObjectiveConfig
 from vlae.models.base import HierarchicalModel
+from vlae.models.factory import build_model
 from vlae.objective import objective_loss
 
 PLAIN = ObjectiveConfig()

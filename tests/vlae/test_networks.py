@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from vlae.build import build_model, match_parameters, num_parameters
 from vlae.config import HvaeConfig, LvaeConfig, ModelSection, VaeConfig, VlaeConfig
+from vlae.models.factory import build_model, match_parameters, num_parameters
 from vlae.models.layers import Layer, build_layers, dense, output_shape, plane
 
 AUTHORS = {"width": 64, "hidden": 1024, "norm": "batch", "sigma": "sigmoid"}

@@ -1,10 +1,10 @@
 """Measures of codes, as functions of arrays: codes (N, D) float, factors (N, K) int, nats."""
 
+from vlae.metrics._factor_sampling import EncodedPool, FreshImages
 from vlae.metrics.beta_vae import beta_vae_score, beta_vae_score_from
 from vlae.metrics.complexity import factor_complexity
 from vlae.metrics.dci import DciScores, dci_scores, rung_dci_scores
 from vlae.metrics.explicitness import explicitness_score
-from vlae.metrics.factor_sources import EncodedPool, FreshImages
 from vlae.metrics.factor_vae import factor_vae_score, factor_vae_score_from
 from vlae.metrics.few_labels import few_label_accuracy
 from vlae.metrics.frechet import frechet_distance
@@ -23,7 +23,7 @@ from vlae.metrics.irs import irs_score
 from vlae.metrics.probes import RungProbes, probe_accuracy, probe_rungs
 from vlae.metrics.rates import ACTIVE, active_units, rates
 from vlae.metrics.rotation import independent_axes
-from vlae.metrics.rungs import rung_information, rung_mutual_information
+from vlae.metrics.rung_information import rung_information, rung_mutual_information
 from vlae.metrics.sap import sap_score
 from vlae.metrics.udr import udr_score
 from vlae.metrics.unsupervised import (

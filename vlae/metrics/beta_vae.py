@@ -4,8 +4,8 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
-from vlae.metrics.arrays import Array, Factors
-from vlae.metrics.factor_sources import CodeSource, EncodedPool, Indices
+from vlae.metrics._factor_sampling import CodeSource, EncodedPool, Indices
+from vlae.metrics._validation import Array, Factors
 
 Floats = NDArray[np.float64]
 

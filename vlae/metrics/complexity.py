@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import cho_factor, cho_solve, eigh
 
-from vlae.metrics.arrays import Factors, varies
+from vlae.metrics._validation import Factors, varies
 
 Images = NDArray[np.generic]
 Floats = NDArray[np.float64]

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vlae.boosting.ensemble import Boosted, boosted_trees
-from vlae.metrics.arrays import Array, Factors, check_split
+from vlae.metrics._validation import Array, Factors, check_split
+from vlae.trees.ensemble import Boosted, boosted_trees
 
 Floats = NDArray[np.float64]
 

@@ -6,7 +6,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.preprocessing import StandardScaler
 
-from vlae.metrics.arrays import Array, Factors, check_split, varies
+from vlae.metrics._validation import Array, Factors, check_split, varies
 
 
 def explicitness_score(train_codes: Array, train_factors: Factors, test_codes: Array, test_factors: Factors) -> float:

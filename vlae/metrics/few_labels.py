@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from vlae.metrics.arrays import Array, check_split, varies
+from vlae.metrics._validation import Array, check_split, varies
 
 Labels = NDArray[np.integer]
 

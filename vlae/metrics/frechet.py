@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from vlae.metrics.arrays import Array
+from vlae.metrics._validation import Array
 
 
 def _root(covariance: NDArray[np.float64]) -> NDArray[np.float64]:

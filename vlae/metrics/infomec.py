@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.preprocessing import StandardScaler
 
-from vlae.metrics.arrays import Array, Factors, check_rows
+from vlae.metrics._validation import Array, Factors, check_rows
 from vlae.metrics.information import entropy
 
 Floats = NDArray[np.float64]

@@ -3,8 +3,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from vlae.metrics.arrays import Array, Factors, check_rows, live
-from vlae.metrics.binning import Counted, bin_labels, count_information, factor_labels
+from vlae.metrics._discretization import Counted, bin_labels, count_information, factor_labels
+from vlae.metrics._validation import Array, Factors, check_rows, live
 
 
 def discretise(codes: Array | Factors, bins: int) -> NDArray[np.int64]:

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from vlae.metrics.arrays import Array, Factors, check_rows, varies
+from vlae.metrics._validation import Array, Factors, check_rows, varies
 from vlae.metrics.information import discretise
 
 Floats = NDArray[np.float64]

@@ -9,7 +9,7 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.ensemble import ExtraTreesClassifier
 from sklearn.preprocessing import StandardScaler
 
-from vlae.metrics.arrays import Array, Factors, check_split, varies
+from vlae.metrics._validation import Array, Factors, check_split, varies
 
 Floats = NDArray[np.float64]
 

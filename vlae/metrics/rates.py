@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from vlae.metrics.arrays import Array
+from vlae.metrics._validation import Array
 
 ACTIVE = 0.01  # nats: a latent whose mean KL is not as much above that of an idle one is not in use
 

@@ -8,7 +8,7 @@ from scipy.linalg import polar
 from sklearn.decomposition import FastICA
 from sklearn.exceptions import ConvergenceWarning
 
-from vlae.metrics.arrays import Array, check_codes, live
+from vlae.metrics._validation import Array, check_codes, live
 from vlae.metrics.unsupervised import gaussian_total_correlation
 
 _CONTRASTS = ("logcosh", "cube")

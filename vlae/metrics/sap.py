@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vlae.metrics.arrays import Array, Factors, check_split, varies
+from vlae.metrics._validation import Array, Factors, check_split, varies
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from vlae.metrics.arrays import Array, check_codes
+from vlae.metrics._validation import Array, check_codes
 
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]

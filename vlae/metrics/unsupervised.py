@@ -5,8 +5,8 @@ As Locatello et al. 2019 report them. Low is better, but a code that tells nothi
 
 import numpy as np
 
-from vlae.metrics.arrays import Array, check_codes
-from vlae.metrics.binning import bin_labels, count_information
+from vlae.metrics._discretization import bin_labels, count_information
+from vlae.metrics._validation import Array, check_codes
 
 # Smallest eigenvalue of a correlation matrix that is told from 0: what is left of a latent once the others are
 # known has a deviation of a millionth of its own, float32 rounds to a ten-millionth.

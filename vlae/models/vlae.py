@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from vlae.config import VlaeConfig
+from vlae.models.architectures import Network
 from vlae.models.base import Given, HierarchicalModel, Inference, Latents
-from vlae.models.coders import Decoder, Trunk, rung_reader
+from vlae.models.encoder_decoder import Decoder, Trunk, rung_reader
 from vlae.models.heads import posterior_head
-from vlae.models.networks import Network
 from vlae.models.rotation import Rotations
 from vlae.prior import GeneralizedNormal
 

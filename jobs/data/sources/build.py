@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from jobs.data.source import Source
+from jobs.data.formats.binary_arrays import find_file
+from jobs.data.sources.base import Source
 from jobs.data.sources.cars3d import Cars3d
 from jobs.data.sources.celeba import CelebA
 from jobs.data.sources.config import (
@@ -25,9 +26,8 @@ from jobs.data.sources.config import (
 )
 from jobs.data.sources.digits import DigitScenes
 from jobs.data.sources.dsprites import DSprites
-from jobs.data.sources.gz_files import find_file
-from jobs.data.sources.idx import FASHION_MNIST, MNIST, IdxDataset, IdxImages, download
 from jobs.data.sources.image_folder import ImageFolder
+from jobs.data.sources.mnist import FASHION_MNIST, MNIST, IdxDataset, IdxImages, download
 from jobs.data.sources.mpi3d import Mpi3d
 from jobs.data.sources.rooms import Rooms
 from jobs.data.sources.shapes3d import Shapes3D
@@ -38,9 +38,7 @@ from jobs.data.sources.webdataset_tars import WebDatasetTars
 from jobs.errors import UserError
 
 
-def open_source(  # noqa: C901, PLR0911, PLR0912  (a case per dataset)
-    config: DataConfig, downloads: Path, *, fetch: bool
-) -> Source:
+def open_source(config: DataConfig, downloads: Path, *, fetch: bool) -> Source:
     """The source that `config` names, its files found.
 
     Args:

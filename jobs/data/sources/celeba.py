@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from jobs.data.source import SPLITS, Factor, Sample
-from jobs.data.sources.gz_files import MEND
-from jobs.data.sources.published import Published, content_fingerprint, remarks, require
+from jobs.data.formats.binary_arrays import MEND
+from jobs.data.formats.published import Published, content_fingerprint, remarks, require
+from jobs.data.sources.base import SPLITS, Factor, Sample
 from jobs.errors import UserError
 
 _URL = "http://mmlab.ie.cuhk.edu.hk/projects/CelebA.html"

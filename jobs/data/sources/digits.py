@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.data.mixing import mix64
-from jobs.data.source import Factor, Sample
+from jobs.data.sampling import mix64
+from jobs.data.sources.base import Factor, Sample
 from jobs.data.sources.glyphs import CELL, FACES, SHA256, load_atlas
 
 Array = NDArray[np.float32]

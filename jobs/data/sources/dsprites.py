@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.data.source import Factor, Sample
-from jobs.data.sources.hdf5 import Hdf5Array, find_hdf5_array
-from jobs.data.sources.npz import NpzArray, find_npz_array
-from jobs.data.sources.published import Published, content_fingerprint, remarks, require
+from jobs.data.formats.hdf5 import Hdf5Array, find_hdf5_array
+from jobs.data.formats.npz import NpzArray, find_npz_array
+from jobs.data.formats.published import Published, content_fingerprint, remarks, require
+from jobs.data.sources.base import Factor, Sample
 from jobs.errors import UserError
 
 _STEM, _URL = "dsprites_ndarray_co1sh3sc6or40x32y32_64x64", "https://github.com/google-deepmind/dsprites-dataset"

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from jobs.data.source import Factor, Sample
-from jobs.data.sources.pictures import read_picture
+from jobs.data.formats.images import read_picture
+from jobs.data.sources.base import Factor, Sample
 from jobs.errors import UserError
 
 EXTENSIONS = (".png", ".jpg", ".jpeg")

@@ -10,9 +10,9 @@ from typing import Literal
 
 import numpy as np
 
-from jobs.data.source import Factor, Sample
-from jobs.data.sources.npz import NpzArray, find_npz_array
-from jobs.data.sources.published import Published, content_fingerprint, remarks, require
+from jobs.data.formats.npz import NpzArray, find_npz_array
+from jobs.data.formats.published import Published, content_fingerprint, remarks, require
+from jobs.data.sources.base import Factor, Sample
 from jobs.errors import UserError
 
 _URL = "https://github.com/rr-learning/disentanglement_dataset"

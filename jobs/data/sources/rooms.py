@@ -13,9 +13,9 @@ from functools import cache, lru_cache, partial
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.data.order import permute
-from jobs.data.source import Factor, Sample
-from jobs.data.sources.ray_cast import FULL, SHAPES, cast
+from jobs.data.sampling import permute
+from jobs.data.sources.base import Factor, Sample
+from jobs.data.sources.ray_casting import FULL, SHAPES, cast
 
 
 def _grid(low: float, high: float, count: int) -> tuple[float, ...]:

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.data.source import Factor, Sample
-from jobs.data.sources.hdf5 import Hdf5Array, find_hdf5_array
-from jobs.data.sources.published import Published, content_fingerprint, remarks, require
+from jobs.data.formats.hdf5 import Hdf5Array, find_hdf5_array
+from jobs.data.formats.published import Published, content_fingerprint, remarks, require
+from jobs.data.sources.base import Factor, Sample
 from jobs.errors import UserError
 
 FILE = Published(

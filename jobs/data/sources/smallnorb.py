@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from jobs.data.source import Factor, Sample, Split
-from jobs.data.sources.gz_files import MEND, check_length, opened, read_items, read_shape
-from jobs.data.sources.published import Published, content_fingerprint, remarks, require
+from jobs.data.formats.binary_arrays import MEND, check_length, opened, read_items, read_shape
+from jobs.data.formats.published import Published, content_fingerprint, remarks, require
+from jobs.data.sources.base import Factor, Sample, Split
 from jobs.errors import UserError
 
 _URL = "https://cs.nyu.edu/~ylclab/data/norb-v1.0-small"

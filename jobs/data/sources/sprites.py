@@ -12,8 +12,8 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.data.order import permute
-from jobs.data.source import Factor, Sample
+from jobs.data.sampling import permute
+from jobs.data.sources.base import Factor, Sample
 
 
 def _grid(low: float, high: float, count: int) -> tuple[float, ...]:

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.data.source import Factor, Sample, Split
-from jobs.data.sources.gz_files import MEND, opened
-from jobs.data.sources.mat5 import MatArray, array_of
-from jobs.data.sources.published import Published, content_fingerprint, remarks, require
+from jobs.data.formats.binary_arrays import MEND, opened
+from jobs.data.formats.mat5 import MatArray, array_of
+from jobs.data.formats.published import Published, content_fingerprint, remarks, require
+from jobs.data.sources.base import Factor, Sample, Split
 from jobs.errors import UserError
 
 _URL = "http://ufldl.stanford.edu/housenumbers"

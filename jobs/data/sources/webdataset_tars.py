@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from jobs.data.source import Factor, Sample
+from jobs.data.formats.images import fit_square, read_picture
+from jobs.data.formats.npz import read_npy_header
+from jobs.data.formats.published import content_fingerprint
+from jobs.data.formats.tar_stream import tar_samples
+from jobs.data.sources.base import Factor, Sample
 from jobs.data.sources.image_folder import FACTOR_NAME, natural
-from jobs.data.sources.npz import read_npy_header
-from jobs.data.sources.pictures import fit_square, read_picture
-from jobs.data.sources.published import content_fingerprint
-from jobs.data.sources.tar_stream import tar_samples
 from jobs.errors import AGAIN, UserError
 
 ENDINGS = (".tar", ".tar.gz", ".tgz")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import pytest
-from conftest import tiny_disk
+from helpers.datasets import tiny_disk
 
 from jobs.data.cache import Cache
 from jobs.errors import UserError

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import copy, local, open_split, write_dataset
+from helpers.datasets import copy, local, open_split, write_dataset
 
+from jobs.data.dataset import ShardedSplit
 from jobs.data.sources.config import DigitsConfig
 from jobs.data.sources.digits import DigitScenes
-from jobs.data.split import ShardedSplit
 from jobs.errors import UserError
 
 

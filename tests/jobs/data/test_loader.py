@@ -9,16 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import copy, local, open_split, stock_samples, write_dataset
+from helpers.datasets import copy, local, open_split, stock_samples, write_dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jobs.data.dataset import ShardedSplit
 from jobs.data.loader import BatchLoader
-from jobs.data.order import Order
-from jobs.data.source import Factor, Sample
+from jobs.data.sampling import Order
+from jobs.data.sources.base import Factor, Sample
 from jobs.data.sources.config import DigitsConfig
 from jobs.data.sources.digits import DigitScenes
-from jobs.data.split import ShardedSplit
 from jobs.errors import UserError
 
 SLICES = 24  # shared out to 1, 2, 3, 4 and 8 ranks

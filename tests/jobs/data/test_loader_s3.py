@@ -8,15 +8,15 @@ import boto3
 import numpy as np
 import pytest
 import torch
-from conftest import open_split, write_dataset
+from helpers.datasets import open_split, write_dataset
 from servers.faults import Fault, FaultProxy
 
+from jobs.data.dataset import ShardedSplit
 from jobs.data.loader import BatchLoader
-from jobs.data.order import Order
-from jobs.data.shard_files import DataAccess
+from jobs.data.sampling import Order
+from jobs.data.shard_reader import DataAccess
 from jobs.data.sources.config import DigitsConfig
 from jobs.data.sources.digits import DigitScenes
-from jobs.data.split import ShardedSplit
 from jobs.errors import UserError
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from benchmarks.reference.representations import NAMES, representation
+from vlae.metrics._factor_sampling import FreshImages
 from vlae.metrics.beta_vae import beta_vae_score, beta_vae_score_from
-from vlae.metrics.factor_sources import FreshImages
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "beta_vae.json").read_text())
 RNG = np.random.default_rng(0)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks.reference.representations import NAMES, representation
-from vlae.metrics.factor_sources import EncodedPool, FreshImages
+from vlae.metrics._factor_sampling import EncodedPool, FreshImages
 from vlae.metrics.factor_vae import factor_vae_score, factor_vae_score_from
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "factor_vae.json").read_text())

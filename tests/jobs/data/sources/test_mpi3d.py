@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jobs.data.source import Factor
+from jobs.data.sources.base import Factor
 from jobs.data.sources.mpi3d import FACTORS, Mpi3d
 from jobs.errors import UserError
 

@@ -9,7 +9,7 @@ from scipy.ndimage import binary_dilation, binary_erosion
 from scipy.spatial import ConvexHull
 
 from jobs.data.sources import ray_cast
-from jobs.data.sources.ray_cast import (
+from jobs.data.sources.ray_casting import (
     AIM,
     CAPSULE,
     CUBE,

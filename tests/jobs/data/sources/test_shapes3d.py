@@ -49,7 +49,7 @@ def test_any_range(tmp_path: Path, length: int) -> None:
 
 def test_slices_end_with_the_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A slice holds as many whole chunks as fit, so that none is unpacked twice."""
-    monkeypatch.setattr("jobs.data.sources.hdf5._BLOCK", 250 * 64 * 64 * 3)
+    monkeypatch.setattr("jobs.data.formats.hdf5._BLOCK", 250 * 64 * 64 * 3)
     write(tmp_path)
     blocks = list(Shapes3D(tmp_path)._arrays[0].blocks(30, 288))
     assert [len(block) for block in blocks] == [170, 88]

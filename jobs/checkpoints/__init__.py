@@ -1,0 +1,1 @@
+"""Checkpoints: their format, where they are kept, and the background writer."""

@@ -1,0 +1,1 @@
+"""Readers of file formats: HDF5, NPZ, MATLAB 5, tar, images."""

@@ -1,0 +1,1 @@
+"""Metrics, plots and the explorer page of a trained model."""

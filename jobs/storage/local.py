@@ -1,0 +1,138 @@
+"""A store that is a local folder, or one on a shared file system."""
+
+import fcntl
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from jobs.errors import UserError
+from jobs.files import open_sha256, remove_folder
+from jobs.storage.base import damaged, missing
+
+_SCRATCH = ".partial-"
+_LOCK = "lock"
+
+
+class LocalStore:
+    """A folder. It is made when something is first written."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    @property
+    def url(self) -> str:
+        return str(self._folder)
+
+    def read(self, name: str) -> bytes | None:
+        try:
+            return (self._folder / name).read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise _explained(error, self._folder / name) from error
+
+    def write(self, name: str, content: bytes) -> None:
+        with self.scratch() as scratch:
+            _write_file(scratch / "content", content)
+            self.publish(scratch / "content", name)
+
+    def create(self, name: str, content: bytes) -> bytes:
+        with self.scratch() as scratch:
+            _write_file(scratch / "content", content)
+            try:
+                os.link(scratch / "content", self._folder / name)
+            except FileExistsError:
+                return (self._folder / name).read_bytes()
+        return content
+
+    @contextmanager
+    def scratch(self) -> Iterator[Path]:
+        folder = self._folder / f"{_SCRATCH}{uuid.uuid4().hex}"
+        try:
+            folder.mkdir(parents=True)
+            with (folder / _LOCK).open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)  # tells `sweep` that it is in use
+                yield folder
+        except OSError as error:
+            raise _explained(error, folder) from error
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def publish(self, path: Path, name: str) -> None:
+        final = self._folder / name
+        try:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+            final.parent.mkdir(exist_ok=True)
+            path.replace(final)
+        except OSError as error:
+            raise _explained(error, final) from error
+
+    def local_path(self, name: str) -> Path:
+        return self._folder / name
+
+    def fetch(self, name: str, file: BinaryIO, sha256: str) -> None:
+        path = self._folder / name
+        try:
+            with path.open("rb") as source:
+                file.seek(0)
+                shutil.copyfileobj(source, file, 2**20)
+                file.truncate()
+        except FileNotFoundError:
+            raise missing(str(path)) from None
+        except OSError as error:
+            raise _explained(error, path) from error
+        digest = open_sha256(file)
+        if digest != sha256:
+            raise damaged(str(path), digest, sha256)
+
+    def names(self, prefix: str = "") -> list[str]:
+        return [name for name, entry in self._entries(prefix) if entry.is_file()]
+
+    def folders(self, prefix: str = "") -> list[str]:
+        return [name for name, entry in self._entries(prefix) if entry.is_dir()]
+
+    def clear(self, first: str) -> None:  # noqa: ARG002  (the folder goes at once)
+        remove_folder(self._folder)
+
+    def remove(self, name: str) -> None:
+        path = self._folder / name
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise _explained(error, path) from error
+        if path.parent != self._folder:
+            with suppress(OSError):  # it holds something yet
+                path.parent.rmdir()
+
+    def sweep(self) -> None:
+        for name in self.folders(_SCRATCH):
+            # A folder without its lock is just being made, or being removed.
+            with suppress(OSError), (self._folder / name / _LOCK).open("r+") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(self._folder / name)
+
+    def _entries(self, prefix: str) -> list[tuple[str, os.DirEntry[str]]]:
+        """What begins so, by name."""
+        folder, slash, start = prefix.rpartition("/")
+        try:
+            with os.scandir(self._folder / folder) as entries:
+                return [(folder + slash + entry.name, entry) for entry in entries if entry.name.startswith(start)]
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise _explained(error, self._folder / folder) from error
+
+
+def _write_file(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _explained(error: OSError, path: Path) -> UserError:
+    return UserError(f"{error.filename or path}: {error.strerror or error}; mend that and run again")

@@ -1,1 +1,0 @@
-"""Where finished things are kept: a local folder, or S3."""

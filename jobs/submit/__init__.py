@@ -1,0 +1,1 @@
+"""Submit the pipeline to a running Ray cluster: `python -m jobs.submit`."""

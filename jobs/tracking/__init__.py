@@ -1,0 +1,1 @@
+"""MLflow: runs, learning curves, models and the model registry."""

@@ -1,0 +1,1 @@
+"""The training loop: plain torch, wrapped by Ray Train."""

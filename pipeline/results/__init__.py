@@ -1,0 +1,1 @@
+"""Tables and pages of results over several seeds: `python -m pipeline.results`."""

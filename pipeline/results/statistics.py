@@ -1,0 +1,73 @@
+"""Scores over seeds: means with their intervals, and paired differences."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from jobs.cli import readable
+
+_CONFIDENCE = 0.95
+_ROUNDING = 1e-9  # of the mean: a half width below it is rounding
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean over seeds and the half width of its 95 % interval by Student's t; NaN with fewer than two seeds."""
+
+    mean: float
+    half: float
+    count: int
+
+    @property
+    def low(self) -> float:
+        """The lower end."""
+        return self.mean - self.half
+
+    @property
+    def high(self) -> float:
+        """The upper end."""
+        return self.mean + self.half
+
+    def __str__(self) -> str:
+        if self.half <= _ROUNDING * abs(self.mean) or math.isnan(self.half):
+            mean = readable(self.mean)
+            return mean if math.isnan(self.half) else f"{mean} ± 0"
+        digits = max(0, 1 - math.floor(math.log10(self.half)))
+        return f"{self.mean:,.{digits}f} ± {self.half:.{digits}f}"
+
+
+def interval(values: Sequence[float]) -> Interval:
+    """Of one or more values, each of another seed."""
+    count = len(values)
+    half = math.nan
+    if count > 1:
+        quantile = float(stats.t.ppf(0.5 + _CONFIDENCE / 2, count - 1))
+        half = quantile * float(np.std(values, ddof=1)) / math.sqrt(count)
+    return Interval(float(np.mean(values)), half, count)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A paired difference over the seeds that both have."""
+
+    interval: Interval
+    p: float  # of Student's paired t-test, two-sided; NaN with fewer than two seeds or without any spread
+
+
+def paired_difference(first: Mapping[int, float], second: Mapping[int, float]) -> Difference | None:
+    """First minus second, seed by seed; None if they share none.
+
+    Args:
+        first, second: value by seed.
+    """
+    seeds = sorted(first.keys() & second.keys())
+    if not seeds:
+        return None
+    differences = [first[seed] - second[seed] for seed in seeds]
+    p = math.nan
+    if len(seeds) > 1 and float(np.std(differences)) > 0:
+        p = float(stats.ttest_1samp(differences, 0).pvalue)
+    return Difference(interval(differences), p)

@@ -1,0 +1,1 @@
+"""Settings: schema, command-line parsing, help text, presets."""

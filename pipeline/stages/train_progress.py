@@ -1,0 +1,42 @@
+"""Watch a training: its curve to MLflow, its progress to the terminal."""
+
+import time
+
+from jobs.events import Message, Opened, Point, Started, Warned
+from jobs.tracking.uploader import Sender
+from pipeline.terminal import Reporter, training_line
+
+
+class Follower:
+    """Takes the workers' messages to the sender and to the screen.
+
+    Args:
+        sender: of the training's MLflow run.
+        report: the terminal.
+        steps: of the whole training.
+    """
+
+    def __init__(self, sender: Sender, report: Reporter, steps: int) -> None:
+        self._sender, self._report, self._steps = sender, report, steps
+        self._clock, self._from = time.monotonic(), 0
+
+    def __call__(self, messages: list[Message]) -> None:
+        for message in messages:
+            self._sender.take(message)
+            self._show(message)
+        for news in self._sender.news():
+            self._report.line(f"{'':<9}{news}")
+
+    def _show(self, message: Message) -> None:
+        match message:
+            case Started():
+                self._clock, self._from = time.monotonic(), message.step
+                if message.step:
+                    self._report.line(f"{'':<9}going on from step {message.step}")
+            case Opened():
+                self._report.progress(f"train    {message.shards} of {message.total} shards read and verified")
+            case Point() if "train/loss" in message.metrics:
+                pace = (time.monotonic() - self._clock) / max(1, message.step - self._from)
+                self._report.progress(training_line(message.step, self._steps, message.metrics, pace))
+            case Warned():
+                self._report.line(f"{'':<9}step {message.step}: {message.text}")

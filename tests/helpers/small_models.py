@@ -1,0 +1,31 @@
+"""Small models of every kind, and a batch for them."""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+
+from vlae.config import HvaeConfig, LvaeConfig, VaeConfig, VlaeConfig
+from vlae.models.base import HierarchicalModel
+from vlae.models.factory import build_model
+
+CONFIGS: dict[str, Callable[..., VlaeConfig | HvaeConfig | LvaeConfig | VaeConfig]] = {
+    "vlae": VlaeConfig,
+    "hvae": HvaeConfig,
+    "lvae": LvaeConfig,
+    "vae": VaeConfig,
+    "axes": partial(VlaeConfig, prior_power=4),
+}
+STACKS = ["hvae", "lvae", "vae"]
+
+
+def small(
+    name: str, dims: tuple[int, ...] = (2, 3, 4), shape: tuple[int, int, int] = (3, 32, 32), **settings: object
+) -> HierarchicalModel:
+    dims = dims[:1] if name == "vae" else dims
+    return build_model(CONFIGS[name](**{"latent_dims": dims, "width": 4, "hidden": 16} | settings), shape, seed=1)
+
+
+def batch(model: HierarchicalModel, count: int = 3) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(count, *model.image_shape, generator=generator), model.noise(count, generator)

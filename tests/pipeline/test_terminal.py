@@ -1,0 +1,61 @@
+"""The terminal: one line of progress that fits, nothing of it in a pipe."""
+
+import os
+import sys
+
+import pytest
+
+from pipeline.plan import Step
+from pipeline.terminal import Reporter, duration, training_line
+
+METRICS = {
+    "train/images_per_second": 843.21,
+    "train/loss": 14321.06,
+    "train/kl_rung_0": 15.64,
+    "train/kl_rung_1": 3.04,
+    "train/kl": 18.7,
+}
+
+
+def test_training_line() -> None:
+    line = training_line(300, 1500, METRICS, 0.125)
+    assert line == "train 300/1500  843 images/s  loss 14321.1 nats  KL 15.6 3.0  2:30 min left"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(4.21, "4.2 s"), (185, "3:05 min"), (7800, "2:10:00 h"), (59.96, "60.0 s")]
+)
+def test_duration(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_a_pipe_gets_no_progress(capsys: pytest.CaptureFixture[str]) -> None:
+    report = Reporter(json_output=False)
+    report.step(Step("train", "resume", "an earlier command was interrupted"))
+    report.progress("half way")
+    report.done("train", "all well")
+    out, err = capsys.readouterr()
+    assert [line.split(":")[0] for line in out.splitlines()] == ["train    resuming", "train    done in 0.0 s"]
+    assert err == ""
+
+
+def test_stdout_is_left_to_json(capsys: pytest.CaptureFixture[str]) -> None:
+    Reporter(json_output=True).line("text")
+    assert capsys.readouterr() == ("", "text\n")
+
+
+def test_a_terminal_gets_one_line_that_fits(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert os.environ["COLUMNS"] == "40"
+    report = Reporter(json_output=False)
+    report.progress(training_line(300, 1500, METRICS, 0.125))
+    report.progress("short")
+    report.line("done")
+    out, err = capsys.readouterr()
+    assert out == "done\n"
+    first, second, cleared = err.split("\r")[1:4]
+    assert (len(first), second.rstrip(), cleared.strip()) == (39, "short", "")
+    assert len(second) == 39  # what the longer line left is painted over

@@ -1,0 +1,131 @@
+"""Curves of linear-Gaussian models whose errors and distances have closed forms."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from vlae.gibbs import gibbs_chain, gibbs_curve, gibbs_strip, top_k_curve
+
+Parts = list[torch.Tensor]
+
+
+class Fake:
+    """Noise of one dim per rung; images (B, 1, 1, 1) are a linear function of the latents."""
+
+    latent_dims: tuple[int, ...] = (1, 1)
+
+    def noise(self, count: int, generator: torch.Generator) -> Parts:
+        return [torch.randn(count, 1, generator=generator) for _ in self.latent_dims]
+
+
+class Stack(Fake):
+    """z_1 ~ N(0, 1), z_0 = a z_1 + s e, x = z_0 with a^2 + s^2 = 1; q(z_0|x) = N(x, t^2), q(z_1|z_0) the exact one."""
+
+    a, s, t = 0.8, 0.6, 0.1
+
+    def infer(self, images: torch.Tensor, noise: Parts) -> SimpleNamespace:
+        bottom = images.flatten(1) + self.t * noise[0]
+        return SimpleNamespace(latents=[bottom, self.a * bottom + self.s * noise[1]])
+
+    def prior(self, noise: Parts, given: list[torch.Tensor | None] | None = None) -> Parts:
+        given = given or [None, None]
+        top = noise[1] if given[1] is None else given[1]
+        return [self.a * top + self.s * noise[0] if given[0] is None else given[0], top]
+
+    def mean_image(self, latents: Parts) -> torch.Tensor:
+        return latents[0][:, :, None, None]
+
+
+class Ladder(Fake):
+    """x = sum of w_l z_l with independent rungs; the posterior reads each z_l from a pixel of its own."""
+
+    latent_dims = (1, 1, 1)
+    weights = (1.0, 2.0, 3.0)
+
+    def infer(self, images: torch.Tensor, noise: Parts) -> SimpleNamespace:
+        return SimpleNamespace(latents=[images[:, :, 0, rung] / w for rung, w in enumerate(self.weights)])
+
+    def prior(self, noise: Parts, given: list[torch.Tensor | None] | None = None) -> Parts:
+        return [e if z is None else z for e, z in zip(noise, given or [None] * 3, strict=True)]
+
+    def mean_image(self, latents: Parts) -> torch.Tensor:
+        return torch.cat([z * w for z, w in zip(latents, self.weights, strict=True)], 1)[:, None, None]
+
+
+class Chain(Fake):
+    """z_0 ~ N(a x + c, s^2) and x = z_0 + b z_1: after n steps x is an AR(1). The prior is N(5, 1 + b^2)."""
+
+    a, b, c, s = 0.7, 0.4, 0.3, 0.5
+
+    def infer(self, images: torch.Tensor, noise: Parts) -> SimpleNamespace:
+        # A z_1 far from its prior: a chain that decoded it would show.
+        return SimpleNamespace(latents=[self.a * images.flatten(1) + self.c + self.s * noise[0], 9 + noise[1]])
+
+    def prior(self, noise: Parts, given: object = None) -> Parts:
+        return [5 + noise[0], noise[1]]
+
+    def mean_image(self, latents: Parts) -> torch.Tensor:
+        return (latents[0] + self.b * latents[1])[:, :, None, None]
+
+    def moments(self, steps: int, mean: float, variance: float) -> tuple[float, float]:
+        """Mean and variance of x after so many steps."""
+        decay = self.a**steps
+        drift = self.c * (1 - decay) / (1 - self.a)
+        spread = (self.s**2 + self.b**2) * (1 - decay**2) / (1 - self.a**2)
+        return decay * mean + drift, decay**2 * variance + spread
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_top_rungs_of_a_stack_bring_back_what_they_know() -> None:
+    """With x ~ N(0, 1): k = 0 is an unrelated sample, k = 1 goes x -> z_0 -> z_1 -> z_0' -> x'."""
+    a2, t2 = Stack.a**2, Stack.t**2
+    images = torch.randn(40_000, 1, 1, 1, generator=generator(1))
+    curve = top_k_curve(Stack(), images, generator())
+    one = (1 - a2) ** 2 + a2**2 * t2 + (1 + a2) * Stack.s**2
+    np.testing.assert_allclose(curve, [2, one, t2], rtol=0.03)
+    assert curve.dtype == np.float64
+
+
+def test_top_rungs_of_a_ladder_leave_the_others_to_chance() -> None:
+    """Each rung from the prior instead of the posterior adds 2 w^2 in one of the three pixels."""
+    images = torch.randn(20_000, 1, 1, 3, generator=generator(1)) * torch.tensor(Ladder.weights)
+    curve = top_k_curve(Ladder(), images, generator())
+    np.testing.assert_allclose(curve, [28 / 3, 10 / 3, 2 / 3, 0], rtol=0.03, atol=1e-10)
+
+
+def test_a_gibbs_chain_is_the_autoregression_it_should_be() -> None:
+    images = 2 + 1.5 * torch.randn(40_000, 1, 1, 1, generator=generator(1))
+    chain = list(gibbs_chain(Chain(), images, 4, generator()))
+    assert len(chain) == 4
+    for steps, after in enumerate(chain, start=1):
+        mean, variance = Chain().moments(steps, 2, 1.5**2)
+        assert after.mean().item() == pytest.approx(mean, abs=0.02)
+        assert after.var().item() == pytest.approx(variance, rel=0.02)
+
+
+def test_a_strip_shows_the_start_and_the_steps_asked_for() -> None:
+    images = torch.randn(5, 1, 1, 1, generator=generator(1))
+    strip = gibbs_strip(Chain(), images, (1, 3), generator())
+    chain = list(gibbs_chain(Chain(), images, 3, generator()))
+    torch.testing.assert_close(strip, torch.stack([images, chain[0], chain[2]], 1))
+
+
+def test_gibbs_distances_are_those_of_the_gaussians() -> None:
+    """In one dim the Frechet distance is (m - m')^2 + (s - s')^2. Even and odd images differ: the odd are real."""
+    images = 2 + 1.5 * torch.randn(60_000, 1, 1, 1, generator=generator(1))
+    images[::2] += 1
+    curve = gibbs_curve(Chain(), images, lambda batch: batch.flatten(1), steps=(1, 2, 6), generator=generator())
+
+    def distance(mean: float, variance: float) -> float:
+        return (mean - 2) ** 2 + (variance**0.5 - 1.5) ** 2
+
+    assert curve.steps == (1, 2, 6)
+    expected = [distance(*Chain().moments(steps, 3, 1.5**2)) for steps in curve.steps]
+    np.testing.assert_allclose(curve.distances, expected, rtol=0.05, atol=0.02)
+    assert curve.start == pytest.approx(1, abs=0.05)
+    assert curve.ancestral == pytest.approx(distance(5, 1 + Chain.b**2), rel=0.02)

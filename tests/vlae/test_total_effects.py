@@ -1,0 +1,95 @@
+"""Total effects against the Sobol indices of functions that have known ones."""
+
+import math
+
+import pytest
+import torch
+
+from vlae.total_effects import total_effects
+
+
+class Additive:
+    """image = 0.5 + sum of a_l e_l pattern_l: the Sobol total effects are known."""
+
+    latent_dims = (1, 1, 1)
+
+    def __init__(self, patterns: torch.Tensor, product: float = 0.0) -> None:
+        self.patterns, self.product = patterns, product
+
+    def noise(self, count: int, generator: torch.Generator) -> list[torch.Tensor]:
+        return [torch.randn(count, 1, generator=generator) for _ in range(3)]
+
+    def prior(self, noise: list[torch.Tensor]) -> list[torch.Tensor]:
+        return list(noise)
+
+    def mean_image(self, latents: list[torch.Tensor]) -> torch.Tensor:
+        image = sum(z[:, :, None, None] * pattern for z, pattern in zip(latents, self.patterns, strict=True))
+        return 0.5 + image + self.product * (latents[0] * latents[1])[:, :, None, None]
+
+
+FLAT, STRIPES = torch.ones(1, 4, 4), torch.tensor([1.0, -1.0]).repeat(1, 4, 2)
+
+
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def test_total_effects_of_an_additive_model() -> None:
+    effects = total_effects(Additive(torch.stack([2 * FLAT, STRIPES, 0 * FLAT])), 20_000, generator())
+    assert effects.pixels == pytest.approx([0.8, 0.2, 0], abs=0.02)
+    assert effects.colour == pytest.approx([1, 0, 0], abs=0.02)
+    assert effects.colour_share[:2] == pytest.approx([1, 0], abs=1e-5)
+    assert math.isnan(effects.colour_share[2])
+    assert effects.classifier is None
+    assert effects.flip_rate is None
+
+
+def test_total_effects_count_an_interaction_for_both() -> None:
+    """Var = a^2 + b^2 + c^2 with c e0 e1: total effects (a^2 + c^2) / Var and (b^2 + c^2) / Var."""
+    effects = total_effects(Additive(torch.stack([FLAT, FLAT, 0 * FLAT]), product=1.0), 40_000, generator())
+    assert effects.pixels == pytest.approx([2 / 3, 2 / 3, 0], abs=0.025)
+
+
+def test_flips_of_the_sign_of_a_gaussian_sum() -> None:
+    """Redrawing a term of share r leaves a correlation of 1 - r, so P(flip) = arccos(1 - r) / pi.
+
+    The class is a fair coin of variance 1/4 in each of two columns, so S = P(flip) / 2 / (1/4).
+    """
+
+    def sign(images: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.one_hot((images.mean((1, 2, 3)) > 0.5).long(), 2).float()
+
+    model = Additive(torch.stack([2 * FLAT, FLAT + 5 * STRIPES, 0 * FLAT]))
+    effects = total_effects(model, 20_000, generator(), sign)
+    flips = [math.acos(1 - share) / math.pi for share in (0.8, 0.2, 0)]
+    assert effects.flip_rate == pytest.approx(flips, abs=0.012)
+    assert effects.classifier == pytest.approx([2 * flip for flip in flips], abs=0.025)
+    assert effects.pixels[1] > effects.pixels[0]  # most of what is seen, little of what is meant
+
+
+def test_chunks_do_not_change_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Additive(torch.stack([2 * FLAT, STRIPES, FLAT]), product=0.3)
+    whole = total_effects(model, 250, generator(), lambda images: images.flatten(1).softmax(1))
+    monkeypatch.setattr("vlae.total_effects.rows_at_once", lambda device: 7)
+    parts = total_effects(model, 250, generator(), lambda images: images.flatten(1).softmax(1))
+    for name, values in vars(whole).items():
+        assert getattr(parts, name) == pytest.approx(values, rel=1e-9), name
+
+
+def test_the_variance_is_that_of_torch() -> None:
+    """With every rung but one dead, S = (mean squared change / 2) / variance, from the same draws."""
+    model, draws = Additive(torch.stack([FLAT, 0 * FLAT, 0 * FLAT])), generator()
+    first, second = model.noise(50, draws)[0].double(), model.noise(50, draws)[0].double()
+    expected = ((first - second).square().mean() / 2 / first.var()).item()
+    assert total_effects(model, 50, generator()).pixels[0] == pytest.approx(expected, rel=1e-5)
+
+
+def test_what_never_varies_has_no_shares() -> None:
+    effects = total_effects(Additive(torch.zeros(3, 1, 4, 4)), 500, generator(), lambda images: images.mean((2, 3)))
+    assert all(math.isnan(share) for share in effects.pixels + effects.colour + (effects.classifier or []))
+    assert effects.flip_rate == [0, 0, 0]
+
+
+def test_one_pair_has_no_variance() -> None:
+    with pytest.raises(ValueError, match="2 pairs"):
+        total_effects(Additive(torch.stack([FLAT] * 3)), 1, generator())
