@@ -41,7 +41,7 @@ from benchmarks.harness import (
     workplace,
 )
 from benchmarks.photos import draw_photos, write_dataset
-from jobs.data.dataset import ShardedSplit
+from jobs.data.dataset import ShardedDataset
 from jobs.data.loader import BatchLoader
 from jobs.data.sampling import Order
 from jobs.data.shard_reader import DataAccess
@@ -77,7 +77,7 @@ def read_ours(loader: BatchLoader) -> Batches:
     return (loader.images(step) for step in count())
 
 
-def read_numbers(data: ShardedSplit, steps: Sequence[NDArray[np.int64]]) -> Batches:
+def read_numbers(data: ShardedDataset, steps: Sequence[NDArray[np.int64]]) -> Batches:
     """The reading alone."""
     return (data.images(numbers) for numbers in cycle(steps))
 
@@ -173,7 +173,7 @@ def check_equal(images: Images, loaders: Sequence[BatchLoader], everything: Tens
 
 def readers(folder: Path, photos: Images, seed: int) -> dict[str, Callable[[], Batches]]:
     """All contestants, the plain floors first."""
-    data = ShardedSplit(DataAccess(str(folder / "npy"), folder / "cache", 2**40), "train")
+    data = ShardedDataset(DataAccess(str(folder / "npy"), folder / "cache", 2**40), "train")
     order = Order(data.shard_sizes, batch_size=_BATCH, seed=seed)
     mapped = BatchLoader(data, order, num_slices=1)
     resident = BatchLoader(data, order, num_slices=1, resident=torch.device("cpu"))

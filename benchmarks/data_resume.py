@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from benchmarks.harness import Settings, machine, read_settings, spread, workplace
 from benchmarks.photos import IMAGES_PER_SHARD, draw_photos, write_dataset
-from jobs.data.dataset import ShardedSplit
+from jobs.data.dataset import ShardedDataset
 from jobs.data.loader import BatchLoader
 from jobs.data.sampling import Order
 from jobs.data.shard_reader import DataAccess
@@ -44,7 +44,7 @@ def first_batch(folder: str, step: str, seed: str) -> None:
 
 
 def _loader(folder: Path, seed: int) -> BatchLoader:
-    data = ShardedSplit(DataAccess(str(folder), folder.with_name("cache"), 2**40), "train")
+    data = ShardedDataset(DataAccess(str(folder), folder.with_name("cache"), 2**40), "train")
     return BatchLoader(data, Order(data.shard_sizes, batch_size=_BATCH, seed=seed), num_slices=1)
 
 

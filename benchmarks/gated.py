@@ -25,9 +25,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.bare_loop import bare_loop
 from benchmarks.harness import Contestant
-from jobs.data.dataset import ShardedSplit
-from jobs.device import keep_freed_memory
-from jobs.events import Message, Point
+from jobs.data.dataset import ShardedDataset
+from jobs.device import tune_malloc
+from jobs.events import Event, MetricPoint
 from jobs.training.loop import train_model
 from jobs.training.state import TrainJob, Worker
 from vlae.models.factory import build_model
@@ -35,7 +35,7 @@ from vlae.models.factory import build_model
 _WARM_UP = 25  # steps: rounds end that many after the checkpoints, whose writing is in the time of the round
 _SAMPLE = 4  # steps that say how long a step takes
 
-Post = Callable[[Message], None]
+Post = Callable[[Event], None]
 Stop = Callable[[], bool]
 
 
@@ -65,7 +65,7 @@ class Pipeline:
     def train(self, rank: int, post: Post, stop: Stop) -> None:
         wrap = _distributed if self.workers > 1 else Worker.wrap
         stop = _AtTheSteps(stop, self.job.train.checkpoint_every)
-        keep_freed_memory()  # as a training worker does
+        tune_malloc()  # as a training worker does
         train_model(self.job, Worker(rank=rank, world_size=self.workers, wrap=wrap, stop=stop), post)
 
 
@@ -78,13 +78,13 @@ class Bare:
     workers: int = 1
 
     def train(self, rank: int, post: Post, stop: Stop) -> None:  # noqa: ARG002
-        data = ShardedSplit(self.job.data, "train")
-        images = data.gather(np.arange(len(data)))[0].permute(0, 2, 3, 1)
+        data = ShardedDataset(self.job.data, "train")
+        images = data.read(np.arange(len(data)))[0].permute(0, 2, 3, 1)
         model = build_model(self.job.model, data.image_shape, self.job.seed)
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
         def log(step: int, loss: float) -> None:
-            post(Point(step, 0, {"train/loss": loss}))
+            post(MetricPoint(step, 0, {"train/loss": loss}))
 
         bare_loop(model, images, self.job.train, self.job.objective, log, stop)
 
@@ -130,7 +130,7 @@ def _start(loop: Loop, rank: int, meeting: str, pipe: Connection, posts: Connect
         dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=loop.workers)
     lock = threading.Lock()
 
-    def post(message: Message) -> None:
+    def post(message: Event) -> None:
         with lock:
             posts.send(message)
 
@@ -197,7 +197,7 @@ class Group:
                 message = posts.recv()
             except EOFError:
                 return
-            if isinstance(message, Point) and "train/loss" in message.metrics:
+            if isinstance(message, MetricPoint) and "train/loss" in message.metrics:
                 self.losses[message.step] = message.metrics["train/loss"]
             if self._take is not None:
                 self._take(message)

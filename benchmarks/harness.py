@@ -20,13 +20,13 @@ from typing import Literal, TypeVar
 import torch
 from pydantic import Field
 
-from vlae.config import Section
+from vlae.config import SettingsModel
 
 _PACKAGES = ("torch", "numpy", "pillow", "webdataset", "litdata")
 _CLOCK_OF_PROCESS = 2  # Linux: the clock id (~pid << 3) | 2 counts the CPU time of another process
 
 
-class CommonSettings(Section):
+class CommonSettings(SettingsModel):
     """Words of the command line, as key=value, that every benchmark knows."""
 
     rounds: int = Field(5, ge=1, description="rounds over all contestants; medians are printed")

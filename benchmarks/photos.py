@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.data.config import DataSection
+from jobs.data.config import BaseDataConfig
 from jobs.data.manifest import Manifest
 from jobs.data.shard_writer import write_parts
 from jobs.data.sources.base import Factor, Sample
@@ -94,9 +94,9 @@ class PhotoSource:
             yield Sample(key_of(number), self.images[number], label_of(number), "test" if number == last else "train")
 
 
-def data_config(encoding: Encoding) -> DataSection:
+def data_config(encoding: Encoding) -> BaseDataConfig:
     """Settings under which all images but the last are the train split, in their order."""
-    return DataSection(validation_fraction=0, samples_per_task=IMAGES_PER_SHARD, encoding=encoding)
+    return BaseDataConfig(validation_fraction=0, samples_per_task=IMAGES_PER_SHARD, encoding=encoding)
 
 
 def write_dataset(images: NDArray[np.uint8], folder: Path, encoding: Encoding) -> Manifest:

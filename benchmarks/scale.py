@@ -24,7 +24,7 @@ from jobs.data.manifest import MANIFEST, Manifest, Shard, read_manifest, write_m
 from jobs.data.sampling import Order, slice_places, worker_slices
 from jobs.data.sources.base import Factor
 from jobs.storage import open_store
-from vlae.config import Section, split_commas
+from vlae.config import SettingsModel, split_commas
 
 Part = Literal["once", "sizes", "files"]
 _SHARD_SAMPLES = 5000
@@ -33,7 +33,7 @@ _SHARDS = 2000  # of the manifest that is written
 _FACTORS = 6
 
 
-class ScaleSettings(Section):
+class ScaleSettings(SettingsModel):
     """Words of the command line, as key=value."""
 
     parts: Annotated[tuple[Part, ...], BeforeValidator(split_commas)] = Field(

@@ -17,14 +17,14 @@ import torch
 import jobs.training.loop
 from benchmarks.harness import verdict
 from jobs.checkpoints.writer import CheckpointWriter
-from jobs.cluster.event_queue import make_board
+from jobs.cluster.event_queue import make_event_queue
 from jobs.cluster.ray_cluster import cluster
 from jobs.config import RayConfig
-from jobs.device import keep_freed_memory
-from jobs.events import Committed, Message
-from jobs.tracking.uploader import Sender
+from jobs.device import tune_malloc
+from jobs.events import CheckpointSaved, Event
+from jobs.tracking.uploader import MetricUploader
 from jobs.training.loop import StoppedError, Validation, train_model
-from jobs.training.metrics import Curve
+from jobs.training.metrics import MetricAccumulator
 from jobs.training.state import TrainJob, Worker
 from jobs.training.worker import StopSignal
 
@@ -54,13 +54,13 @@ class Record:
 
         return timed
 
-    def post(self, post: Callable[[Message], None]) -> Callable[[Message], None]:
+    def post(self, post: Callable[[Event], None]) -> Callable[[Event], None]:
         """Posting with a clock."""
         timed = self.around(_POST, post)
 
-        def seen(message: Message) -> None:
+        def seen(message: Event) -> None:
             timed(message)
-            if isinstance(message, Committed):
+            if isinstance(message, CheckpointSaved):
                 self.committed.append(time.perf_counter())
 
         return seen
@@ -95,12 +95,12 @@ def worker(job: TrainJob, board: Any, threads: int, steps: int) -> Record:
         (jobs.training.loop, "take_snapshot", _CHECKPOINT[0]),
         (CheckpointWriter, "save", _CHECKPOINT[1]),
         (CheckpointWriter, "check", _CHECKPOINT[2]),
-        (Curve, "add", _TRACKING[0]),
+        (MetricAccumulator, "add", _TRACKING[0]),
         (Validation, "score", _OTHERS[0]),
     ):
         setattr(owner, name, record.around(part, getattr(owner, name)))
     torch.set_num_threads(threads)
-    keep_freed_memory()
+    tune_malloc()
     ask = record.around(_OTHERS[1], StopSignal(board))
     stop = lambda: ask() or len(record.calls[_STEP]) >= steps  # noqa: E731
     with suppress(StoppedError):
@@ -108,11 +108,11 @@ def worker(job: TrainJob, board: Any, threads: int, steps: int) -> Record:
     return record
 
 
-def stalls(job: TrainJob, sender: Sender, threads: int) -> None:
+def stalls(job: TrainJob, sender: MetricUploader, threads: int) -> None:
     """Train over two checkpoints, with Ray, the driver's polling and MLflow beside it; print what was waited for."""
     steps = 2 * job.train.checkpoint_every + job.train.checkpoint_every // 5 + _WARM_UP
     with cluster(RayConfig()), sender:
-        board, seen = make_board(), 0
+        board, seen = make_event_queue(), 0
         task = ray.remote(worker).options(num_cpus=1).remote(job, board, threads, steps)
         while not ray.wait([task], timeout=_POLL_SECONDS)[0]:
             messages = ray.get(board.take.remote(seen))

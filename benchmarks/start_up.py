@@ -16,7 +16,7 @@ from benchmarks.harness import spread
 from jobs.cluster.ray_cluster import cluster
 from jobs.config import RayConfig, TrainConfig
 from jobs.data.shard_reader import DataAccess
-from jobs.events import Begun, Message, Point, Started
+from jobs.events import Event, MetricPoint, TrainingResumed, WorkersStarted
 from jobs.train import run_training
 from jobs.training.state import TrainJob
 from vlae.config import ObjectiveConfig, ProgressiveConfig, VlaeConfig
@@ -34,9 +34,9 @@ for name in sys.argv[1:]:
 print(json.dumps(took))
 """
 _PARTS = {  # of a run, in their order
-    Begun: "fit() until the worker is there",
-    Started: "data, model, checkpoint: until the loop starts",
-    Point: "shards verified, first step, first point",
+    WorkersStarted: "fit() until the worker is there",
+    TrainingResumed: "data, model, checkpoint: until the loop starts",
+    MetricPoint: "shards verified, first step, first point",
 }
 _CLUSTER, _END, _SHUTDOWN = "ray.init", "validation, checkpoint, end of fit()", "ray.shutdown"
 
@@ -83,7 +83,7 @@ def _run(folder: Path, dataset: str) -> dict[str, float]:
         now = time.perf_counter()
         parts[name], last = now - last, now
 
-    def see(messages: Sequence[Message]) -> None:
+    def see(messages: Sequence[Event]) -> None:
         for message in messages:
             name = _PARTS.get(type(message))
             if name and name not in parts:

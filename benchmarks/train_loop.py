@@ -43,7 +43,7 @@ from jobs.data.sources.config import DigitsConfig
 from jobs.data.sources.digits import DigitScenes
 from jobs.shard import plan_parts, publish
 from jobs.tracking.client import Tracker
-from jobs.tracking.uploader import Sender
+from jobs.tracking.uploader import MetricUploader
 from jobs.training.state import TrainJob
 from vlae.config import ObjectiveConfig, ProgressiveConfig, VlaeConfig, split_commas
 
@@ -97,11 +97,11 @@ class Place:
             str(self.folder / name / "checkpoints"),
         )
 
-    def sender(self, name: str) -> Sender:
+    def sender(self, name: str) -> MetricUploader:
         """Of a run in an SQLite file."""
         tracker = Tracker(TrackingConfig(), self.folder)
         run_id = tracker.start_run(name, {}, Dataset("digits", "benchmark", "local", self._data.url), key=name)
-        return Sender(tracker, run_id, self.folder / "spool")
+        return MetricUploader(tracker, run_id, self.folder / "spool")
 
 
 def loop(place: Place, name: str, rounds: int, **settings: object) -> list[float]:

@@ -19,7 +19,7 @@ from jobs.config import TrainConfig
 from jobs.device import autocast, to_device
 from vlae.config import ObjectiveConfig, ProgressiveConfig
 from vlae.objective import objective_loss
-from vlae.schedule import rung_state
+from vlae.schedule import rung_schedule
 
 EXACT, ROUNDED = 1e-4, 2e-2  # how far two computations may be apart in float32, and in bf16
 _TRAIN, _OBJECTIVE, _PROGRESSIVE = TrainConfig(), ObjectiveConfig(), ProgressiveConfig()
@@ -68,7 +68,7 @@ LossOf = Callable[[nn.Module, Tensor, list[Tensor], int, TrainConfig], Tensor]
 
 def ladder_loss(module: nn.Module, pixels: Tensor, noise: list[Tensor], step: int, config: TrainConfig) -> Tensor:
     """Ours, as `jobs.training.loop` has it."""
-    state = rung_state(_OBJECTIVE, _PROGRESSIVE, step, len(noise))
+    state = rung_schedule(_OBJECTIVE, _PROGRESSIVE, step, len(noise))
     with autocast(config, pixels.device):
         terms = module(pixels, noise)
     return objective_loss(terms, state.kl_weights, _OBJECTIVE)

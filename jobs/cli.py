@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 
-def run_command(main: Callable[[Sequence[str]], int]) -> NoReturn:
+def run_cli(main: Callable[[Sequence[str]], int]) -> NoReturn:
     """Call `main` with the words of the command line, and exit with the code that it returns."""
     try:
         exit_code = main(sys.argv[1:])
@@ -22,7 +22,7 @@ def run_command(main: Callable[[Sequence[str]], int]) -> NoReturn:
 
 
 @contextmanager
-def interrupts_later() -> Iterator[None]:
+def defer_signals() -> Iterator[None]:
     """Hold back Ctrl-C and SIGTERM until the end of a `with` block, which should be short.
 
     Outside the main thread, which alone gets them, this does nothing.
@@ -42,6 +42,6 @@ def interrupts_later() -> Iterator[None]:
         signal.raise_signal(number)
 
 
-def readable(value: float) -> str:
+def format_number(value: float) -> str:
     """Four digits that mean something, and all those before the point: -14,428 and 0.02914."""
     return f"{value:,.0f}" if 1000 <= abs(value) < math.inf else f"{value:.4g}"

@@ -5,10 +5,10 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from jobs.data.config import EXECUTION
-from vlae.config import Section, split_commas
+from vlae.config import SettingsModel, split_commas
 
 
-class TrainConfig(Section):
+class TrainConfig(SettingsModel):
     """The training loop. A step is one update of the weights by one global batch."""
 
     steps: int = Field(1500, ge=1, description="updates of the weights")
@@ -117,7 +117,7 @@ def _rising(steps: tuple[int, ...]) -> tuple[int, ...]:
     return steps
 
 
-class EvaluateConfig(Section):
+class EvaluateConfig(SettingsModel):
     """Scores and pictures of a trained model on the test split."""
 
     num_images: int = Field(5_000, ge=10, description="test images to score, at most")
@@ -148,7 +148,7 @@ def _without_secrets(uri: str) -> str:
     return uri
 
 
-class TrackingConfig(Section):
+class TrackingConfig(SettingsModel):
     """MLflow."""
 
     uri: Annotated[str, AfterValidator(_without_secrets)] = Field(
@@ -157,7 +157,7 @@ class TrackingConfig(Section):
     experiment: str = Field("vlae", min_length=1, description="name of the MLflow experiment")
 
 
-class RayConfig(Section):
+class RayConfig(SettingsModel):
     """The Ray cluster that the jobs run on."""
 
     address: str = Field("local", description="local starts one here; auto or HOST:PORT joins a running cluster")

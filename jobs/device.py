@@ -19,11 +19,11 @@ def to_device(images: Tensor, device: torch.device) -> Tensor:
 def autocast(config: TrainConfig, device: torch.device) -> AbstractContextManager[Any]:
     """The precision of the networks; likelihood and KL are computed in float32 whatever it is."""
     if config.precision == "auto":
-        return quick(device)
+        return autocast_bf16(device)
     return torch.autocast(device.type, torch.bfloat16) if config.precision == "bf16" else nullcontext()
 
 
-def quick(device: torch.device) -> AbstractContextManager[Any]:
+def autocast_bf16(device: torch.device) -> AbstractContextManager[Any]:
     """bf16 where the device computes it natively: for pictures and for effects that are averages over many images."""
     return torch.autocast(device.type, torch.bfloat16) if native_bf16(device) else nullcontext()
 
@@ -42,7 +42,7 @@ _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # names of glibc's mallopt
 _KEPT = 2**30  # bytes that may lie unused
 
 
-def keep_freed_memory() -> None:
+def tune_malloc() -> None:
     """Let glibc keep what is freed instead of giving it back to the system; elsewhere this does nothing.
 
     A training step on a CPU frees and asks for the same hundred megabytes again. In a thread that is not the main one,

@@ -8,7 +8,7 @@ class UserError(Exception):
     """Something outside the program is wrong; the message names the culprit and the mend."""
 
 
-class AwayError(UserError):
+class UnavailableError(UserError):
     """A server does not answer, or not as it should: a later try may do."""
 
 
@@ -16,5 +16,5 @@ class TrainingError(UserError):
     """A training is its own trouble: its steps are not finite, its memory is full, its workers die."""
 
 
-class DamagedError(UserError):
+class CorruptedError(UserError):
     """Something that was written is missing, or not as it was written."""

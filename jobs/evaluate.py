@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from jobs.checkpoints.format import load_model
 from jobs.cluster.ray_cluster import Resources, task_result
 from jobs.config import EvaluateConfig
-from jobs.data.dataset import ShardedSplit
+from jobs.data.dataset import ShardedDataset
 from jobs.data.shard_reader import DataAccess
-from jobs.device import quick, to_device
-from jobs.evaluation.code_metrics import FAMILIES, family_scores
+from jobs.device import autocast_bf16, to_device
+from jobs.evaluation.code_metrics import METRIC_GROUPS, compute_group
 from jobs.evaluation.explorer import explorer_page
-from jobs.evaluation.inputs import Encoded, encode_splits, information, sample
+from jobs.evaluation.inputs import EncodedDataset, encode_splits, information, sample
 from jobs.evaluation.model_metrics import ModelMeasures, Scores, hierarchy_scores, likelihood_scores, measure_model
 from jobs.evaluation.plots import draw_samples, draw_scores
 from vlae.models.base import HierarchicalModel
@@ -80,14 +80,14 @@ def run_evaluation(
     encoded = on_model(encode_splits, config, tuple(siblings))
     told = on_codes(rung_shares, encoded)
     measured = on_model(measure_model, config)
-    families = [on_codes(family_scores, family, encoded, config) for family in FAMILIES]
+    families = [on_codes(compute_group, family, encoded, config) for family in METRIC_GROUPS]
     drawn = on_model(_draw, config, title, encoded, told, measured)
     found = _gather([encoded, told, measured, drawn, *families], on_progress)
     return _evaluation(found[0], found[1], found[2], found[3], found[4:])
 
 
 def evaluate_model(
-    model: HierarchicalModel, train: ShardedSplit, test: ShardedSplit, config: EvaluateConfig
+    model: HierarchicalModel, train: ShardedDataset, test: ShardedDataset, config: EvaluateConfig
 ) -> Evaluation:
     """All scores and pictures, in this process.
 
@@ -103,11 +103,13 @@ def evaluate_model(
     encoded = encode_splits(model, train, test, config)
     told, measured = rung_shares(encoded), measure_model(model, train, test, config)
     drawn = _draw(model, train, test, config, "", encoded, told, measured)
-    return _evaluation(encoded, told, measured, drawn, [family_scores(family, encoded, config) for family in FAMILIES])
+    return _evaluation(
+        encoded, told, measured, drawn, [compute_group(family, encoded, config) for family in METRIC_GROUPS]
+    )
 
 
 def _evaluation(
-    encoded: Encoded,
+    encoded: EncodedDataset,
     told: Floats,
     measured: ModelMeasures,
     drawn: tuple[dict[str, bytes], bytes],
@@ -124,18 +126,18 @@ def _evaluation(
     return Evaluation({name: float(value) for name, value in scores.items() if math.isfinite(value)}, figures, page)
 
 
-def rung_shares(encoded: Encoded) -> Floats:
+def rung_shares(encoded: EncodedDataset) -> Floats:
     """Share of each factor that each rung tells, (L, K)."""
     return information(encoded.codes, encoded.factors)
 
 
 def _draw(
     model: HierarchicalModel,
-    train: ShardedSplit,  # noqa: ARG001  (functions of the model look alike)
-    test: ShardedSplit,
+    train: ShardedDataset,  # noqa: ARG001  (functions of the model look alike)
+    test: ShardedDataset,
     config: EvaluateConfig,
     title: str,
-    encoded: Encoded,
+    encoded: EncodedDataset,
     told: Floats,
     measured: ModelMeasures,
 ) -> tuple[dict[str, bytes], bytes]:
@@ -145,7 +147,7 @@ def _draw(
     pixels = to_device(sample(test, min(config.num_images, _DRAWN_IMAGES), config.seed).images, device)
     elbo = likelihood_scores(encoded.codes, encoded.dimensions, discrete=encoded.discrete)["elbo"]
     figures = draw_scores(encoded.codes, told, encoded.names, measured.chains)
-    with quick(device):
+    with autocast_bf16(device):
         figures |= draw_samples(model, pixels, generator)
         page = explorer_page(
             model,
@@ -164,7 +166,7 @@ def _with_model(
 ) -> Any:
     """A task that needs the model: function(model, train, test, *arguments)."""
     torch.set_num_threads(threads)
-    train, test = ShardedSplit(access, "train"), ShardedSplit(access, "test")
+    train, test = ShardedDataset(access, "train"), ShardedDataset(access, "test")
     model = load_model(checkpoint).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return function(model, train, test, *arguments)
 

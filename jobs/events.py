@@ -8,7 +8,7 @@ from jobs.search.space import Values
 
 
 @dataclass(frozen=True)
-class Point:
+class MetricPoint:
     """Metrics of one step; the time is fixed here, so that sending a point twice changes nothing."""
 
     step: int
@@ -22,20 +22,20 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Begun:
+class WorkersStarted:
     """A worker group is up, and looks for its checkpoint."""
 
 
 @dataclass(frozen=True)
-class Started:
+class TrainingResumed:
     """A worker group begins, or begins again, after `step` steps whose curve is `history`."""
 
     step: int
-    history: list[Point] = field(default_factory=list)
+    history: list[MetricPoint] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
-class Opened:
+class ShardsOpened:
     """So many of the shards that are needed first are on the node and verified."""
 
     shards: int
@@ -43,14 +43,14 @@ class Opened:
 
 
 @dataclass(frozen=True)
-class Committed:
+class CheckpointSaved:
     """The checkpoint of `step` is in the store: no earlier step will ever be computed again."""
 
     step: int
 
 
 @dataclass(frozen=True)
-class Warned:
+class TrainingWarning:
     """Something at `step` that the person should know of; training goes on."""
 
     step: int
@@ -59,14 +59,14 @@ class Warned:
 
 
 @dataclass(frozen=True)
-class Stopped:
+class TrainingStopped:
     """Training was asked to stop, and `step` is in the store."""
 
     step: int
 
 
 @dataclass(frozen=True)
-class Failed:
+class WorkerFailed:
     """A worker met an error."""
 
     reason: str  # for the person
@@ -75,7 +75,7 @@ class Failed:
 
 
 @dataclass(frozen=True)
-class Scored:
+class TrialReport:
     """What a trial of a search is worth after `step` steps, by objective; more is better."""
 
     step: int
@@ -83,12 +83,23 @@ class Scored:
 
 
 @dataclass(frozen=True)
-class Told:
+class TrialEvent:
     """What a trial of a search tells."""
 
     number: int  # of the trial
     values: Values  # of the settings that are searched
-    message: "Message"
+    message: "Event"
 
 
-Message = Point | Begun | Started | Opened | Committed | Warned | Stopped | Failed | Scored | Told
+Event = (
+    MetricPoint
+    | WorkersStarted
+    | TrainingResumed
+    | ShardsOpened
+    | CheckpointSaved
+    | TrainingWarning
+    | TrainingStopped
+    | WorkerFailed
+    | TrialReport
+    | TrialEvent
+)

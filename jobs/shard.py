@@ -7,7 +7,7 @@ from typing import Any, cast
 import ray
 
 from jobs.cluster.ray_cluster import Resources, task_result
-from jobs.data.config import DataSection
+from jobs.data.config import BaseDataConfig
 from jobs.data.manifest import Manifest, Shard, finished_tasks, read_task_file, write_manifest
 from jobs.data.shard_writer import write_parts
 from jobs.data.sources.base import SPLITS, Source
@@ -18,7 +18,7 @@ Part = tuple[int, range]  # number of a task file, and the samples it speaks of
 
 
 def run_sharding(
-    source: Source, config: DataSection, url: str, resources: Resources, on_progress: Callable[[int], None]
+    source: Source, config: BaseDataConfig, url: str, resources: Resources, on_progress: Callable[[int], None]
 ) -> Manifest:
     """Write the dataset, or what an earlier, interrupted call left unwritten.
 
@@ -45,13 +45,13 @@ def run_sharding(
     return publish(source, config, url, parts)
 
 
-def plan_parts(source: Source, config: DataSection) -> list[Part]:
+def plan_parts(source: Source, config: BaseDataConfig) -> list[Part]:
     """The samples of each task."""
     total, step = source.num_samples, config.samples_per_task
     return [(number, range(start, min(start + step, total))) for number, start in enumerate(range(0, total, step))]
 
 
-def publish(source: Source, config: DataSection, url: str, parts: list[Part]) -> Manifest:
+def publish(source: Source, config: BaseDataConfig, url: str, parts: list[Part]) -> Manifest:
     """Write the manifest of a dataset whose tasks are all done.
 
     Raises:
@@ -89,7 +89,7 @@ def _in_order(shards: list[Shard]) -> tuple[Shard, ...]:
 
 def _run_tasks(
     source: Source,
-    config: DataSection,
+    config: BaseDataConfig,
     url: str,
     runs: list[list[Part]],
     most_pending: int,

@@ -13,12 +13,12 @@ from ray.exceptions import RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer
 
-from jobs.cli import interrupts_later
-from jobs.cluster.event_queue import make_board
+from jobs.cli import defer_signals
+from jobs.cluster.event_queue import make_event_queue
 from jobs.cluster.ray_cluster import Resources
-from jobs.cluster.resources import Placement, place
+from jobs.cluster.resources import WorkerResources, place
 from jobs.errors import AGAIN, TrainingError, UserError
-from jobs.events import Begun, Committed, Failed, Message, Started, Stopped
+from jobs.events import CheckpointSaved, Event, TrainingResumed, TrainingStopped, WorkerFailed, WorkersStarted
 from jobs.training.state import TrainJob
 from jobs.training.worker import StoppableTorch, train_worker
 
@@ -31,7 +31,7 @@ def run_training(
     job: TrainJob,
     resources: Resources,
     scratch: Path,
-    on_messages: Callable[[list[Message]], None],
+    on_messages: Callable[[list[Event]], None],
     *,
     stop: Callable[[], bool] = lambda: False,
     end: Callable[[], None] = ray.shutdown,
@@ -52,7 +52,7 @@ def run_training(
         UserError: the data or the settings do not allow it, or the workers failed too often.
         KeyboardInterrupt: or `stop` said so; after a last checkpoint, at once if it comes a second time.
     """
-    board = make_board()
+    board = make_event_queue()
     trainer = _trainer(job, place(job.train, resources), scratch, board)
     watch = _Watch(board, job.train.max_failures, on_messages)
     fit = in_thread(trainer.fit)
@@ -95,7 +95,7 @@ class _Watch:
         on_messages: see `run_training`.
     """
 
-    def __init__(self, board: Any, max_failures: int, on_messages: Callable[[list[Message]], None]) -> None:
+    def __init__(self, board: Any, max_failures: int, on_messages: Callable[[list[Event]], None]) -> None:
         self._board, self._max_failures, self._hand_on = board, max_failures, on_messages
         self._seen = 0  # messages
         self._starts = 0  # since the last checkpoint
@@ -125,27 +125,27 @@ class _Watch:
             self._look()
 
     def _look(self) -> None:
-        messages: list[Message] = ray.get(self._board.take.remote(self._seen))
-        with interrupts_later():  # a message is handed on once, and none is lost
+        messages: list[Event] = ray.get(self._board.take.remote(self._seen))
+        with defer_signals():  # a message is handed on once, and none is lost
             self._hand_on(messages)
             self._seen += len(messages)
         for message in messages:
             self._count(message)
 
-    def _count(self, message: Message) -> None:
+    def _count(self, message: Event) -> None:
         match message:
-            case Begun():
+            case WorkersStarted():
                 self._starts, self._training = self._starts + 1, False
                 if self._starts > self._max_failures + 1:
                     raise self.failed(f"{self._starts - 1} times without a checkpoint between (train.max_failures)")
                 self.reason = ""
-            case Started():
+            case TrainingResumed():
                 self._training = True
-            case Committed():
+            case CheckpointSaved():
                 self._starts = 1
-            case Stopped():
+            case TrainingStopped():
                 self._stopped = True
-            case Failed(reason, final, own):
+            case WorkerFailed(reason, final, own):
                 if final:
                     raise TrainingError(reason) if own else UserError(reason)
                 self.reason = self.reason or reason  # the others' follow from the first
@@ -158,7 +158,7 @@ class _Watch:
         )
 
 
-def _trainer(job: TrainJob, placement: Placement, scratch: Path, board: Any) -> TorchTrainer:
+def _trainer(job: TrainJob, placement: WorkerResources, scratch: Path, board: Any) -> TorchTrainer:
     config = job.train
     # NCCL refuses two workers on one GPU.
     shared = 0 < placement.num_gpus < 1 and config.num_workers > 1

@@ -15,15 +15,15 @@ from ray.exceptions import RayError
 from ray.tune import Callback, FailureConfig, PlacementGroupFactory, RunConfig, Tuner
 from ray.tune.experiment import Trial as RayTrial
 
-from jobs.cli import interrupts_later
-from jobs.cluster.event_queue import make_board
-from jobs.cluster.resources import Room
+from jobs.cli import defer_signals
+from jobs.cluster.event_queue import make_event_queue
+from jobs.cluster.resources import TrialResources
 from jobs.config import TrainConfig
 from jobs.errors import UserError
-from jobs.events import Stopped, Told
+from jobs.events import TrainingStopped, TrialEvent
 from jobs.search.config import TuneConfig
 from jobs.search.scheduler import make_scheduler
-from jobs.search.searcher import Proposals
+from jobs.search.searcher import OptunaSearcher
 from jobs.search.trainable import FAILED, TrialPlan, run_trial
 from jobs.search.trials import Status
 from jobs.train import in_thread
@@ -43,7 +43,7 @@ _ANY_BYTE = {"memory": 1.0}  # what a trial holds itself whose workers are Ray T
 
 
 @dataclass(frozen=True)
-class Ended:
+class TrialResult:
     """A trial of which nothing more is to come."""
 
     number: int
@@ -55,11 +55,11 @@ class Ended:
 def run_search(
     config: TuneConfig,
     plan: TrialPlan,
-    room: Room,
-    proposals: Proposals,
+    room: TrialResources,
+    proposals: OptunaSearcher,
     train: TrainConfig,
     scratch: Path,
-    on_news: Callable[[Sequence[Told], Sequence[Ended]], None],
+    on_news: Callable[[Sequence[TrialEvent], Sequence[TrialResult]], None],
 ) -> None:
     """Run a search to its end.
 
@@ -78,8 +78,8 @@ def run_search(
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    board = make_board()
-    ends = _Ends(config.budget(train.steps))
+    board = make_event_queue()
+    ends = TrialResultCallback(config.budget(train.steps))
     tuner = Tuner(
         _trainable(plan, room, board),
         tune_config=tune.TuneConfig(
@@ -120,14 +120,14 @@ def _fit(tuner: Tuner, watch: "_Watch") -> None:
         raise UserError(f"the search failed in Ray Tune: {lines[-1] if lines else type(error).__name__}") from error
 
 
-def _trainable(plan: TrialPlan, room: Room, board: Any) -> Any:
+def _trainable(plan: TrialPlan, room: TrialResources, board: Any) -> Any:
     """The trial with what it takes of the cluster: its CPUs, or next to nothing where its workers take them."""
     own = room.placement.resources if plan.nested is None else _ANY_BYTE
     function = tune.with_parameters(run_trial, plan=plan, board=board)
     return tune.with_resources(function, PlacementGroupFactory([own]))
 
 
-class _Ends(Callback):
+class TrialResultCallback(Callback):
     """Tells how trials ended; Ray Tune calls it in a thread of its own.
 
     Args:
@@ -136,7 +136,7 @@ class _Ends(Callback):
 
     def __init__(self, steps: int) -> None:
         self._steps = steps
-        self._news: SimpleQueue[Ended] = SimpleQueue()
+        self._news: SimpleQueue[TrialResult] = SimpleQueue()
 
     def __getstate__(self) -> dict[str, Any]:
         """Ray keeps a copy on disk, of which nothing is needed."""
@@ -159,9 +159,9 @@ class _Ends(Callback):
         )
 
     def _say(self, trial: RayTrial, status: Status, reason: str = "") -> None:
-        self._news.put(Ended(trial.config["number"], trial.config["values"], status, reason))
+        self._news.put(TrialResult(trial.config["number"], trial.config["values"], status, reason))
 
-    def take(self) -> list[Ended]:
+    def take(self) -> list[TrialResult]:
         """What came since the last call."""
         found = []
         with suppress(Empty):
@@ -179,7 +179,12 @@ class _Watch:
         on_news: see `run_search`.
     """
 
-    def __init__(self, board: Any, ends: _Ends, on_news: Callable[[Sequence[Told], Sequence[Ended]], None]) -> None:
+    def __init__(
+        self,
+        board: Any,
+        ends: TrialResultCallback,
+        on_news: Callable[[Sequence[TrialEvent], Sequence[TrialResult]], None],
+    ) -> None:
         self._board, self._ends, self._hand_on = board, ends, on_news
         self._seen = 0  # messages
         self._running: set[int] = set()  # trials
@@ -205,12 +210,12 @@ class _Watch:
         ended = self._ends.take()  # first: what these trials have told is on the board by now
         if self._stopping:  # it was not the scheduler
             ended = [one for one in ended if one.status != "stopped"]
-        told: list[Told] = ray.get(self._board.take.remote(self._seen))
-        with interrupts_later():  # a message is handed on once, and none is lost
+        told: list[TrialEvent] = ray.get(self._board.take.remote(self._seen))
+        with defer_signals():  # a message is handed on once, and none is lost
             self._seen += len(told)
             self._hand_on(told, ended)
         for one in told:
-            if isinstance(one.message, Stopped):
+            if isinstance(one.message, TrainingStopped):
                 self._running.discard(one.number)
             else:
                 self._running.add(one.number)

@@ -7,7 +7,7 @@ from typing import Literal
 from pipeline.settings.schema import STAGES, Stage
 
 Action = Literal["run", "resume", "skip"]
-Found = Literal["done", "partial", "nothing"]
+StageStatus = Literal["done", "partial", "nothing"]
 
 # The stage whose output a stage reads.
 NEEDS: dict[Stage, Stage] = {"tune": "shard", "train": "shard", "evaluate": "train"}
@@ -22,7 +22,7 @@ class Step:
     reason: str
 
 
-def decide(stage: Stage, found: Found, *, forced: Collection[Stage]) -> Step:
+def decide(stage: Stage, found: StageStatus, *, forced: Collection[Stage]) -> Step:
     """Decide about one stage.
 
     Args:

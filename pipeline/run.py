@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from jobs.cli import run_command
+from jobs.cli import run_cli
 from jobs.errors import AGAIN, UserError
 from pipeline.dry_run import make_plan
 from pipeline.plan import decide
@@ -127,8 +127,8 @@ class _Runner:
         if stage == "shard":
             workspace.require_source()
         # Loads Ray, torch and MLflow: seconds that a wrong word or a skip need not pay.
-        from pipeline.session import Session  # noqa: PLC0415
-        from pipeline.stages import run_stage  # noqa: PLC0415
+        from pipeline.session import Session
+        from pipeline.stages import run_stage
 
         if self._session is None:
             self._session = Session(workspace, self._report, self._stack, self.search_run)
@@ -158,4 +158,4 @@ def results(workspace: Workspace) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_cli(main)

@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from urllib.parse import urlencode
 
-from jobs.cli import readable
+from jobs.cli import format_number
 
 # Score, the range to expect, what it says; docs/metrics.md has all of them.
-HEADLINES = (
+HEADLINE_METRICS = (
     ("elbo", "nats per image", "evidence lower bound, higher is better"),
     ("bits_per_dim", "0..8", "the same per pixel and channel, lower is better"),
     ("kl", "nats per image", "rate of all rungs together"),
@@ -39,7 +39,9 @@ def description(run_id: str, scores: Mapping[str, float], command: str) -> str:
         command: that repeats it.
     """
     rows = [
-        f"| `{name}` | {readable(scores[name])} | {span} | {text} |" for name, span, text in HEADLINES if name in scores
+        f"| `{name}` | {format_number(scores[name])} | {span} | {text} |"
+        for name, span, text in HEADLINE_METRICS
+        if name in scores
     ]
     lines = [
         f"![Only one rung varies in each block]({picture(run_id, 'blocks')})",

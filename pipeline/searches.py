@@ -7,11 +7,11 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from jobs.errors import DamagedError, UserError
+from jobs.errors import CorruptedError, UserError
 from jobs.files import read_json, write_json
 from jobs.search.space import Choices, Values, examples, parse_dimension
 from jobs.search.trials import Trial, best_first
-from pipeline.plan import Found
+from pipeline.plan import StageStatus
 from pipeline.settings.parse import SPACE, SettingsError, apply, read_preset, searchable_keys
 from pipeline.settings.schema import GROUPS, Config, identity, run_settings
 from pipeline.workspace import Workspace, fingerprint
@@ -146,7 +146,7 @@ class Search:
         except FileNotFoundError:
             return []
         except (OSError, ValueError, TypeError, KeyError) as error:
-            raise DamagedError(f"{path} cannot be read ({error}): search anew with force=tune") from error
+            raise CorruptedError(f"{path} cannot be read ({error}): search anew with force=tune") from error
 
     def save(self) -> None:
         """Write the record of the trials, from any thread."""
@@ -158,7 +158,7 @@ class Search:
         write_json(self.folder / "tune.json", {"trials": self.config.tune.trials, "exhausted": exhausted})
 
     @property
-    def found(self) -> Found:
+    def found(self) -> StageStatus:
         """What earlier commands left of it."""
         record = read_json(self.folder / "tune.json") or {"trials": 0, "exhausted": False}
         if record["exhausted"] or record["trials"] >= self.config.tune.trials:

@@ -11,14 +11,14 @@ import numpy as np
 from mlflow.entities import Dataset
 
 from jobs.cluster.ray_cluster import Resources, cluster
-from jobs.data.dataset import ShardedSplit
+from jobs.data.dataset import ShardedDataset
 from jobs.data.manifest import Manifest
 from jobs.errors import UserError
 from jobs.files import read_json, write_json
 from jobs.tracking.client import PARENT_RUN, Tracker
-from jobs.tracking.models import Origin
+from jobs.tracking.models import RunProvenance
 from jobs.tracking.registry import Version, resolve
-from jobs.tracking.uploader import Leftovers
+from jobs.tracking.uploader import UploadRecovery
 from pipeline.settings.commands import command_line, params, run_name
 from pipeline.settings.schema import run_settings
 from pipeline.terminal import Reporter
@@ -71,7 +71,7 @@ class Session:
     def tracker(self) -> Tracker:
         """The MLflow experiment. What earlier commands could not send to it is on its way from now on."""
         tracker = Tracker(self.config.tracking, self.workspace.path)
-        leftovers = Leftovers(tracker, self.spools)
+        leftovers = UploadRecovery(tracker, self.spools)
 
         def finish() -> None:
             for news in leftovers.finish(_LEFT_SECONDS):
@@ -127,12 +127,12 @@ class Session:
             raise UserError(str(error)) from error
 
     @cached_property
-    def origin(self) -> Origin:
+    def origin(self) -> RunProvenance:
         """The training's MLflow run, and what its models are recorded with."""
         name = run_name(self.config) if self._trial is None else f"trial-{self._trial}-{run_name(self.config)}"
         return self._origin(self.start_run(name, self._params, command_line(self.config)))
 
-    def resumed_origin(self) -> Origin | None:
+    def resumed_origin(self) -> RunProvenance | None:
         """The origin of a training that an earlier command has begun, while MLflow is away; None if there is none."""
         known = (self.run.read("run") or {}).get("tracking", {})
         if "run_id" not in known or known != {**self.tracker.home, "run_id": known["run_id"]}:
@@ -140,9 +140,9 @@ class Session:
         self.origin = self._origin(known["run_id"])
         return self.origin
 
-    def _origin(self, run_id: str) -> Origin:
-        example = ShardedSplit(self.workspace.access, "train").images(np.arange(_EXAMPLES))
-        return Origin(run_id, run_name(self.config), self._params, self.data, example)
+    def _origin(self, run_id: str) -> RunProvenance:
+        example = ShardedDataset(self.workspace.access, "train").images(np.arange(_EXAMPLES))
+        return RunProvenance(run_id, run_name(self.config), self._params, self.data, example)
 
     def _parent_tag(self) -> dict[str, str]:
         """What MLflow shows a run below its parent by, if both are there."""

@@ -2,13 +2,13 @@
 
 from jobs.data.manifest import finished_tasks
 from jobs.errors import UserError
-from pipeline.plan import Found, missing_input
+from pipeline.plan import StageStatus, missing_input
 from pipeline.searches import Search
 from pipeline.settings.schema import Stage
 from pipeline.workspace import Run, Workspace
 
 
-def find(workspace: Workspace, stage: Stage) -> Found:
+def find(workspace: Workspace, stage: Stage) -> StageStatus:
     """What earlier commands left of a stage, for these settings and inputs.
 
     Raises:
@@ -35,7 +35,7 @@ def find(workspace: Workspace, stage: Stage) -> Found:
     return "done" if scored and wanted.items() <= scored.items() else "nothing"
 
 
-def _find_shards(workspace: Workspace) -> Found:
+def _find_shards(workspace: Workspace) -> StageStatus:
     if "shard" in workspace.config.force:  # whatever there is, damaged or not
         return "nothing"
     if workspace.dataset():
@@ -44,13 +44,13 @@ def _find_shards(workspace: Workspace) -> Found:
     return "partial" if store and finished_tasks(store) else "nothing"
 
 
-def _find_search(workspace: Workspace) -> Found:
+def _find_search(workspace: Workspace) -> StageStatus:
     if "tune" in workspace.config.force:  # whatever there is, damaged or not
         return "nothing"
     return Search(workspace).found
 
 
-def _find_checkpoints(workspace: Workspace, run: Run) -> Found:
+def _find_checkpoints(workspace: Workspace, run: Run) -> StageStatus:
     """Whether an unfinished training has any; one that is to go on must."""
     if run.has_checkpoint:
         return "partial"
@@ -62,7 +62,7 @@ def _find_checkpoints(workspace: Workspace, run: Run) -> Found:
     return "nothing"
 
 
-def _find_evaluation(workspace: Workspace, run: Run | None) -> Found:
+def _find_evaluation(workspace: Workspace, run: Run | None) -> StageStatus:
     """Whether a registered version has been evaluated on these data; an alias is looked up later."""
     if run is None:
         if "shard" not in workspace.config.stage:

@@ -6,9 +6,9 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from jobs.cli import readable
+from jobs.cli import format_number
 from pipeline.plan import Step
-from pipeline.run_page import HEADLINES
+from pipeline.run_page import HEADLINE_METRICS
 
 
 class Reporter:
@@ -76,4 +76,4 @@ def training_line(step: int, steps: int, metrics: Mapping[str, float], seconds_p
 
 def score_table(scores: Mapping[str, Any]) -> str:
     """The scores that matter most in one line."""
-    return ", ".join(f"{name} {readable(scores[name])}" for name, *_ in HEADLINES if name in scores)
+    return ", ".join(f"{name} {format_number(scores[name])}" for name, *_ in HEADLINE_METRICS if name in scores)

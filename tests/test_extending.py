@@ -11,7 +11,7 @@ import torch
 from helpers.datasets import open_split, write_dataset
 from sklearn.neighbors import NearestNeighbors
 
-from jobs.data.config import DataSection
+from jobs.data.config import BaseDataConfig
 from vlae.config import VaeConfig
 from vlae.models.base import HierarchicalModel
 from vlae.traversals import resample_rung
@@ -40,10 +40,10 @@ def test_the_measure() -> None:
 
 def test_the_source(tmp_path: Path) -> None:
     source = example("Stripes")(60, 8)
-    write_dataset(source, tmp_path, DataSection(samples_per_task=20, validation_fraction=0.1, test_fraction=0.2))
+    write_dataset(source, tmp_path, BaseDataConfig(samples_per_task=20, validation_fraction=0.1, test_fraction=0.2))
     parts = [open_split(tmp_path, split) for split in ("train", "validation", "test")]
     assert sum(map(len, parts)) == 60
-    images, factors = parts[0].gather(np.arange(len(parts[0])))
+    images, factors = parts[0].read(np.arange(len(parts[0])))
     assert images.shape[1:] == (1, 8, 8)
     turns = (images[:, 0, 0, 1:] != images[:, 0, 0, :-1]).sum(1)  # along the first row
     assert [int(count) for count in turns] == [[7, 3, 1][width] * (1 - way) for width, way in factors.tolist()]

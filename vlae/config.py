@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 
-class Section(BaseModel):
+class SettingsModel(BaseModel):
     """Base of every settings section: immutable, and strict about names."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -46,7 +46,7 @@ def _scale(value: Any) -> Any:
     return number
 
 
-class ModelSection(Section):
+class BaseModelConfig(SettingsModel):
     """What every model shares, so that a comparison changes the latent structure only."""
 
     network: Literal["pyramid", "mlp", "small", "medium", "large", "provlae"] = Field(
@@ -88,7 +88,7 @@ class ModelSection(Section):
         return self
 
 
-class VlaeConfig(ModelSection):
+class VlaeConfig(BaseModelConfig):
     """Variational ladder autoencoder: each rung has its own noise and its own depth."""
 
     name: Literal["vlae"] = "vlae"
@@ -101,7 +101,7 @@ class VlaeConfig(ModelSection):
     )
 
 
-class StackSection(ModelSection):
+class BaseStackedConfig(BaseModelConfig):
     """What the models share whose latents are a chain above the image."""
 
     norm_heads: bool = Field(False, description="batch norm of the heads themselves (the LVAE's recipe)")
@@ -111,21 +111,21 @@ class StackSection(ModelSection):
     match_dims: LatentDims = Field((4, 4, 10), description="the ladder that match_params looks at, bottom first")
 
 
-class HvaeConfig(StackSection):
+class HvaeConfig(BaseStackedConfig):
     """Stacked hierarchical VAE with a bottom-up posterior q(z1|x) q(z2|z1)..."""
 
     name: Literal["hvae"] = "hvae"
     latent_dims: LatentDims = Field((10, 5, 3), description="latent dimensions per rung, bottom first")
 
 
-class LvaeConfig(StackSection):
+class LvaeConfig(BaseStackedConfig):
     """Ladder VAE: the same stack, with a top-down posterior that merges evidence and prior."""
 
     name: Literal["lvae"] = "lvae"
     latent_dims: LatentDims = Field((10, 5, 3), description="latent dimensions per rung, bottom first")
 
 
-class VaeConfig(StackSection):
+class VaeConfig(BaseStackedConfig):
     """Flat VAE: one layer of latents."""
 
     name: Literal["vae"] = "vae"
@@ -136,7 +136,7 @@ ModelConfig = Annotated[VlaeConfig | HvaeConfig | LvaeConfig | VaeConfig, Field(
 AnyModelConfig = VlaeConfig | HvaeConfig | LvaeConfig | VaeConfig
 
 
-class ObjectiveConfig(Section):
+class ObjectiveConfig(SettingsModel):
     """What is minimised: reconstruction + beta * warm-up * KL and the regularisers, in nats per image."""
 
     beta: PerRung = Field((1.0,), description="weight of the KL: one number, or one per rung")
@@ -154,7 +154,7 @@ class ObjectiveConfig(Section):
     mmd_steps: int = Field(0, ge=0, description="steps over which the MMD's weights fall to zero; 0: they stay")
 
 
-class ProgressiveConfig(Section):
+class ProgressiveConfig(SettingsModel):
     """Progressive training of a ladder (proVLAE): the top rung first, the others one by one; or from the bottom."""
 
     stage_steps: int = Field(0, ge=0, description="steps before the next rung is added; 0: all rungs from the start")

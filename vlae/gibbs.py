@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vlae.metrics.frechet import frechet_distance
-from vlae.models.base import HierarchicalModel, rows_at_once
+from vlae.models.base import HierarchicalModel, eval_batch_size
 from vlae.traversals import sample_images
 
 
@@ -43,7 +43,7 @@ def top_k_curve(model: HierarchicalModel, images: Tensor, generator: torch.Gener
     """
     rungs = len(model.latent_dims)
     errors = np.zeros(rungs + 1)
-    for chunk in torch.split(images, rows_at_once(images.device)):
+    for chunk in torch.split(images, eval_batch_size(images.device)):
         latents = model.infer(chunk, model.noise(len(chunk), generator)).latents
         noise = model.noise(len(chunk), generator)
         for kept in range(rungs + 1):
@@ -70,7 +70,7 @@ def gibbs_chain(model: HierarchicalModel, images: Tensor, steps: int, generator:
     """
     for _ in range(steps):
         images = torch.cat(
-            [_gibbs_step(model, chunk, generator) for chunk in torch.split(images, rows_at_once(images.device))]
+            [_gibbs_step(model, chunk, generator) for chunk in torch.split(images, eval_batch_size(images.device))]
         )
         yield images
 
@@ -134,7 +134,7 @@ def _gibbs_step(model: HierarchicalModel, images: Tensor, generator: torch.Gener
 
 def _features(features: Callable[[Tensor], Tensor], images: Tensor) -> NDArray[np.float64]:
     return (
-        torch.cat([features(chunk) for chunk in torch.split(images, rows_at_once(images.device))])
+        torch.cat([features(chunk) for chunk in torch.split(images, eval_batch_size(images.device))])
         .double()
         .cpu()
         .numpy()

@@ -8,12 +8,12 @@ from torch import Tensor
 
 from vlae.config import ObjectiveConfig
 from vlae.gaussian import DiagonalGaussian
-from vlae.models.base import HierarchicalModel, Latents, Terms
+from vlae.models.base import ElboTerms, HierarchicalModel, Latents
 from vlae.schedule import per_rung
 
 
 def objective_loss(
-    terms: Terms,
+    terms: ElboTerms,
     weights: Sequence[float],
     config: ObjectiveConfig,
     prior: Latents | None = None,
@@ -92,7 +92,7 @@ def importance_weighted_bound(
         if sample:
             noise = model.noise(len(images), generator)
             # Where no posterior waits for a draw, the inference network runs once.
-            drawn = drawn.redrawn(noise) if model.independent_posteriors else model.infer(images, noise)
+            drawn = drawn.resample(noise) if model.independent_posteriors else model.infer(images, noise)
         nll = model.likelihood.nll(model.decode(drawn.latents), images)
         log_weights.append(-(nll + drawn.log_ratio).double())
     return torch.logsumexp(torch.stack(log_weights), 0) - math.log(samples)

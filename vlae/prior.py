@@ -35,7 +35,7 @@ class GeneralizedNormal:
         self._log_norm = math.log(2 * self.scale * math.gamma(1 + 1 / power))
 
     @property
-    def idle_kl(self) -> float:
+    def collapsed_kl(self) -> float:
         """KL of the nearest Gaussian, nats per dimension, >= 0: what a posterior costs that tells nothing."""
         moment = math.prod(range(1, self.power, 2))  # E z^power of N(0, 1)
         log_sigma = math.log(self.scale) - math.log(self.power * moment) / self.power

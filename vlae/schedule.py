@@ -46,7 +46,7 @@ def mmd_weights(config: ObjectiveConfig, step: int, rungs: int) -> list[float]:
 
 
 @dataclass(frozen=True)
-class RungState:
+class RungSchedule:
     """How far each rung takes part, bottom first."""
 
     kl_weights: list[float]
@@ -54,7 +54,7 @@ class RungState:
     writes: list[float]  # factors of what they lay into the decoder
 
 
-def rung_state(objective: ObjectiveConfig, progressive: ProgressiveConfig, step: int, rungs: int) -> RungState:
+def rung_schedule(objective: ObjectiveConfig, progressive: ProgressiveConfig, step: int, rungs: int) -> RungSchedule:
     """The state at `step` of a model with so many rungs.
 
     Progressive training (Li et al. 2020, section 3.2): stage s has the top s rungs. A rung that is not added
@@ -69,7 +69,7 @@ def rung_state(objective: ObjectiveConfig, progressive: ProgressiveConfig, step:
     weights = [beta * rise for beta in per_rung(objective.beta, rungs)]
     reads, writes = [1.0] * rungs, [1.0] * rungs
     if progressive.stage_steps == 0:
-        return RungState(weights, reads, writes)
+        return RungSchedule(weights, reads, writes)
     stages = added_rungs(progressive, rungs)
     stage = min(step // progressive.stage_steps, len(stages) - 1)
     for rung in chain(*stages[stage + 1 :]):
@@ -78,7 +78,7 @@ def rung_state(objective: ObjectiveConfig, progressive: ProgressiveConfig, step:
         fade = min(1.0, (step - stage * progressive.stage_steps) / progressive.fade_steps)
         for rung in stages[stage]:
             reads[rung] = writes[rung] = fade
-    return RungState(weights, reads, writes)
+    return RungSchedule(weights, reads, writes)
 
 
 def added_rungs(progressive: ProgressiveConfig, rungs: int) -> list[list[int]]:

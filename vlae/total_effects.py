@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vlae.models.base import HierarchicalModel, Latents, rows_at_once
+from vlae.models.base import HierarchicalModel, Latents, eval_batch_size
 
 Classify = Callable[[Tensor], Tensor]  # images (B, C, H, W) in [0, 1] -> class probabilities (B, M)
 
@@ -49,7 +49,7 @@ def total_effects(
     base, other = model.noise(count, generator), model.noise(count, generator)
     spaces = {name: _Space(len(base)) for name in ("pixels", "colour", "classifier")}
     flips = [0] * len(base)
-    size = rows_at_once(base[0].device)
+    size = eval_batch_size(base[0].device)
     for start in range(0, count, size):
         here, there = ([part[start : start + size] for part in noise] for noise in (base, other))
         original = _views(model, here, classify)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from vlae.models.base import HierarchicalModel, Latents, rows_at_once
+from vlae.models.base import HierarchicalModel, Latents, eval_batch_size
 
 
 @torch.no_grad()
@@ -16,7 +16,7 @@ def sample_images(model: HierarchicalModel, noise: Latents) -> Tensor:
         model: any hierarchical model.
         noise: standard normal, (B, D_l) per rung.
     """
-    size = rows_at_once(noise[0].device)
+    size = eval_batch_size(noise[0].device)
     rows = [[part[start : start + size] for part in noise] for start in range(0, len(noise[0]), size)]
     return torch.cat([model.mean_image(model.prior(chunk)) for chunk in rows])
 
@@ -104,7 +104,7 @@ def image_noise(model: HierarchicalModel, images: Tensor) -> Latents:
         (B, D_l) per rung, bottom first, in standard deviations of N(0, 1).
     """
     parts = []
-    for pixels in torch.split(images, rows_at_once(images.device)):
+    for pixels in torch.split(images, eval_batch_size(images.device)):
         drawn = model.infer_means(pixels)
         parts.append([p.noise(q.mean) for q, p in zip(drawn.posteriors, drawn.priors, strict=True)])
     return [torch.cat(rung) for rung in zip(*parts, strict=True)]

@@ -6,17 +6,17 @@ from sklearn.metrics import mutual_info_score
 
 from benchmarks.reference.representations import Representation
 
-Codes = NDArray[np.floating]
+Encodings = NDArray[np.floating]
 Factors = NDArray[np.integer]
 Matrix = NDArray[np.float64]
 
 
-def binned(codes: Codes, bins: int = 20) -> NDArray[np.int64]:
+def binned(codes: Encodings, bins: int = 20) -> NDArray[np.int64]:
     """Bin of each code, (N, D) in 1..bins, by `np.histogram` and `np.digitize`."""
     return np.stack([np.digitize(code, np.histogram(code, bins)[1][:-1]) for code in codes.T], axis=1)
 
 
-def mutual_information_matrix(codes: Codes, factors: Factors, bins: int = 20) -> Matrix:
+def mutual_information_matrix(codes: Encodings, factors: Factors, bins: int = 20) -> Matrix:
     """I(z_j; v_k), (D, K) nats."""
     cut = binned(codes, bins)
     return np.array([[mutual_info_score(factor, code) for factor in factors.T] for code in cut.T])
@@ -33,7 +33,7 @@ def _top_two(values: Matrix) -> tuple[float, float]:
     return ordered[0], ordered[1] if len(ordered) > 1 else float("nan")
 
 
-def mig(codes: Codes, factors: Factors) -> float:
+def mig(codes: Encodings, factors: Factors) -> float:
     """Chen et al. 2018."""
     gaps = []
     for told, entropy in zip(mutual_information_matrix(codes, factors).T, entropies(factors), strict=True):
@@ -42,7 +42,7 @@ def mig(codes: Codes, factors: Factors) -> float:
     return float(np.mean(gaps))
 
 
-def mig_sup(codes: Codes, factors: Factors) -> float:
+def mig_sup(codes: Encodings, factors: Factors) -> float:
     """Li et al. 2020."""
     shares = mutual_information_matrix(codes, factors) / entropies(factors)
     gaps = []
@@ -53,7 +53,7 @@ def mig_sup(codes: Codes, factors: Factors) -> float:
     return float(np.mean(gaps))
 
 
-def modularity(codes: Codes, factors: Factors) -> float:
+def modularity(codes: Encodings, factors: Factors) -> float:
     """Ridgeway & Mozer 2018."""
     scores = []
     for told in mutual_information_matrix(codes, factors):
@@ -63,7 +63,7 @@ def modularity(codes: Codes, factors: Factors) -> float:
     return float(np.mean(scores))
 
 
-def dcimig(codes: Codes, factors: Factors) -> float:
+def dcimig(codes: Encodings, factors: Factors) -> float:
     """Sepliarskaia et al. 2019."""
     held = [0.0] * factors.shape[1]
     for told in mutual_information_matrix(codes, factors):
@@ -72,7 +72,7 @@ def dcimig(codes: Codes, factors: Factors) -> float:
     return float(sum(held) / entropies(factors).sum())
 
 
-def jemmig(codes: Codes, factors: Factors, bins: int = 20) -> float:
+def jemmig(codes: Encodings, factors: Factors, bins: int = 20) -> float:
     """Do & Tran 2020. Equally informative latents: the one with the smallest joint entropy."""
     information, cut = mutual_information_matrix(codes, factors, bins), binned(codes, bins)
     scores = []

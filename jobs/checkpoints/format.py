@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from jobs.errors import DamagedError, UserError
-from jobs.events import Point
+from jobs.errors import CorruptedError, UserError
+from jobs.events import MetricPoint
 from jobs.files import file_sha256
 from vlae.config import ModelConfig
 from vlae.models.base import HierarchicalModel
@@ -39,7 +39,7 @@ class Restored:
     """What a resume needs besides the weights, which are loaded in place."""
 
     step: int
-    history: list[Point]
+    history: list[MetricPoint]
     pending: list[list[float]]  # values of the steps since the last point of the curve
     machine: Mapping[str, Any] | None = None  # that an exact run has been trained on
     passed_over: Sequence[int] = ()  # steps of newer checkpoints, which are damaged
@@ -123,9 +123,9 @@ def differences(old: Mapping[str, str], new: Mapping[str, str]) -> str:
     return ", ".join(f"{key} {old.get(key, '(unset)')} -> {new.get(key, '(unset)')}" for key in keys)
 
 
-def read_history(path: Path) -> list[Point]:
+def read_history(path: Path) -> list[MetricPoint]:
     """The learning curve up to a checkpoint."""
-    return [Point(**point) for point in json.loads((path / HISTORY).read_text())["points"]]
+    return [MetricPoint(**point) for point in json.loads((path / HISTORY).read_text())["points"]]
 
 
 def read_meta(path: Path) -> dict[str, Any]:
@@ -138,7 +138,7 @@ def read_meta(path: Path) -> dict[str, Any]:
     try:
         return parse_meta((path / META).read_bytes(), str(path))
     except _ABSENT as error:
-        raise DamagedError(f"{path} is not a checkpoint ({error}): train again with force=train") from error
+        raise CorruptedError(f"{path} is not a checkpoint ({error}): train again with force=train") from error
     except OSError as error:
         raise _unreadable(path / META, error) from error
 
@@ -149,13 +149,13 @@ def parse_meta(content: bytes, address: str) -> dict[str, Any]:
         meta: dict[str, Any] = json.loads(content)
         found = meta["format"]
     except (ValueError, KeyError, TypeError) as error:
-        raise DamagedError(f"{address} is not a checkpoint ({error}): train again with force=train") from error
+        raise CorruptedError(f"{address} is not a checkpoint ({error}): train again with force=train") from error
     if found != FORMAT:
-        raise DamagedError(f"{address} has format {found}, this version reads {FORMAT}: train again with force=train")
+        raise CorruptedError(f"{address} has format {found}, this version reads {FORMAT}: train again with force=train")
     if meta.pop(_SEAL, None) != seal(meta)[_SEAL]:
-        raise DamagedError(f"{address}/{META} is not as it was written: train again with force=train")
+        raise CorruptedError(f"{address}/{META} is not as it was written: train again with force=train")
     if not isinstance(meta.get("files"), dict) or not _FILES <= set(meta["files"]) <= {*_FILES, TRAINED}:
-        raise DamagedError(f"{address}/{META} does not name the files of a checkpoint: train again with force=train")
+        raise CorruptedError(f"{address}/{META} does not name the files of a checkpoint: train again with force=train")
     return meta
 
 
@@ -182,9 +182,9 @@ def verify(path: Path, address: str) -> None:
             raise damaged(address, name)
 
 
-def damaged(address: str, name: str) -> DamagedError:
+def damaged(address: str, name: str) -> CorruptedError:
     """The error for a file of a checkpoint that is missing, or not as it was written."""
-    return DamagedError(f"checkpoint {address} is damaged ({name}): train again with force=train")
+    return CorruptedError(f"checkpoint {address} is damaged ({name}): train again with force=train")
 
 
 def _unreadable(path: Path, error: OSError) -> UserError:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from jobs.checkpoints.format import META, damaged, differences, parse_meta, read_meta, seal, verify
-from jobs.errors import DamagedError, UserError
+from jobs.errors import CorruptedError, UserError
 from jobs.files import write_json
 from jobs.storage import open_store
 
@@ -41,7 +41,7 @@ class Checkpoints:
             try:
                 content = self._store.read(self._name(step, META)) or b""
                 found[step] = parse_meta(content, self._name(step))["score"]
-            except DamagedError:
+            except CorruptedError:
                 continue
         return found
 
@@ -94,7 +94,7 @@ class Checkpoints:
             for step in reversed(there[0]):
                 try:
                     return self.fetch(step, folder)
-                except DamagedError:
+                except CorruptedError:
                     continue
             if (sorted(self.folders()), self.steps()) == there:  # else newer ones have come in the place of those seen
                 return None
@@ -125,14 +125,14 @@ class Checkpoints:
             (path / META).write_bytes(content)
         except OSError as error:
             raise UserError(f"{path}: {error.strerror or error}; mend that and run again") from error
-        except DamagedError:
+        except CorruptedError:
             shutil.rmtree(path, ignore_errors=True)  # room for the copy of another
             raise
 
     def _fetch_file(self, step: int, name: str, file: BinaryIO, digest: str) -> None:
         try:
             self._store.fetch(self._name(step, name), file, digest)
-        except DamagedError as error:
+        except CorruptedError as error:
             raise damaged(f"{self._store.url}/{self._name(step)}", name) from error
 
     def folders(self) -> list[int]:
@@ -146,7 +146,7 @@ class Checkpoints:
         return folder if name is None else f"{folder}/{name}"
 
 
-def fork(
+def warm_start(
     parent: Checkpoints, child: Checkpoints, name: str, settings: Mapping[str, str], data_fingerprint: str, steps: int
 ) -> int:
     """Publish the parent's newest checkpoint as the child's first; weights, moments, step and curve go along.

@@ -8,8 +8,8 @@ from types import TracebackType
 from typing import Self
 
 from jobs.checkpoints.manager import Checkpoints
-from jobs.errors import AwayError
-from jobs.events import Committed, Message, Warned
+from jobs.errors import UnavailableError
+from jobs.events import CheckpointSaved, Event, TrainingWarning
 from jobs.training.snapshot import Snapshot
 
 _PATIENCE = 600.0  # seconds that a store may be away
@@ -30,7 +30,7 @@ class CheckpointWriter:
         post: is told of each checkpoint that is published.
     """
 
-    def __init__(self, place: Checkpoints, keep: int, post: Callable[[Message], None]) -> None:
+    def __init__(self, place: Checkpoints, keep: int, post: Callable[[Event], None]) -> None:
         self._place, self._keep, self._post = place, keep, post
         self._scores = place.scores()
         self._there = set(place.folders())  # steps of which the place has anything; nobody else writes to it
@@ -107,25 +107,27 @@ class CheckpointWriter:
         """Publish a snapshot, or wait a while if the store is away."""
         try:
             self._publish(snapshot)
-        except AwayError as error:
+        except UnavailableError as error:
             self._wait(snapshot, error)
             return
         self._away_since = None
-        self._post(Committed(snapshot.step))
-        with suppress(AwayError):  # it is done with the next one; publishing this one again would take it away first
+        self._post(CheckpointSaved(snapshot.step))
+        with suppress(
+            UnavailableError
+        ):  # it is done with the next one; publishing this one again would take it away first
             self._tidy(snapshot)
         with self._changed:
             if self._waiting is snapshot:  # and not a newer one
                 self._waiting = None
             self._changed.notify_all()
 
-    def _wait(self, snapshot: Snapshot, error: AwayError) -> None:
+    def _wait(self, snapshot: Snapshot, error: UnavailableError) -> None:
         now = time.monotonic()
         with self._changed:
             if self._away_since is None:
                 self._away_since = now
                 text = f"training goes on, its checkpoint waits for the store: {error}"
-                self._post(Warned(snapshot.step, "checkpoint_store", text))
+                self._post(TrainingWarning(snapshot.step, "checkpoint_store", text))
             away = now - self._away_since
             if away > _PATIENCE:
                 raise error
@@ -142,7 +144,7 @@ class CheckpointWriter:
             self._place.publish(folder)
         if not self._place.complete(snapshot.step):
             # Workers that took this one for dead have swept its parts. Nothing older may be dropped for it.
-            raise AwayError(f"the checkpoint of step {snapshot.step} was removed while it was written")
+            raise UnavailableError(f"the checkpoint of step {snapshot.step} was removed while it was written")
 
     def _tidy(self, snapshot: Snapshot) -> None:
         """Drop what is not to be kept beside a snapshot that is published."""

@@ -8,25 +8,25 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from jobs.events import Begun, Message
+from jobs.events import Event, WorkersStarted
 
 
 @ray.remote(num_cpus=0)
-class Board:
+class EventQueue:
     """A list of messages that grows at one end, and a flag that says whether training is to stop."""
 
     def __init__(self) -> None:
-        self._messages: list[Message] = []
+        self._messages: list[Event] = []
         self._first = 0  # place of the first message that is kept
         self._stopping = False
 
-    def post(self, message: Message) -> None:
+    def post(self, message: Event) -> None:
         """Append a message. A worker group that begins has not been asked to stop."""
-        if isinstance(message, Begun):
+        if isinstance(message, WorkersStarted):
             self._stopping = False
         self._messages.append(message)
 
-    def take(self, seen: int) -> list[Message]:
+    def take(self, seen: int) -> list[Event]:
         """All messages but the first `seen`, which are forgotten: whoever takes has handled them."""
         self._messages = self._messages[seen - self._first :]
         self._first = seen
@@ -41,7 +41,7 @@ class Board:
         return self._stopping
 
 
-def make_board() -> Any:
+def make_event_queue() -> Any:
     """A board on the node of the caller, whose end is the end of the training anyway."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return Board.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
+    return EventQueue.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]

@@ -9,7 +9,7 @@ from jobs.search.config import TuneConfig
 
 
 @dataclass(frozen=True)
-class Placement:
+class WorkerResources:
     """What each worker gets."""
 
     num_cpus: float
@@ -39,7 +39,7 @@ def _gpus_each(config: TrainConfig, resources: Resources) -> float:
     return config.gpus_per_worker if use_gpu else 0
 
 
-def place(config: TrainConfig, resources: Resources) -> Placement:
+def place(config: TrainConfig, resources: Resources) -> WorkerResources:
     """CPUs, threads and GPU of each worker. An elastic training needs room for its fewest workers only.
 
     Raises:
@@ -60,7 +60,7 @@ def place(config: TrainConfig, resources: Resources) -> Placement:
             "share the CPUs"
         )
     threads = config.threads_per_worker or (1 if config.exact else max(1, int(num_cpus)))
-    return Placement(num_cpus, num_gpus, threads)
+    return WorkerResources(num_cpus, num_gpus, threads)
 
 
 def _groups(resources: Resources, workers: int, num_cpus: float, num_gpus: float) -> int:
@@ -70,14 +70,14 @@ def _groups(resources: Resources, workers: int, num_cpus: float, num_gpus: float
 
 
 @dataclass(frozen=True)
-class Room:
+class TrialResources:
     """What the trials of a search get."""
 
     at_once: int  # trials
-    placement: Placement  # of each of their workers
+    placement: WorkerResources  # of each of their workers
 
 
-def place_trials(train: TrainConfig, tune: TuneConfig, resources: Resources) -> Room:
+def allocate_trials(train: TrainConfig, tune: TuneConfig, resources: Resources) -> TrialResources:
     """Share the cluster out among trials: as many at once as there is room for, each with what is then left.
 
     Args:
@@ -103,4 +103,4 @@ def place_trials(train: TrainConfig, tune: TuneConfig, resources: Resources) -> 
             f"{num_cpus:g} CPU and {placement.num_gpus:g} GPU each; lower it, or train.cpus_per_worker or "
             "train.gpus_per_worker"
         )
-    return Room(max(1, min(wanted, at_once)), placement)
+    return TrialResources(max(1, min(wanted, at_once)), placement)

@@ -16,7 +16,7 @@ from typing import BinaryIO
 from jobs.errors import UserError
 
 
-class NoRoomError(UserError):
+class CacheFullError(UserError):
     """The cache is full of files in use; some may be let go of soon."""
 
 
@@ -101,7 +101,7 @@ class Cache:
             if (left_over or used + num_bytes > self._limit) and path.suffix != ".lock" and _remove_unused(path):
                 used -= status.st_size
         if used + num_bytes > self._limit:
-            raise NoRoomError(
+            raise CacheFullError(
                 f"data.cache_bytes={self._limit} is too small: {used:,} bytes in {self._folder} are in use and "
                 f"{num_bytes:,} more are needed; raise it, or set train.shuffle_window to fewer shards"
             )

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic.config import JsonDict
 
-from vlae.config import Section
+from vlae.config import SettingsModel
 
 # Marks a setting of how and where a job runs, which does not change what it makes: two commands that
 # differ in such settings only are the same dataset or the same run.
@@ -21,7 +21,7 @@ def none_word(value: Any) -> Any:
     return None if value == "none" else value
 
 
-class DataSection(Section):
+class BaseDataConfig(SettingsModel):
     """What every dataset shares: how it is split, cut into shards, and read."""
 
     validation_fraction: float = Field(
@@ -49,7 +49,7 @@ class DataSection(Section):
     )
 
 
-class FilesSection(DataSection):
+class BaseFilesConfig(BaseDataConfig):
     """A dataset that its publisher gives as files."""
 
     folder: AbsolutePath = Field(..., description="folder with the publisher's files", json_schema_extra=EXECUTION)

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from jobs.data.cache import NoRoomError
+from jobs.data.cache import CacheFullError
 from jobs.data.manifest import read_manifest
 from jobs.data.shard_reader import DataAccess, OpenShard, ShardFiles
 from jobs.data.sources.base import Split
@@ -24,7 +24,7 @@ _ROOM_SECONDS = 60.0  # to wait for other workers to let go of their shards
 _MAPS = Path("/proc/sys/vm/max_map_count")
 
 
-class ShardedSplit:
+class ShardedDataset:
     """One split of a dataset as a numbered sequence of images and factors.
 
     A shard is fetched, where it is not local, and checked against the manifest's sha256 when it is first
@@ -117,24 +117,24 @@ class ShardedSplit:
             offsets[here] = self._open[shard].offsets[inside[here]]
         return offsets
 
-    def by_shard(self, numbers: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], Tensor, NDArray[np.int64]]]:
+    def iter_shards(self, numbers: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], Tensor, NDArray[np.int64]]]:
         """Any number of samples with a few shards open at a time: rows of `numbers`, their images and factors."""
         which = np.searchsorted(self._starts, numbers, side="right") - 1
         shards = np.unique(which).tolist()
         largest = max(map(self._files.copied_bytes, self._shards))
         ahead = _THREADS if self._files.in_place else min(_THREADS, max(1, self._files.access.cache_bytes // largest))
         for place, shard in enumerate(shards):
-            self.prepare(shards[place : place + ahead])
+            self.prefetch(shards[place : place + ahead])
             rows = np.flatnonzero(which == shard)
             yield rows, self.images(numbers[rows]), self.factors(numbers[rows])
-            self.retain(shards[place + 1 : place + ahead])
+            self.close_except(shards[place + 1 : place + ahead])
 
-    def gather(self, numbers: NDArray[np.int64]) -> tuple[Tensor, NDArray[np.int64]]:
+    def read(self, numbers: NDArray[np.int64]) -> tuple[Tensor, NDArray[np.int64]]:
         """Images (n, C, H, W) and factors (n, K) of any number of samples, as by `images` and `factors`."""
         channels, height, width = self.image_shape
         images = torch.empty(len(numbers), height, width, channels, dtype=torch.uint8).permute(0, 3, 1, 2)
         factors = np.empty((len(numbers), len(self.manifest.factors)), np.int64)
-        for rows, some, labels in self.by_shard(numbers):
+        for rows, some, labels in self.iter_shards(numbers):
             images[torch.from_numpy(rows)] = some
             factors[rows] = labels
         return images, factors
@@ -142,13 +142,13 @@ class ShardedSplit:
     def open(self, shards: Collection[int]) -> Iterator[int]:
         """Fetch and verify shards, several at a time; yields how many are done, after each."""
         early = set(self._opening)
-        self.prepare(shards)
+        self.prefetch(shards)
         try:
             for count, shard in enumerate(shards, 1):
                 if shard not in self._open:
                     self._open[shard] = self._result(shard, again=shard in early)
                     self._pixels[shard] = self._open[shard].pixels
-                    self._draw_line(shard, self._open[shard].offsets)
+                    self._note_stride(shard, self._open[shard].offsets)
                 yield count
         except UserError:
             for future in self._opening.values():
@@ -163,7 +163,7 @@ class ShardedSplit:
         while True:
             try:
                 return future.result()
-            except NoRoomError:
+            except CacheFullError:
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(0.1)
@@ -173,7 +173,7 @@ class ShardedSplit:
                 again = False
             future = self._pool.submit(self._files.open, self._shards[shard])
 
-    def _draw_line(self, shard: int, offsets: NDArray[np.int64]) -> None:
+    def _note_stride(self, shard: int, offsets: NDArray[np.int64]) -> None:
         """Note where samples lie at equal distances, as almost all do: a JSON of another length can move some."""
         steps = np.unique(np.diff(offsets))
         if len(steps) < 2:
@@ -181,20 +181,20 @@ class ShardedSplit:
         else:
             self._irregular.add(shard)
 
-    def prepare(self, shards: Collection[int]) -> None:
+    def prefetch(self, shards: Collection[int]) -> None:
         """Begin to fetch and verify shards, several at a time."""
         for shard in shards:
             if shard not in self._open and shard not in self._opening:
                 self._opening[shard] = self._pool.submit(self._files.open, self._shards[shard])
 
-    def retain(self, shards: Collection[int]) -> None:
+    def close_except(self, shards: Collection[int]) -> None:
         """Close all shards but these, so that their copies may be removed."""
         for held in (self._open, self._opening):
             for shard in held.keys() - set(shards):
                 del held[shard]
                 self._pixels[shard] = memoryview(b"")
 
-    def check_room(self, window: int, batch_size: int) -> None:
+    def check_capacity(self, window: int, batch_size: int) -> None:
         """See that there is room for what is read at a time: all, or the windows that a batch may touch.
 
         Raises:

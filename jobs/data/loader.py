@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from jobs.data.dataset import ShardedSplit
+from jobs.data.dataset import ShardedDataset
 from jobs.data.sampling import Order, slice_places, worker_slices
 
 _AHEAD = 2  # batches that wait for the training
@@ -30,7 +30,7 @@ class BatchLoader:
 
     def __init__(
         self,
-        data: ShardedSplit,
+        data: ShardedDataset,
         order: Order,
         *,
         num_slices: int,
@@ -74,8 +74,8 @@ class BatchLoader:
         windows = self.order.windows(step)
         if windows:
             shards = np.concatenate(windows).tolist()
-            self.data.retain(shards)
-            self.data.prepare(shards)
+            self.data.close_except(shards)
+            self.data.prefetch(shards)
         return images
 
     def _gather(self, resident: Tensor, numbers: NDArray[np.int64]) -> Tensor:
@@ -105,6 +105,6 @@ class BatchLoader:
         """All images of the split, (N, H * W * C), a few shards at a time."""
         data = self.data
         everything = torch.empty(len(data), data.num_bytes // len(data), dtype=torch.uint8, device=device)
-        for rows, images, _ in data.by_shard(np.arange(len(data))):
+        for rows, images, _ in data.iter_shards(np.arange(len(data))):
             everything[torch.from_numpy(rows).to(device)] = images.permute(0, 2, 3, 1).flatten(1).to(device)
         return everything

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
-def mix64(*words: ArrayLike) -> NDArray[np.uint64]:
+def splitmix64(*words: ArrayLike) -> NDArray[np.uint64]:
     """Hash integers, elementwise with broadcasting, to uniform 64-bit words.
 
     Chains the finaliser of SplitMix64 (Steele, Lea, Flood 2014) over the words. Not cryptographic.
@@ -68,7 +68,7 @@ def _feistel(value: NDArray[np.uint64], half: int, key: int) -> NDArray[np.uint6
     shift, mask = np.uint64(half), np.uint64((1 << half) - 1)
     left, right = value >> shift, value & mask
     for turn in range(_ROUNDS if half > 3 else _FEW):
-        left, right = right, left ^ (mix64(key, turn, right) & mask)
+        left, right = right, left ^ (splitmix64(key, turn, right) & mask)
     return (left << shift) | right
 
 
@@ -140,7 +140,7 @@ class Order:
         place = (starts[:, None] + np.arange(places.start, places.stop, dtype=np.int64)).reshape(-1)
         epochs, position = np.divmod(place, self.num_samples)
         first, last = int(epochs[0]), int(epochs[-1])
-        parts = [self._visit(epoch, position[epochs == epoch]) for epoch in range(first, last + 1)]
+        parts = [self._lookup(epoch, position[epochs == epoch]) for epoch in range(first, last + 1)]
         return np.concatenate(parts).reshape(count, len(places))
 
     def windows(self, step: int) -> list[NDArray[np.int64]]:
@@ -153,7 +153,7 @@ class Order:
         last = now + 1 == len(plan.starts)
         return [plan.shards(now), self._plan(epoch + 1).shards(0) if last else plan.shards(now + 1)]
 
-    def _visit(self, epoch: int, position: NDArray[np.int64]) -> NDArray[np.int64]:
+    def _lookup(self, epoch: int, position: NDArray[np.int64]) -> NDArray[np.int64]:
         if not self._window:
             return permute(position, self.num_samples, self._key(epoch))
         return self._plan(epoch).visit(position)
@@ -162,7 +162,7 @@ class Order:
         return _EpochPlan(self._sizes, self._window, self._key(epoch))
 
     def _key(self, epoch: int) -> int:
-        return int(mix64(self.seed, epoch))
+        return int(splitmix64(self.seed, epoch))
 
 
 class _EpochPlan:
@@ -185,7 +185,7 @@ class _EpochPlan:
         shuffled = np.empty_like(position)
         for number in np.unique(window):
             here = window == number
-            start, key = self.starts[number], int(mix64(self.key, number))
+            start, key = self.starts[number], int(splitmix64(self.key, number))
             shuffled[here] = start + permute(position[here] - start, int(self._window_sizes[number]), key)
         slot = np.searchsorted(self._slot_starts, shuffled, side="right") - 1
         samples: NDArray[np.int64] = self._first_sample[slot] + shuffled - self._slot_starts[slot]

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from jobs.data.config import DataSection
+from jobs.data.config import BaseDataConfig
 from jobs.data.manifest import Shard, index_file, shard_name, tar_file, write_task_file
 from jobs.data.sources.base import SPLITS, Sample, Source, Split
 from jobs.errors import UserError
@@ -203,7 +203,7 @@ class ShardWriter:
         )
 
 
-def write_parts(source: Source, url: str, parts: list[tuple[int, range]], config: DataSection) -> Iterator[int]:
+def write_parts(source: Source, url: str, parts: list[tuple[int, range]], config: BaseDataConfig) -> Iterator[int]:
     """Write consecutive ranges of a source, one after the other: the tars of each, and last its task file.
 
     Running it again, after a crash at any point, gives the same files.
@@ -228,7 +228,7 @@ def write_parts(source: Source, url: str, parts: list[tuple[int, range]], config
 
 
 def _write_part(
-    source: Source, store: Store, number: int, samples: Iterator[Sample], expected: int, config: DataSection
+    source: Source, store: Store, number: int, samples: Iterator[Sample], expected: int, config: BaseDataConfig
 ) -> None:
     writers: dict[Split, ShardWriter] = {}
     names = [factor.name for factor in source.factors]

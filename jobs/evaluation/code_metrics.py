@@ -9,7 +9,7 @@ from threadpoolctl import threadpool_limits
 
 from jobs.config import EvaluateConfig
 from jobs.evaluation.encode import Array
-from jobs.evaluation.inputs import FEWEST, Encoded, label_name, probes
+from jobs.evaluation.inputs import FEWEST, EncodedDataset, label_name, probes
 from jobs.evaluation.model_metrics import Scores, probe_scores
 from vlae.metrics import (
     beta_vae_score,
@@ -50,10 +50,10 @@ _UNSUPERVISED: dict[str, Callable[[Array], float]] = {
     "pairwise_information": mean_pairwise_mutual_information,
 }
 
-Family = Callable[[Encoded, EvaluateConfig], Scores]
+Family = Callable[[EncodedDataset, EvaluateConfig], Scores]
 
 
-def information_scores(encoded: Encoded, config: EvaluateConfig) -> Scores:  # noqa: ARG001  (families look alike)
+def information_scores(encoded: EncodedDataset, config: EvaluateConfig) -> Scores:  # noqa: ARG001  (families look alike)
     """Gaps of mutual information, of all rungs and of each, MIG by factor too; and what needs no factors."""
     scores: Scores = {}
     if encoded.names:
@@ -68,7 +68,7 @@ def information_scores(encoded: Encoded, config: EvaluateConfig) -> Scores:  # n
     return scores
 
 
-def classifier_scores(encoded: Encoded, config: EvaluateConfig) -> Scores:
+def classifier_scores(encoded: EncodedDataset, config: EvaluateConfig) -> Scores:
     """SAP, explicitness, and what a few labels are good for."""
     if not encoded.names:
         return {}
@@ -87,7 +87,7 @@ def classifier_scores(encoded: Encoded, config: EvaluateConfig) -> Scores:
     return scores
 
 
-def dci_family(encoded: Encoded, config: EvaluateConfig) -> Scores:
+def dci_family(encoded: EncodedDataset, config: EvaluateConfig) -> Scores:
     """DCI of the latents, and of the rungs as blocks."""
     if not encoded.names:
         return {}
@@ -108,7 +108,7 @@ def dci_family(encoded: Encoded, config: EvaluateConfig) -> Scores:
     }
 
 
-def intervention_scores(encoded: Encoded, config: EvaluateConfig) -> Scores:
+def intervention_scores(encoded: EncodedDataset, config: EvaluateConfig) -> Scores:
     """What stays and what moves when a factor is held: FactorVAE, BetaVAE, IRS; InfoMEC beside them."""
     if not encoded.names:
         return {}
@@ -124,7 +124,7 @@ def intervention_scores(encoded: Encoded, config: EvaluateConfig) -> Scores:
     }
 
 
-def probe_family(encoded: Encoded, config: EvaluateConfig) -> Scores:
+def probe_family(encoded: EncodedDataset, config: EvaluateConfig) -> Scores:
     """What a classifier reads from the samples of each rung, and UDR where models of other seeds are there."""
     found = probes(encoded.train_samples, encoded.train_factors, encoded.codes.samples, encoded.factors, config.seed)
     scores = probe_scores(found, encoded.names)
@@ -135,10 +135,16 @@ def probe_family(encoded: Encoded, config: EvaluateConfig) -> Scores:
 
 
 # The longest first: it then runs beside all the others.
-FAMILIES: tuple[Family, ...] = (dci_family, probe_family, intervention_scores, classifier_scores, information_scores)
+METRIC_GROUPS: tuple[Family, ...] = (
+    dci_family,
+    probe_family,
+    intervention_scores,
+    classifier_scores,
+    information_scores,
+)
 
 
-def family_scores(family: Family, encoded: Encoded, config: EvaluateConfig) -> Scores:
+def compute_group(family: Family, encoded: EncodedDataset, config: EvaluateConfig) -> Scores:
     """The scores of one family; none where there are too few images for any to mean something.
 
     The BLAS has one thread, since its products are small and would wait for it.

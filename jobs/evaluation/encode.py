@@ -10,27 +10,27 @@ from torch import Tensor
 
 from jobs.device import to_device
 from vlae.metrics import ACTIVE
-from vlae.models.base import HierarchicalModel, Inference, Latents, rows_at_once
+from vlae.models.base import HierarchicalModel, Inference, Latents, eval_batch_size
 
 Array = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Codes:
+class Encodings:
     """Of N images; lists run over the rungs, bottom first."""
 
     means: list[Array]  # (N, D_l), each rung given the means of those it depends on
     samples: list[Array]  # (N, D_l)
-    centres: list[Array]  # means of the posteriors that the samples were drawn from
+    sampled_posterior_means: list[Array]  # means of the posteriors that the samples were drawn from
     log_sigmas: list[Array]
     kl_dims: list[Array]  # (N, D_l) nats
     reconstruction: Array  # (N,) nats
-    idle_kl: float  # nats that a latent costs which tells nothing
+    collapsed_kl: float  # nats that a latent costs which tells nothing
 
     @property
     def threshold(self) -> float:
         """Mean KL in nats above which a latent is in use."""
-        return self.idle_kl + ACTIVE
+        return self.collapsed_kl + ACTIVE
 
     @property
     def mean_kl(self) -> list[Array]:
@@ -47,7 +47,7 @@ class Codes:
 def rung_codes(model: HierarchicalModel, images: Tensor, generator: torch.Generator) -> tuple[list[Array], list[Array]]:
     """Only the means and the samples of `encode`, (N, D_l) per rung each, without decoding any."""
     means, samples = [], []
-    for chunk in torch.split(images, rows_at_once(generator.device)):
+    for chunk in torch.split(images, eval_batch_size(generator.device)):
         pixels = to_device(chunk, generator.device)
         drawn = model.infer(pixels, model.noise(len(pixels), generator))
         samples.append(drawn.latents)
@@ -59,15 +59,15 @@ def rung_codes(model: HierarchicalModel, images: Tensor, generator: torch.Genera
 def rung_means(model: HierarchicalModel, images: Tensor) -> list[Array]:
     """Only the means of `encode`, (N, D_l) per rung, of uint8 images (N, C, H, W)."""
     device = next(model.parameters()).device
-    return _joined([model.means(to_device(chunk, device)) for chunk in torch.split(images, rows_at_once(device))])
+    return _joined([model.means(to_device(chunk, device)) for chunk in torch.split(images, eval_batch_size(device))])
 
 
 @torch.no_grad()
-def encode(model: HierarchicalModel, images: Tensor, generator: torch.Generator) -> Codes:
+def encode(model: HierarchicalModel, images: Tensor, generator: torch.Generator) -> Encodings:
     """Codes of uint8 images (N, C, H, W); the generator is on the model's device."""
     parts: dict[str, list[Latents]] = {name: [] for name in ("means", "samples", "centres", "log_sigmas", "kl_dims")}
     reconstruction = []
-    for chunk in torch.split(images, rows_at_once(generator.device)):
+    for chunk in torch.split(images, eval_batch_size(generator.device)):
         pixels = to_device(chunk, generator.device)
         drawn = model.infer(pixels, model.noise(len(pixels), generator))
         reconstruction.append(model.likelihood.nll(model.decode(drawn.latents), pixels))
@@ -77,7 +77,7 @@ def encode(model: HierarchicalModel, images: Tensor, generator: torch.Generator)
         parts["log_sigmas"].append([posterior.log_sigma for posterior in drawn.posteriors])
         parts["kl_dims"].append(drawn.kl_dims)
     rungs = {name: _joined(batches) for name, batches in parts.items()}
-    return Codes(**rungs, reconstruction=torch.cat(reconstruction).cpu().numpy(), idle_kl=model.idle_kl)
+    return Encodings(**rungs, reconstruction=torch.cat(reconstruction).cpu().numpy(), collapsed_kl=model.collapsed_kl)
 
 
 def _means(model: HierarchicalModel, drawn: Inference, pixels: Tensor) -> Latents:

@@ -157,7 +157,7 @@ def explorer_page(
     Raises:
         ValueError: the page is too large even with the fewest pictures.
     """
-    threshold = model.idle_kl + ACTIVE
+    threshold = model.collapsed_kl + ACTIVE
     latents = [
         _Latent(rung, dim, float(kl), not kl > threshold)
         for rung, rates in enumerate(kl_dims)

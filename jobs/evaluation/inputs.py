@@ -13,10 +13,10 @@ from torch import Tensor
 
 from jobs.checkpoints.format import load_model
 from jobs.config import EvaluateConfig
-from jobs.data.dataset import ShardedSplit
+from jobs.data.dataset import ShardedDataset
 from jobs.data.sampling import permute
 from jobs.errors import UserError
-from jobs.evaluation.encode import Array, Codes, encode, rung_codes, rung_means
+from jobs.evaluation.encode import Array, Encodings, encode, rung_codes, rung_means
 from vlae.classifier import Classifier, accuracy, train_classifier
 from vlae.features import RandomFeatures
 from vlae.gibbs import GibbsCurve, gibbs_curve
@@ -42,16 +42,16 @@ class Sample:
     names: list[str]  # of the factors
 
 
-def sample(data: ShardedSplit, count: int, seed: int) -> Sample:
+def sample(data: ShardedDataset, count: int, seed: int) -> Sample:
     """At most `count` images of a split, picked by the seed."""
-    images, factors = data.gather(permute(np.arange(min(len(data), count)), len(data), seed))
+    images, factors = data.read(permute(np.arange(min(len(data), count)), len(data), seed))
     return Sample(images, factors, [factor.name for factor in data.manifest.factors])
 
 
-def information(codes: Codes, factors: NDArray[np.int64]) -> NDArray[np.float64]:
+def information(codes: Encodings, factors: NDArray[np.int64]) -> NDArray[np.float64]:
     """Share of each factor that each rung tells, (L, K)."""
     few = slice(_INFORMATION_IMAGES)
-    rungs = zip(codes.samples, codes.centres, codes.log_sigmas, strict=True)
+    rungs = zip(codes.samples, codes.sampled_posterior_means, codes.log_sigmas, strict=True)
     with threadpool_limits(1, "blas"):  # its products are small: threads would wait for each other
         return np.stack([rung_information(z[few], mean[few], sigma[few], factors[few]) for z, mean, sigma in rungs])
 
@@ -94,7 +94,7 @@ def label_name(wanted: str, names: Sequence[str]) -> str | None:
 
 
 def label_classifier(
-    train: ShardedSplit, test: Sample, config: EvaluateConfig, device: torch.device
+    train: ShardedDataset, test: Sample, config: EvaluateConfig, device: torch.device
 ) -> tuple[Classifier | None, dict[str, float]]:
     """A classifier of the factor that says what a picture is of, and its accuracy; None where there is no such factor.
 
@@ -130,10 +130,10 @@ _SIBLING_IMAGES = 2000  # on which models of other seeds are compared
 
 
 @dataclass(frozen=True)
-class Encoded:
+class EncodedDataset:
     """Codes and factors of N test and M train images; lists run over the rungs, bottom first."""
 
-    codes: Codes  # of the test images
+    codes: Encodings  # of the test images
     factors: NDArray[np.int64]  # (N, K)
     train_means: list[Array]  # (M, D_l)
     train_samples: list[Array]  # (M, D_l)
@@ -161,11 +161,11 @@ class Encoded:
 
 def encode_splits(
     model: HierarchicalModel,
-    train: ShardedSplit,
-    test: ShardedSplit,
+    train: ShardedDataset,
+    test: ShardedDataset,
     config: EvaluateConfig,
     siblings: Sequence[Path] = (),
-) -> Encoded:
+) -> EncodedDataset:
     """Encode the images that the seed picks.
 
     Args:
@@ -186,7 +186,7 @@ def encode_splits(
     if not codes.finite:
         raise UserError("the model's ELBO is not finite on the test split: train it anew with a smaller learning rate")
     means, samples = rung_codes(model, learned.images, generator)
-    return Encoded(
+    return EncodedDataset(
         codes,
         shown.factors,
         means,

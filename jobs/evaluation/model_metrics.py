@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from jobs.config import EvaluateConfig
-from jobs.data.dataset import ShardedSplit
-from jobs.device import quick, to_device
-from jobs.evaluation.encode import Codes
+from jobs.data.dataset import ShardedDataset
+from jobs.device import autocast_bf16, to_device
+from jobs.evaluation.encode import Encodings
 from jobs.evaluation.inputs import LINEAR_IMAGES, complexity, gibbs, label_classifier, sample
 from vlae.gibbs import GibbsCurve, top_k_curve
 from vlae.metrics import (
@@ -24,7 +24,7 @@ from vlae.metrics import (
     rung_compactness,
     rung_modularity,
 )
-from vlae.models.base import HierarchicalModel, rows_at_once
+from vlae.models.base import HierarchicalModel, eval_batch_size
 from vlae.objective import importance_weighted_bound
 from vlae.total_effects import Effects, total_effects
 
@@ -32,7 +32,7 @@ Scores = dict[str, float]
 Floats = NDArray[np.float64]
 
 
-def likelihood_scores(codes: Codes, dimensions: int, *, discrete: bool) -> Scores:
+def likelihood_scores(codes: Encodings, dimensions: int, *, discrete: bool) -> Scores:
     """ELBO and its terms in nats per image, what each rung carries, and bits/dim where p(x|z) is of 8-bit data."""
     per_rung, active = rates(codes.kl_dims), active_units(codes.kl_dims, threshold=codes.threshold)
     reconstruction, kl = float(codes.reconstruction.mean()), float(per_rung.sum())
@@ -55,7 +55,7 @@ def bound_scores(model: HierarchicalModel, images: Tensor, samples: int, generat
     """
     if not samples or not len(images):
         return {}
-    chunks = torch.split(images, rows_at_once(images.device))
+    chunks = torch.split(images, eval_batch_size(images.device))
     found = {
         name: torch.cat([importance_weighted_bound(model, chunk, count, generator) for chunk in chunks])
         for name, count in (("iw_bound", samples), ("iw_bound_of_one", 1))
@@ -147,7 +147,7 @@ class ModelMeasures:
 
 
 def measure_model(
-    model: HierarchicalModel, train: ShardedSplit, test: ShardedSplit, config: EvaluateConfig
+    model: HierarchicalModel, train: ShardedDataset, test: ShardedDataset, config: EvaluateConfig
 ) -> ModelMeasures:
     """Bounds, effects of the rungs on image, colour and class, top-k and Gibbs curves.
 
@@ -166,7 +166,7 @@ def measure_model(
     pixels = to_device(shown.images[: max(_CHAIN_IMAGES, config.iw_images)], device)
     few = pixels[:_CHAIN_IMAGES]
     classifier, classified = label_classifier(train, shown, config, device)
-    with quick(device):
+    with autocast_bf16(device):
         chains = gibbs(model, few, config.gibbs_steps, generator)
         effects = total_effects(model, _EFFECT_PAIRS, generator, classifier)
         top_k = top_k_curve(model, few, generator)

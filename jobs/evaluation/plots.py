@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
-from jobs.evaluation.encode import Codes
+from jobs.evaluation.encode import Encodings
 from vlae.gibbs import GibbsCurve, gibbs_strip
 from vlae.metrics import active_units, rates
 from vlae.models.base import HierarchicalModel
@@ -165,7 +165,7 @@ def draw_samples(model: HierarchicalModel, images: Tensor, generator: torch.Gene
 
 
 def draw_scores(
-    codes: Codes, information: NDArray[np.float64], names: list[str], gibbs: GibbsCurve | None
+    codes: Encodings, information: NDArray[np.float64], names: list[str], gibbs: GibbsCurve | None
 ) -> dict[str, bytes]:
     """Pictures of the numbers: the rate of each rung, the rung x factor matrix, the Gibbs curve."""
     rungs = [f"rung {rung}" for rung in range(len(codes.samples))]

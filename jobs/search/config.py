@@ -6,7 +6,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from jobs.data.config import EXECUTION
 from jobs.search.space import Range, parse_dimension
-from vlae.config import Section, split_commas
+from vlae.config import SettingsModel, split_commas
 
 Objective = Literal["elbo", "mig", "mig_sup", "modularity", "rung_compactness", "rung_modularity", "colour_gap"]
 OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
@@ -42,7 +42,7 @@ def _once(objectives: tuple[Objective, ...]) -> tuple[Objective, ...]:
     return objectives
 
 
-class TuneConfig(Section):
+class TuneConfig(SettingsModel):
     """The search: trials are trainings of other settings, judged on the validation split; stage=tune."""
 
     space: Annotated[dict[str, str], BeforeValidator(_spelled), AfterValidator(_readable)] = Field(

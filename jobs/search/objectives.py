@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from jobs.data.dataset import ShardedSplit
-from jobs.evaluation.encode import Codes, encode
+from jobs.data.dataset import ShardedDataset
+from jobs.evaluation.encode import Encodings, encode
 from jobs.evaluation.inputs import information, sample
 from jobs.search.config import Objective
 from vlae.metrics import mig_score, mig_sup_score, modularity_score, rung_compactness, rung_modularity
@@ -30,7 +30,7 @@ _OF_RUNGS: dict[Objective, Callable[[NDArray[np.float64]], float]] = {
 
 
 def objective_scores(
-    model: HierarchicalModel, validation: ShardedSplit, objectives: Collection[Objective], seed: int
+    model: HierarchicalModel, validation: ShardedDataset, objectives: Collection[Objective], seed: int
 ) -> dict[str, float]:
     """Those of the objectives that a training does not give itself, as docs/search.md defines them; all but `elbo`.
 
@@ -57,7 +57,7 @@ def objective_scores(
     return scores
 
 
-def _score(name: Objective, codes: Codes, factors: NDArray[np.int64]) -> float:
+def _score(name: Objective, codes: Encodings, factors: NDArray[np.int64]) -> float:
     if name in _OF_MEANS:
         return float(_OF_MEANS[name](np.concatenate(codes.means, axis=1), factors))
     return float(_OF_RUNGS[name](information(codes, factors)))

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from jobs.checkpoints.format import load_model
 from jobs.checkpoints.manager import Checkpoints
 from jobs.cluster.ray_cluster import task_result
-from jobs.data.dataset import ShardedSplit
+from jobs.data.dataset import ShardedDataset
 from jobs.data.shard_reader import DataAccess
 from jobs.device import to_device
 from jobs.errors import UserError
@@ -204,5 +204,5 @@ def _draw(place: str, access: DataAccess, device: str) -> dict[str, bytes]:
             model = load_model(checkpoint).to(device)
         except UserError:
             return {}
-    images = to_device(sample(ShardedSplit(access, "validation"), _IMAGES, _SEED).images, torch.device(device))
+    images = to_device(sample(ShardedDataset(access, "validation"), _IMAGES, _SEED).images, torch.device(device))
     return draw_samples(model, images, torch.Generator(device).manual_seed(_SEED))

@@ -19,7 +19,7 @@ _TRIES = 50  # of TPE for a point that is new and fits; it dwells on what is goo
 _CHANCES = 1000
 
 
-class Proposals(Searcher):
+class OptunaSearcher(Searcher):
     """Proposes `{"number": ..., "values": ...}` to Ray Tune and tells Optuna what became of it.
 
     Args:

@@ -16,10 +16,20 @@ from ray import tune
 from jobs.checkpoints.format import load_model
 from jobs.checkpoints.manager import Checkpoints
 from jobs.cluster.ray_cluster import Resources
-from jobs.data.dataset import ShardedSplit
-from jobs.device import keep_freed_memory
-from jobs.errors import DamagedError, TrainingError, UserError
-from jobs.events import Begun, Committed, Failed, Message, Point, Scored, Started, Stopped, Told
+from jobs.data.dataset import ShardedDataset
+from jobs.device import tune_malloc
+from jobs.errors import CorruptedError, TrainingError, UserError
+from jobs.events import (
+    CheckpointSaved,
+    Event,
+    MetricPoint,
+    TrainingResumed,
+    TrainingStopped,
+    TrialEvent,
+    TrialReport,
+    WorkerFailed,
+    WorkersStarted,
+)
 from jobs.search.config import Objective
 from jobs.search.objectives import objective_scores
 from jobs.search.space import Values
@@ -68,19 +78,19 @@ def run_trial(config: dict[str, Any], plan: TrialPlan, board: Any) -> None:
         tune.report({FAILED: 1})
     if (known is not None and known.ended) or ray.get(board.stopping.remote()):
         return
-    reports.post(Begun())
+    reports.post(WorkersStarted())
     try:
         _train(plan, reports, plan.make_job(values))
     except (StoppedError, KeyboardInterrupt):  # the command was: it has its checkpoint
-        reports.say(Stopped(reports.last))
+        reports.say(TrainingStopped(reports.last))
     except UserError as error:
         own = isinstance(error, TrainingError)
-        reports.say(Failed(str(error), final=own, own=own))
+        reports.say(WorkerFailed(str(error), final=own, own=own))
         if not own:
             raise  # Ray tries again, some times
         tune.report({FAILED: 1})
     except Exception as error:
-        reports.say(Failed(f"{type(error).__name__}: {str(error).partition(chr(10))[0]}", own=True))
+        reports.say(WorkerFailed(f"{type(error).__name__}: {str(error).partition(chr(10))[0]}", own=True))
         tune.report({FAILED: 1})
 
 
@@ -88,7 +98,7 @@ def _train(plan: TrialPlan, reports: "_Reports", job: TrainJob) -> None:
     reports.job = job
     if plan.nested is None:
         torch.set_num_threads(plan.threads)
-        keep_freed_memory()
+        tune_malloc()
         if plan.device == "cuda":
             torch.set_float32_matmul_precision("high")
         worker = Worker(device=torch.device(plan.device), stop=reports.look)
@@ -117,22 +127,22 @@ class _Reports:
         self.asked = StopSignal(board)  # whether to make a checkpoint and end
         self.job: TrainJob | None = None
 
-    def post(self, message: Message) -> Any:
+    def post(self, message: Event) -> Any:
         """Hand on a message of the training, from any of its threads."""
         match message:
-            case Started():
+            case TrainingResumed():
                 for point in message.history:
                     self._see(point)
-            case Point():
+            case MetricPoint():
                 self._see(message)
-        told = self._board.post.remote(Told(self.number, self._values, message))
-        if isinstance(message, Committed):
+        told = self._board.post.remote(TrialEvent(self.number, self._values, message))
+        if isinstance(message, CheckpointSaved):
             self._committed.put(message.step)
-        if isinstance(message, Started) and message.step:
+        if isinstance(message, TrainingResumed) and message.step:
             self._committed.put(message.step)  # an earlier command may have been killed before it reported this one
         return told
 
-    def say(self, message: Message) -> None:
+    def say(self, message: Event) -> None:
         """Hand on a message and wait until it has arrived, with all before it."""
         ray.get(self.post(message))
 
@@ -141,7 +151,7 @@ class _Reports:
         self.report()
         return self.asked()
 
-    def take(self, messages: list[Message]) -> None:
+    def take(self, messages: list[Event]) -> None:
         """What the workers of a nested training posted."""
         for message in messages:
             self.post(message)
@@ -157,13 +167,13 @@ class _Reports:
             if step > self.last and math.isfinite(self._elbo.get(step, math.nan)):
                 try:
                     scores = {"elbo": self._elbo[step], **self._measure(step)}
-                except DamagedError:
+                except CorruptedError:
                     continue  # the workers of a nested training have gone on, and newer checkpoints are there
                 self.last = step
-                self.say(Scored(step, scores))
+                self.say(TrialReport(step, scores))
                 tune.report({"step": step, **scores})
 
-    def _see(self, point: Point) -> None:
+    def _see(self, point: MetricPoint) -> None:
         if _SCORE in point.metrics:
             self._elbo[point.step] = point.metrics[_SCORE]
 
@@ -172,6 +182,6 @@ class _Reports:
             return {}
         with tempfile.TemporaryDirectory(prefix="vlae-") as folder:
             model = load_model(Checkpoints(self.job.checkpoints).fetch(step, Path(folder)))
-        validation = ShardedSplit(self.job.data, "validation")
+        validation = ShardedDataset(self.job.data, "validation")
         scores = objective_scores(model.to(self._plan.device), validation, self._plan.objectives, self.job.seed)
         return {name: score for name, score in scores.items() if math.isfinite(score)}

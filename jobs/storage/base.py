@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from jobs.errors import DamagedError
+from jobs.errors import CorruptedError
 
 
 class Store(Protocol):
@@ -72,11 +72,11 @@ class Store(Protocol):
         ...
 
 
-def missing(address: str) -> DamagedError:
+def missing(address: str) -> CorruptedError:
     """The error for an object that a manifest names and that is not there."""
-    return DamagedError(f"{address} is missing: write it again with force=shard")
+    return CorruptedError(f"{address} is missing: write it again with force=shard")
 
 
-def damaged(address: str, found: str, expected: str) -> DamagedError:
+def damaged(address: str, found: str, expected: str) -> CorruptedError:
     """The error for an object whose bytes are not those that were written."""
-    return DamagedError(f"{address} is damaged (sha256 {found[:12]}, manifest {expected[:12]}): use force=shard")
+    return CorruptedError(f"{address} is damaged (sha256 {found[:12]}, manifest {expected[:12]}): use force=shard")

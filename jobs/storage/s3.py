@@ -22,7 +22,7 @@ import botocore.exceptions
 from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 
-from jobs.errors import AwayError, UserError
+from jobs.errors import UnavailableError, UserError
 from jobs.storage.base import damaged, missing
 
 _CREDENTIALS = re.compile(r"//[^/]*@")
@@ -32,7 +32,7 @@ _REFUSED = {"401", "403", "AccessDenied", "Forbidden", "InvalidAccessKeyId", "Si
 _CHANGED_ON_THE_WAY = {"BadDigest", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch"}
 
 
-class CutError(Exception):
+class TruncatedResponseError(Exception):
     """A reply ended before its last byte, or its bytes are not those that were stored."""
 
 
@@ -49,7 +49,7 @@ def may_pass(error: Exception) -> bool:
         return any(code in str(error) for code in _CHANGED_ON_THE_WAY)
     # botocore can stumble over the headers of a failed GET, and give these instead of the failure.
     stumbles = AttributeError, TypeError, ConnectionError, botocore.exceptions.ConnectionClosedError
-    return isinstance(error, (CutError, *stumbles))
+    return isinstance(error, (TruncatedResponseError, *stumbles))
 
 
 @contextmanager
@@ -80,9 +80,9 @@ def explained(address: str) -> Iterator[None]:
         raise _silence(address, error) from error
 
 
-def _silence(address: str, error: Exception) -> AwayError:
+def _silence(address: str, error: Exception) -> UnavailableError:
     reason = _CREDENTIALS.sub("//", " ".join(str(error).split())) or type(error).__name__
-    return AwayError(f"{address}: S3 does not answer as it should ({reason}); run again when it does")
+    return UnavailableError(f"{address}: S3 does not answer as it should ({reason}); run again when it does")
 
 
 def _advice(address: str, code: str, text: str) -> UserError:
@@ -91,7 +91,7 @@ def _advice(address: str, code: str, text: str) -> UserError:
         return UserError(f"{address}: S3 refuses the credentials ({code}): {advice}")
     if code == "NoSuchBucket":
         return UserError(f"{address}: the bucket does not exist: create it, or set store= to another")
-    return AwayError(f"{address}: S3 failed ({' '.join(text.split())}): run again when it works")
+    return UnavailableError(f"{address}: S3 failed ({' '.join(text.split())}): run again when it works")
 
 
 _Result = TypeVar("_Result")
@@ -222,10 +222,12 @@ class S3Store:
                     digest.update(chunk)
                     file.write(chunk)
                 break
-            except CutError as error:
+            except TruncatedResponseError as error:
                 tries = 1 if file.tell() > start else tries + 1
                 if tries == self._tries:
-                    raise AwayError(f"{self._url}/{name}: S3 cuts its replies ({error}); run again later") from error
+                    raise UnavailableError(
+                        f"{self._url}/{name}: S3 cuts its replies ({error}); run again later"
+                    ) from error
         file.flush()
         return digest.hexdigest()
 
@@ -296,4 +298,4 @@ def _chunks(body: Any) -> Iterator[bytes]:
         try:
             yield from body.iter_chunks(_CHUNK)
         except (botocore.exceptions.BotoCoreError, ConnectionError, TimeoutError) as error:
-            raise CutError(type(error).__name__) from error
+            raise TruncatedResponseError(type(error).__name__) from error

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from jobs.cli import run_command
-from jobs.errors import AwayError, UserError
-from jobs.submit.arguments import Command, WordsError, mask, read_words
+from jobs.cli import run_cli
+from jobs.errors import UnavailableError, UserError
+from jobs.submit.arguments import Command, UsageError, mask, read_words
 from jobs.submit.package import packed
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def main(words: Sequence[str]) -> int:
         return 0 if words else 2
     try:
         command = read_words(words, os.environ)
-    except WordsError as error:
+    except UsageError as error:
         return _fail(error, 2)
     code = 1
     try:
@@ -110,8 +110,10 @@ def _follow(jobs: "Jobs", command: Command) -> int:
         job = jobs.follow(command.job, log)
     except KeyboardInterrupt:
         return _interrupted(jobs, command, log)
-    except AwayError as error:
-        raise AwayError(f"{error}. The job may still run; to follow it again: {_how(command, 'logs')}") from error
+    except UnavailableError as error:
+        raise UnavailableError(
+            f"{error}. The job may still run; to follow it again: {_how(command, 'logs')}"
+        ) from error
     return _end(command, job)
 
 
@@ -183,4 +185,4 @@ def _list(jobs: "Jobs", command: Command) -> int:  # noqa: ARG001  (actions look
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_cli(main)

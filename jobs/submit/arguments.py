@@ -15,7 +15,7 @@ _JOB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,99}")  # Ray makes file names of it
 _PATHS = re.compile(r"workspace|store|[\w.]+folder")
 
 
-class WordsError(Exception):
+class UsageError(Exception):
     """A word is wrong; the message names it and the mend, and holds no credentials."""
 
     def __init__(self, message: str) -> None:
@@ -54,18 +54,18 @@ def read_words(words: Sequence[str], environment: Mapping[str, str]) -> Command:
     job = ""
     if action in ("logs", "stop"):
         if not rest or "=" in rest[0]:
-            raise WordsError(f"{action} needs the name of a job: python -m jobs.submit {action} NAME; list shows them")
+            raise UsageError(f"{action} needs the name of a job: python -m jobs.submit {action} NAME; list shows them")
         job = rest.pop(0)
     own, others = _sorted_out(rest)
     address = _address(own.get("address") or environment.get("RAY_API_SERVER_ADDRESS") or _ADDRESS)
     if action != "submit":
         for word in [f"{key}={value}" for key, value in own.items() if key != "address"] + others:
-            raise WordsError(f"{action} has no use for {word}: it takes address= only")
+            raise UsageError(f"{action} has no use for {word}: it takes address= only")
         return Command(action, address, job)
     _check_settings(others)
     wait = own.get("wait", "true")
     if wait not in ("true", "false"):
-        raise WordsError(f"wait={wait} must be true or false")
+        raise UsageError(f"wait={wait} must be true or false")
     return Command(
         "submit", address, _job_name(own.get("name")), _variables(own.get("env", ""), environment), wait == "true",
         tuple(others),
@@ -79,20 +79,20 @@ def _sorted_out(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     for word in words:
         key, equals, value = word.partition("=")
         if not equals or not key:
-            raise WordsError(f"'{word}' is not key=value; --help says more")
+            raise UsageError(f"'{word}' is not key=value; --help says more")
         if key in own or key in others:
-            raise WordsError(f"'{key}' is given twice: {key}={own.get(key, others.get(key))} and {word}")
+            raise UsageError(f"'{key}' is given twice: {key}={own.get(key, others.get(key))} and {word}")
         (own if key in OWN else others)[key] = value
     return own, [f"{key}={value}" for key, value in others.items()]
 
 
 def _address(address: str) -> str:
     if _CREDENTIALS.search(address):
-        raise WordsError(
+        raise UsageError(
             f"address={address} must hold no credentials: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN in the environment"
         )
     if not _HTTP.fullmatch(address):
-        raise WordsError(
+        raise UsageError(
             f"address={address} must be http(s)://HOST:PORT of the cluster's dashboard, such as http://HEAD:8265"
         )
     return address.rstrip("/")
@@ -102,7 +102,7 @@ def _job_name(name: str | None) -> str:
     if name is None:
         return f"vlae-{datetime.now().astimezone():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
     if not _JOB_NAME.fullmatch(name):
-        raise WordsError(f"name={name} must be letters, digits, '.', '_' and '-' only, at most 100")
+        raise UsageError(f"name={name} must be letters, digits, '.', '_' and '-' only, at most 100")
     return name
 
 
@@ -111,9 +111,9 @@ def _variables(names: str, environment: Mapping[str, str]) -> tuple[str, ...]:
     for name in found:
         if "=" in name or not name.isidentifier():
             culprit = name.partition("=")[0]
-            raise WordsError(f"env={culprit}... takes names alone, env=NAME,NAME: values come from the environment")
+            raise UsageError(f"env={culprit}... takes names alone, env=NAME,NAME: values come from the environment")
         if name not in environment:
-            raise WordsError(f"env={name}: {name} is not set here; export it first, or leave it out")
+            raise UsageError(f"env={name}: {name} is not set here; export it first, or leave it out")
     return found
 
 
@@ -121,16 +121,16 @@ def _check_settings(words: Sequence[str]) -> None:
     settings = dict(word.split("=", 1) for word in words)
     for key, value in settings.items():
         if _CREDENTIALS.search(value):
-            raise WordsError(
+            raise UsageError(
                 f"{key}={value} holds credentials, which would end up in logs: set them as environment variables and "
                 "name these in env=NAME,NAME"
             )
         if _PATHS.fullmatch(key) and value not in ("", "none") and not value.startswith(("/", "s3://")):
-            raise WordsError(
+            raise UsageError(
                 f"{key}={value} is relative to a folder that the cluster removes: give an absolute path that every "
                 "node sees"
             )
     if "ray.address" in settings:
-        raise WordsError("ray.address is the cluster's own business here: name its dashboard with address=")
+        raise UsageError("ray.address is the cluster's own business here: name its dashboard with address=")
     if not settings.get("workspace"):
-        raise WordsError("workspace= is missing: give the absolute path of a folder that every node sees")
+        raise UsageError("workspace= is missing: give the absolute path of a folder that every node sees")

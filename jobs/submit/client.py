@@ -15,7 +15,7 @@ import requests
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobSubmissionClient
 
-from jobs.errors import AwayError, UserError
+from jobs.errors import UnavailableError, UserError
 from jobs.submit import environment
 
 ENTRYPOINT = "exec python -m jobs.submit.environment pipeline.run"  # exec: Ray's SIGTERM is for Python, not for a shell
@@ -97,7 +97,7 @@ class Jobs:
         except (requests.exceptions.JSONDecodeError, KeyError) as error:
             raise UserError(f"address={self._address} is no Ray dashboard: it is http://HEAD:8265 mostly") from error
         except (OSError, aiohttp.ClientError, TimeoutError) as error:
-            raise AwayError(
+            raise UnavailableError(
                 f"address={self._address} does not answer as the dashboard of a Ray cluster ({type(error).__name__}): "
                 "see that the cluster runs and that this machine reaches it"
             ) from error
@@ -156,7 +156,7 @@ class Jobs:
                 found = self.info(job)
                 if found.status.is_terminal():
                     return found
-            except AwayError:
+            except UnavailableError:
                 if time.monotonic() - log.heard > _AWAY_SECONDS:
                     raise
             time.sleep(1)

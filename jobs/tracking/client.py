@@ -16,8 +16,8 @@ from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 from sqlalchemy.exc import SQLAlchemyError
 
 from jobs.config import TrackingConfig
-from jobs.errors import AGAIN, AwayError, UserError
-from jobs.events import Point
+from jobs.errors import AGAIN, UnavailableError, UserError
+from jobs.events import MetricPoint
 from jobs.tracking.spool import missing
 
 
@@ -34,7 +34,7 @@ class TrackingError(UserError):
         self.uri, self.reason = uri, reason
 
 
-class TrackingAwayError(TrackingError, AwayError):
+class TrackingUnavailableError(TrackingError, UnavailableError):
     """It does not answer, or cannot work now."""
 
 
@@ -45,10 +45,10 @@ def readable_errors(uri: str) -> Iterator[None]:
         yield
     except MlflowException as error:
         if error.get_http_status_code() >= 500:  # type: ignore[no-untyped-call]
-            raise TrackingAwayError(uri, _first_line(_root(error))) from error
+            raise TrackingUnavailableError(uri, _first_line(_root(error))) from error
         raise TrackingError(uri, _first_line(error)) from error
     except (SQLAlchemyError, OSError) as error:
-        raise TrackingAwayError(uri, _first_line(_root(error))) from error
+        raise TrackingUnavailableError(uri, _first_line(_root(error))) from error
 
 
 def _root(error: BaseException) -> BaseException:
@@ -176,11 +176,11 @@ class Tracker:
             return None
         return {metric.key: metric.step for metric in run.data.to_proto().metrics}
 
-    def complete_curve(self, run_id: str, history: Sequence[Point]) -> None:
+    def complete_curve(self, run_id: str, history: Sequence[MetricPoint]) -> None:
         """Send what a run lacks of a training's curve."""
         self.log_points(run_id, missing(history, self.last_steps(run_id) or {}))
 
-    def as_known(self, run_id: str, points: Sequence[Point]) -> list[Point]:
+    def as_known(self, run_id: str, points: Sequence[MetricPoint]) -> list[MetricPoint]:
         """Points as the run has them, where it does: if a step was computed again, its first time and value stay."""
         found = []
         for point in points:
@@ -189,11 +189,11 @@ class Tracker:
                     history = self.client.get_metric_history(run_id, key)
                 known = [(metric.timestamp, metric.value) for metric in history if metric.step == point.step]
                 time_ms, first = known[0] if known else (point.time_ms, value)
-                found.append(Point(point.step, time_ms, {key: first}))
+                found.append(MetricPoint(point.step, time_ms, {key: first}))
         return found
 
     def log_points(
-        self, run_id: str, points: Sequence[Point], model_id: str | None = None, dataset: Dataset | None = None
+        self, run_id: str, points: Sequence[MetricPoint], model_id: str | None = None, dataset: Dataset | None = None
     ) -> None:
         """Send points of the curves; with `model_id` and `dataset` they are scores of that model on that data."""
         name, digest = (dataset.name, dataset.digest) if dataset else (None, None)

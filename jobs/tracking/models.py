@@ -9,7 +9,7 @@ from mlflow.entities import Dataset, LoggedModelOutput, LoggedModelStatus
 from torch import Tensor
 
 from jobs.checkpoints.format import read_history, read_meta
-from jobs.events import Point
+from jobs.events import MetricPoint
 from jobs.tracking.client import Tracker
 from jobs.tracking.pyfunc import package_model
 
@@ -17,7 +17,7 @@ _SCORES = ("validation/", "train/loss")  # what metrics of the curve that tell o
 
 
 @dataclass(frozen=True)
-class Origin:
+class RunProvenance:
     """Where a checkpoint comes from."""
 
     run_id: str  # of the training
@@ -27,7 +27,7 @@ class Origin:
     example: Tensor  # (n, C, H, W) uint8, a few of its images
 
 
-def log_checkpoint(tracker: Tracker, origin: Origin, checkpoint: Path) -> str:
+def log_checkpoint(tracker: Tracker, origin: RunProvenance, checkpoint: Path) -> str:
     """Keep a checkpoint as a LoggedModel, with the validation scores of its step; once, however often it is asked for.
 
     Returns:
@@ -65,7 +65,7 @@ def _find(tracker: Tracker, run_id: str, weights_sha256: str) -> str | None:
     return finished
 
 
-def _create(tracker: Tracker, origin: Origin, checkpoint: Path, step: int, weights_sha256: str) -> str:
+def _create(tracker: Tracker, origin: RunProvenance, checkpoint: Path, step: int, weights_sha256: str) -> str:
     client = tracker.client
     model = client.create_logged_model(
         tracker.experiment,
@@ -83,11 +83,11 @@ def _create(tracker: Tracker, origin: Origin, checkpoint: Path, step: int, weigh
     return str(model.model_id)
 
 
-def _scores_of_step(history: Sequence[Point], step: int) -> list[Point]:
+def _scores_of_step(history: Sequence[MetricPoint], step: int) -> list[MetricPoint]:
     """The points of the curve that are about the weights after `step` steps."""
     kept = []
     for point in history:
         metrics = {name: value for name, value in point.metrics.items() if name.startswith(_SCORES)}
         if point.step == step and metrics:
-            kept.append(Point(step, point.time_ms, metrics))
+            kept.append(MetricPoint(step, point.time_ms, metrics))
     return kept

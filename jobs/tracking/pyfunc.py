@@ -25,7 +25,7 @@ CHECKPOINT = f"artifacts/{_NAME}"  # where it lies in the model
 _CODE = Path(__file__).with_name("served_model.py")
 
 
-class RungCodes(PythonModel):
+class VlaeEncoder(PythonModel):
     """`mlflow.pyfunc.load_model("models:/NAME@champion").predict(images)`."""
 
     def load_context(self, context: PythonModelContext) -> None:

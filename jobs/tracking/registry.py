@@ -13,7 +13,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 
 from jobs.checkpoints.format import load_model, weights_sha256
-from jobs.cli import readable
+from jobs.cli import format_number
 from jobs.errors import UserError
 from jobs.files import remove_folder
 from jobs.tracking.client import Tracker
@@ -171,9 +171,11 @@ def _place(
     elif CHALLENGER in aliases:
         client.delete_registered_model_alias(name, CHALLENGER)
     client.set_registered_model_alias(name, CHAMPION, first)
-    mine, best = (readable(float(one[select_by])) for one in (tags, found[first]))
+    mine, best = (format_number(float(one[select_by])) for one in (tags, found[first]))
     if version == first:
-        against = f"the next has {readable(float(found[others[0]][select_by]))}" if others else "the first of its kind"
+        against = (
+            f"the next has {format_number(float(found[others[0]][select_by]))}" if others else "the first of its kind"
+        )
         return CHAMPION, f"{select_by} {mine}, {against}"
     note = f"{select_by} {mine}, the champion has {best}"
     return (CHALLENGER if version == others[0] else None), note

@@ -2,6 +2,6 @@
 
 from mlflow.models import set_model
 
-from jobs.tracking.pyfunc import RungCodes
+from jobs.tracking.pyfunc import VlaeEncoder
 
-set_model(RungCodes())
+set_model(VlaeEncoder())

@@ -13,18 +13,18 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from jobs.events import Point, Warned
+from jobs.events import MetricPoint, TrainingWarning
 
-Entry = Point | Warned
+Entry = MetricPoint | TrainingWarning
 
 
-def missing(points: Iterable[Point], steps: Mapping[str, int]) -> list[Point]:
+def missing(points: Iterable[MetricPoint], steps: Mapping[str, int]) -> list[MetricPoint]:
     """What of a curve lies beyond the last step of each metric, where `steps` has one."""
     found = []
     for point in points:
         metrics = {key: value for key, value in point.metrics.items() if point.step > steps.get(key, -1)}
         if metrics:
-            found.append(Point(point.step, point.time_ms, metrics))
+            found.append(MetricPoint(point.step, point.time_ms, metrics))
     return found
 
 
@@ -90,7 +90,7 @@ class Spool:
         with self._lock:
             known, lines = dict(self._last), []
             for entry in entries:
-                for new in missing([entry], self._last) if isinstance(entry, Point) else [entry]:
+                for new in missing([entry], self._last) if isinstance(entry, MetricPoint) else [entry]:
                     self._note(new)
                     lines.append(json.dumps(vars(new)).encode() + b"\n")
             try:
@@ -157,14 +157,14 @@ class Spool:
             for line in file:
                 try:
                     values = _decode(line)
-                    entry: Entry = Point(**values) if "metrics" in values else Warned(**values)
+                    entry: Entry = MetricPoint(**values) if "metrics" in values else TrainingWarning(**values)
                 except (ValueError, TypeError):
                     return
                 start += len(line)
                 yield entry, start
 
     def _note(self, entry: Entry) -> None:
-        if isinstance(entry, Point):
+        if isinstance(entry, MetricPoint):
             self._last |= dict.fromkeys(entry.metrics, entry.step)
 
     def _write(self, data: bytes) -> None:

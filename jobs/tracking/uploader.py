@@ -9,8 +9,8 @@ from types import TracebackType
 from typing import Self
 
 from jobs.errors import AGAIN, UserError
-from jobs.events import Committed, Message, Point, Started, Warned
-from jobs.tracking.client import Tracker, TrackingAwayError, TrackingError
+from jobs.events import CheckpointSaved, Event, MetricPoint, TrainingResumed, TrainingWarning
+from jobs.tracking.client import Tracker, TrackingError, TrackingUnavailableError
 from jobs.tracking.spool import Entry, Spool, missing
 
 _BATCH = 100  # entries: about a thousand metrics
@@ -41,15 +41,15 @@ def deliver(tracker: Tracker, spool: Spool, progress: Callable[[], None] = lambd
         entries, end = spool.pending(_BATCH)
         if not entries:
             return True
-        points = [entry for entry in entries if isinstance(entry, Point)]
+        points = [entry for entry in entries if isinstance(entry, MetricPoint)]
         tracker.log_points(spool.run_id, missing(points, steps))
-        warnings = [entry for entry in entries if isinstance(entry, Warned)]
+        warnings = [entry for entry in entries if isinstance(entry, TrainingWarning)]
         tracker.tag(spool.run_id, {f"warning.{warning.key}": warning.text for warning in warnings})
         spool.acknowledge(end)
         progress()
 
 
-class Sender:
+class MetricUploader:
     """Sends the points of committed steps only, so that a kill and a resume leave one continuous curve.
 
     One thread writes the spool and another talks to MLflow, so a server that hangs keeps nothing from the disk. As a
@@ -64,7 +64,7 @@ class Sender:
     def __init__(self, tracker: Tracker, run_id: str, folder: Path) -> None:
         self._tracker, self._run_id = tracker, run_id
         self._path = folder / f"{run_id}.jsonl"
-        self._inbox: SimpleQueue[Message | None] = SimpleQueue()
+        self._inbox: SimpleQueue[Event | None] = SimpleQueue()
         self._news: SimpleQueue[str] = SimpleQueue()
         self._spool: Spool | None = None
         self._unwritten: list[Entry] = []
@@ -87,7 +87,7 @@ class Sender:
     ) -> None:
         self._end(_LAST_WORDS)
 
-    def take(self, message: Message) -> None:
+    def take(self, message: Event) -> None:
         """Handle one message of the training; this neither waits nor raises."""
         self._inbox.put(message)
 
@@ -110,7 +110,7 @@ class Sender:
         if self._full is not None:
             raise UserError(f"{self._path} cannot be written ({self._full.strerror}): run {AGAIN} again to go on")
         if not self._arrived:
-            raise self._trouble or TrackingAwayError(self._tracker.uri, "it does not answer")
+            raise self._trouble or TrackingUnavailableError(self._tracker.uri, "it does not answer")
 
     def _end(self, timeout: float) -> None:
         if not self._closing.is_set():
@@ -123,20 +123,20 @@ class Sender:
 
     def _write(self) -> None:
         """The thread that keeps what is committed."""
-        computed: list[Point] = []  # of steps that may be computed again
+        computed: list[MetricPoint] = []  # of steps that may be computed again
         self._keep()
         while (message := self._inbox.get()) is not None:
             match message:
-                case Started():
+                case TrainingResumed():
                     computed = []
                     # Some of it may have been lost between a commit and the spool, which leaves out the rest.
                     self._unwritten += message.history
-                case Point():
+                case MetricPoint():
                     computed.append(message)
-                case Committed():
+                case CheckpointSaved():
                     self._unwritten += [point for point in computed if point.step <= message.step]
                     computed = [point for point in computed if point.step > message.step]
-                case Warned():
+                case TrainingWarning():
                     self._unwritten.append(message)
             self._keep()
         while not self._keep() and not self._stop.wait(_SHORTEST):
@@ -172,7 +172,9 @@ class Sender:
             try:
                 self._deliver()
             except (TrackingError, OSError) as error:
-                trouble = error if isinstance(error, TrackingError) else TrackingAwayError(str(self._path), str(error))
+                trouble = (
+                    error if isinstance(error, TrackingError) else TrackingUnavailableError(str(self._path), str(error))
+                )
                 if self._trouble is None:
                     self._news.put(
                         f"training goes on without MLflow, its curve waits in {self._path}: {trouble.reason}"
@@ -210,7 +212,7 @@ class Sender:
         self._moved = time.monotonic()
 
 
-class Leftovers:
+class UploadRecovery:
     """Sends what belongs to this MLflow, in a thread of its own: nobody waits for a server that is away again.
 
     Args:

@@ -12,14 +12,14 @@ import torch.distributed as dist
 
 from jobs.checkpoints.manager import Checkpoints
 from jobs.checkpoints.writer import CheckpointWriter
-from jobs.data.dataset import ShardedSplit
+from jobs.data.dataset import ShardedDataset
 from jobs.data.sampling import permute, worker_slices
 from jobs.device import to_device
 from jobs.errors import UserError
-from jobs.events import Message, Opened, Stopped, Warned
+from jobs.events import Event, ShardsOpened, TrainingStopped, TrainingWarning
 from jobs.training.ema import averaged_model
-from jobs.training.metrics import Curve
-from jobs.training.monitor import Health, memory_errors
+from jobs.training.metrics import MetricAccumulator
+from jobs.training.monitor import TrainingMonitor, memory_errors
 from jobs.training.snapshot import machine, take_snapshot
 from jobs.training.state import Training, TrainJob, Worker, prepare
 from jobs.training.step import slice_noise, train_step
@@ -44,13 +44,13 @@ class Validation:
         self._slices: dict[int, torch.Tensor] = {}
         if not self._count:
             return
-        data = ShardedSplit(job.data, "validation")
+        data = ShardedDataset(job.data, "validation")
         numbers = np.array_split(permute(np.arange(self._count), len(data), job.seed), _SLICES)
         world_size = min(self._worker.world_size, _SLICES)
         if self._worker.rank < world_size:
             for number in worker_slices(_SLICES, self._worker.rank, world_size):
                 if len(numbers[number]):
-                    self._slices[number] = to_device(data.gather(numbers[number])[0], self._worker.device)
+                    self._slices[number] = to_device(data.read(numbers[number])[0], self._worker.device)
 
     @torch.no_grad()
     def score(self, model: HierarchicalModel) -> dict[str, float]:
@@ -78,7 +78,7 @@ class StoppedError(Exception):
     """Training was asked to stop, and has, with a checkpoint."""
 
 
-def train_model(job: TrainJob, worker: Worker, post: Callable[[Message], None]) -> int:
+def train_model(job: TrainJob, worker: Worker, post: Callable[[Event], None]) -> int:
     """Train from the newest checkpoint, or from the start, to the last step.
 
     Args:
@@ -99,11 +99,17 @@ def train_model(job: TrainJob, worker: Worker, post: Callable[[Message], None]) 
         training = prepare(job, worker)
         _check_machine(training, post)
         for step in training.restored.passed_over:
-            post(Warned(training.step, f"damaged_{step}", f"the checkpoint of step {step} is damaged and passed over"))
-        idle = [training.model.idle_kl * dim for dim in training.model.latent_dims]
-        curve = Curve(training, Health(job.train, job.objective, job.progressive, idle, post), post)
+            post(
+                TrainingWarning(
+                    training.step, f"damaged_{step}", f"the checkpoint of step {step} is damaged and passed over"
+                )
+            )
+        idle = [training.model.collapsed_kl * dim for dim in training.model.latent_dims]
+        curve = MetricAccumulator(
+            training, TrainingMonitor(job.train, job.objective, job.progressive, idle, post), post
+        )
         for opened, total in training.loader.open(training.step):
-            post(Opened(opened, total))
+            post(ShardsOpened(opened, total))
         validation = Validation(training)
         writer = None
         if worker.rank == 0:
@@ -115,10 +121,10 @@ def train_model(job: TrainJob, worker: Worker, post: Callable[[Message], None]) 
 
 def _run(
     training: Training,
-    curve: Curve,
+    curve: MetricAccumulator,
     validation: Validation,
     writer: CheckpointWriter | None,
-    post: Callable[[Message], None],
+    post: Callable[[Event], None],
 ) -> None:
     config, worker = training.job.train, training.worker
     for images in training.loader.batches(training.step, config.steps):
@@ -138,11 +144,11 @@ def _run(
         elif worker.stop():
             writer.save(take_snapshot(training, curve.history, curve.pending, None))
             writer.flush()
-            post(Stopped(step))
+            post(TrainingStopped(step))
             raise StoppedError
 
 
-def _validate(training: Training, curve: Curve, validation: Validation) -> float | None:
+def _validate(training: Training, curve: MetricAccumulator, validation: Validation) -> float | None:
     """Add a point with the validation score; returns it if it is finite."""
     scores = validation.score(averaged_model(training.ema, training.model))
     curve.point(training.step, scores)
@@ -151,7 +157,7 @@ def _validate(training: Training, curve: Curve, validation: Validation) -> float
     return score if math.isfinite(score) else None
 
 
-def _check_machine(training: Training, post: Callable[[Message], None]) -> None:
+def _check_machine(training: Training, post: Callable[[Event], None]) -> None:
     """Exact training goes on with the kind of device and the threads that it began with.
 
     Raises:
@@ -174,7 +180,7 @@ def _check_machine(training: Training, post: Callable[[Message], None]) -> None:
         )
     if began != here:
         text = f"exact training began on {began['processor']} and goes on on {here['processor']}: bits may differ"
-        post(Warned(training.step, "processor", text))
+        post(TrainingWarning(training.step, "processor", text))
 
 
 @contextmanager
@@ -195,5 +201,5 @@ def deterministic(wanted: bool) -> Iterator[None]:
         memory.fill_uninitialized_memory = filled
 
 
-def _say_nothing(message: Message) -> None:
+def _say_nothing(message: Event) -> None:
     """Only rank 0 tells."""

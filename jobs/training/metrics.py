@@ -7,13 +7,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from jobs.events import Message, Point, Started
-from jobs.training.monitor import Health
+from jobs.events import Event, MetricPoint, TrainingResumed
+from jobs.training.monitor import TrainingMonitor
 from jobs.training.state import Training
 from jobs.training.step import BAD, KL, LOSS, NORM, RECONSTRUCTION
 
 
-class Curve:
+class MetricAccumulator:
     """Averages what the steps return, and posts a point from time to time.
 
     Values stay on the device until then, so that no step waits for it.
@@ -24,7 +24,7 @@ class Curve:
         post: receives the points; called on rank 0 only.
     """
 
-    def __init__(self, training: Training, health: Health, post: Callable[[Message], None]) -> None:
+    def __init__(self, training: Training, health: TrainingMonitor, post: Callable[[Event], None]) -> None:
         worker, restored = training.worker, training.restored
         self._worker, self._health, self._post = worker, health, post
         self._exact = training.job.train.exact
@@ -36,7 +36,7 @@ class Curve:
         self._skipped = _skipped_before(self.history)
         self._clock, self._images = time.monotonic(), 0
         if worker.rank == 0:
-            post(Started(training.step, list(self.history)))
+            post(TrainingResumed(training.step, list(self.history)))
 
     @property
     def pending(self) -> list[list[float]]:
@@ -60,12 +60,12 @@ class Curve:
         rows = self._rows()
         self._taken.clear()
         bad = rows[:, BAD] > 0.5
-        self._health.see_steps(step, bad.tolist())
+        self._health.check_finite(step, bad.tolist())
         self._skipped += int(bad.sum())
         seconds = max(time.monotonic() - self._clock, 1e-9)
         speed = {"train/images_per_second": self._images / seconds, "train/skipped_steps": float(self._skipped)}
         metrics = _means(rows[~bad])
-        self._health.see_rates(step, [metrics[name] for name in metrics if name.startswith("train/kl_rung_")])
+        self._health.check_collapse(step, [metrics[name] for name in metrics if name.startswith("train/kl_rung_")])
         self.point(step, {**metrics, **speed})
         self.restart_clock()
 
@@ -79,7 +79,7 @@ class Curve:
     def point(self, step: int, metrics: dict[str, float]) -> None:
         """Add a point to the history and post it."""
         if self._worker.rank == 0 and metrics:
-            point = Point(step, time.time_ns() // 1_000_000, metrics)
+            point = MetricPoint(step, time.time_ns() // 1_000_000, metrics)
             self.history.append(point)
             self._post(point)
 
@@ -99,6 +99,6 @@ def _means(rows: Tensor) -> dict[str, float]:
     }
 
 
-def _skipped_before(history: list[Point]) -> int:
+def _skipped_before(history: list[MetricPoint]) -> int:
     counts = [point.metrics["train/skipped_steps"] for point in history if "train/skipped_steps" in point.metrics]
     return int(counts[-1]) if counts else 0

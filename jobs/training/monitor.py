@@ -7,16 +7,16 @@ import torch
 
 from jobs.config import TrainConfig
 from jobs.errors import TrainingError
-from jobs.events import Message, Warned
+from jobs.events import Event, TrainingWarning
 from vlae.config import ObjectiveConfig, ProgressiveConfig
 from vlae.metrics.rates import ACTIVE
-from vlae.schedule import rung_state, warmup
+from vlae.schedule import rung_schedule, warmup
 
 _NO_MEMORY = ("not enough memory", "allocate memory", "out of memory", "ALLOC_FAILED", "bad_alloc")
 _WARM = 0.99  # of the KL's weight: an exponential warm-up comes no nearer to its end in any useful time
 
 
-class Health:
+class TrainingMonitor:
     """Watches the points of a curve.
 
     Args:
@@ -32,14 +32,14 @@ class Health:
         objective: ObjectiveConfig,
         progressive: ProgressiveConfig,
         idle: Sequence[float],
-        post: Callable[[Message], None],
+        post: Callable[[Event], None],
     ) -> None:
         self._train, self._objective, self._progressive = train, objective, progressive
         self._idle, self._post = idle, post
         self._bad_in_a_row = 0
         self._dead: set[int] = set()  # rungs that were warned of
 
-    def see_steps(self, step: int, bad: Sequence[bool]) -> None:
+    def check_finite(self, step: int, bad: Sequence[bool]) -> None:
         """Take in whether each of the last steps was not finite.
 
         Raises:
@@ -54,18 +54,18 @@ class Health:
                     "train.grad_clip, or train.precision=fp32"
                 )
 
-    def see_rates(self, step: int, rates: Sequence[float]) -> None:
+    def check_collapse(self, step: int, rates: Sequence[float]) -> None:
         """Take in the mean KL of each rung, nats, bottom first; nothing where no step was finite."""
         if not rates or warmup(self._objective, step) < _WARM:
             return
-        taking_part = rung_state(self._objective, self._progressive, step, len(rates)).writes
+        taking_part = rung_schedule(self._objective, self._progressive, step, len(rates)).writes
         for rung, rate in enumerate(rates):
             if rate >= self._idle[rung] + ACTIVE or taking_part[rung] < 1:  # it waits, or is being faded in
                 self._dead.discard(rung)
             elif rung not in self._dead:
                 self._dead.add(rung)
                 text = f"rung {rung} costs {rate:.2g} nat at step {step}: it tells nothing of the image"
-                self._post(Warned(step, f"rung_{rung}_dies", text))
+                self._post(TrainingWarning(step, f"rung_{rung}_dies", text))
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from jobs.checkpoints.format import FORMAT, HISTORY, META, OPTIMIZER, TRAINED, WEIGHTS, seal, tensors_sha256
 from jobs.errors import UserError
-from jobs.events import Point
+from jobs.events import MetricPoint
 from jobs.files import file_sha256, write_json
 from jobs.training.ema import averaged_model
 from jobs.training.state import Training
@@ -29,7 +29,7 @@ class Snapshot:
     weights: dict[str, Tensor]  # to use: the moving average where there is one
     trained: dict[str, Tensor] | None  # the trained weights beside an average
     optimizer: dict[str, Tensor]  # by the name of the parameter it belongs to: `trunk.0.weight:exp_avg`
-    history: list[Point]
+    history: list[MetricPoint]
     pending: list[list[float]]  # values of the steps since the last point of the curve
     meta: dict[str, Any]
 
@@ -59,7 +59,7 @@ def _write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
 
 
 def take_snapshot(
-    training: Training, history: list[Point], pending: list[list[float]], score: float | None
+    training: Training, history: list[MetricPoint], pending: list[list[float]], score: float | None
 ) -> Snapshot:
     """Copy the state of a training: the only part of a checkpoint that training waits for."""
     job, model, ema = training.job, training.model, training.ema

@@ -13,11 +13,11 @@ from torch.optim.swa_utils import AveragedModel
 from jobs.checkpoints.format import Restored, restore
 from jobs.checkpoints.manager import Checkpoints
 from jobs.config import TrainConfig
-from jobs.data.dataset import ShardedSplit
+from jobs.data.dataset import ShardedDataset
 from jobs.data.loader import BatchLoader
 from jobs.data.sampling import Order
 from jobs.data.shard_reader import DataAccess
-from jobs.errors import AwayError, DamagedError
+from jobs.errors import CorruptedError, UnavailableError
 from jobs.training.ema import average_weights
 from vlae.config import AnyModelConfig, ObjectiveConfig, ProgressiveConfig
 from vlae.models.base import HierarchicalModel
@@ -73,10 +73,10 @@ def prepare(job: TrainJob, worker: Worker) -> Training:
     Raises:
         UserError: the data is missing or damaged, or the checkpoint is of other settings.
     """
-    config, data = job.train, ShardedSplit(job.data, "train")
+    config, data = job.train, ShardedDataset(job.data, "train")
     resident = keeps_resident(config, data, worker.device)
     if resident is None:
-        data.check_room(config.shuffle_window, config.batch_size)
+        data.check_capacity(config.shuffle_window, config.batch_size)
     order = Order(data.shard_sizes, batch_size=config.batch_size, seed=job.seed, window=config.shuffle_window)
     loader = BatchLoader(
         data,
@@ -105,7 +105,7 @@ def prepare(job: TrainJob, worker: Worker) -> Training:
     return Training(job, worker, loader, model, module, optimizer, ema, running, counters, bad, restored, restored.step)
 
 
-def keeps_resident(config: TrainConfig, data: ShardedSplit, device: torch.device) -> torch.device | None:
+def keeps_resident(config: TrainConfig, data: ShardedDataset, device: torch.device) -> torch.device | None:
     """Where all training images are kept, if they are."""
     if config.resident == "auto" and device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
@@ -147,5 +147,5 @@ def _fetch(place: Checkpoints, step: int, folder: Path) -> Path:
     """
     try:
         return place.fetch(step, folder)
-    except DamagedError as error:
-        raise AwayError(f"the checkpoint went away while the workers took it up: {error}") from error
+    except CorruptedError as error:
+        raise UnavailableError(f"the checkpoint went away while the workers took it up: {error}") from error

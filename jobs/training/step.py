@@ -9,15 +9,15 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from jobs.config import TrainConfig
-from jobs.data.sampling import mix64, worker_slices
+from jobs.data.sampling import splitmix64, worker_slices
 from jobs.device import autocast, to_device
 from jobs.training.ema import averaged_model
 from jobs.training.ordered_sum import sum_over_slices
 from jobs.training.state import Training
-from vlae.models.base import HierarchicalModel, Latents, Terms
+from vlae.models.base import ElboTerms, HierarchicalModel, Latents
 from vlae.models.vlae import Vlae
 from vlae.objective import objective_loss
-from vlae.schedule import mmd_weights, rung_state
+from vlae.schedule import mmd_weights, rung_schedule
 
 LOSS, RECONSTRUCTION, NORM, BAD, KL = range(5)  # places in what a step returns; KL is that of the bottom rung
 _PRIOR = 2**61  # added to the step, it keys the samples of the prior that the MMD looks at
@@ -37,11 +37,11 @@ def train_step(training: Training, images: Tensor) -> Tensor:
     job, worker, step = training.job, training.worker, training.step
     for group in training.optimizer.param_groups:
         group["lr"] = learning_rate(job.train, step)
-    state = rung_state(job.objective, job.progressive, step, len(training.model.latent_dims))
+    state = rung_schedule(job.objective, job.progressive, step, len(training.model.latent_dims))
     if job.progressive.stage_steps:
         for model in (training.model, averaged_model(training.ema, training.model)):
             if isinstance(model, Vlae):
-                model.set_fade(state.reads, state.writes)
+                model.set_gates(state.reads, state.writes)
     running = training.running
     before = [tensor.detach().clone() for tensor in running]
     gradients = _exact_gradients if job.train.exact else _plain_gradients
@@ -116,7 +116,7 @@ def _evaluate(training: Training, images: Tensor, slices: range, kl_weights: Seq
     pixels = to_device(images, device)
     noise = slice_noise(training.model, slices, size, job.seed, training.step, device)
     with autocast(job.train, device):
-        terms: Terms = training.module(pixels, noise)
+        terms: ElboTerms = training.module(pixels, noise)
     prior, weights = None, mmd_weights(job.objective, training.step, len(training.model.latent_dims))
     if any(weights):
         drawn = slice_noise(training.model, slices, size, job.seed, _PRIOR + training.step, device)
@@ -155,6 +155,6 @@ def slice_noise(
 ) -> Latents:
     """The noise of some slices of `size` images: a function of (seed, step, slice), whoever computes the slice."""
     draw: Callable[[int], Latents] = lambda number: model.noise(  # noqa: E731
-        size, torch.Generator(device).manual_seed(int(mix64(seed, step, number)) >> 1)
+        size, torch.Generator(device).manual_seed(int(splitmix64(seed, step, number)) >> 1)
     )
     return [torch.cat(rung) for rung in zip(*map(draw, slices), strict=True)]

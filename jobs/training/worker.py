@@ -14,9 +14,9 @@ from ray.train.backend import Backend
 from ray.train.torch import TorchConfig
 from ray.train.torch.config import _TorchBackend
 
-from jobs.device import keep_freed_memory
-from jobs.errors import AwayError, TrainingError, UserError
-from jobs.events import Begun, Failed
+from jobs.device import tune_malloc
+from jobs.errors import TrainingError, UnavailableError, UserError
+from jobs.events import WorkerFailed, WorkersStarted
 from jobs.training.loop import StoppedError, train_model
 from jobs.training.state import TrainJob, Worker
 
@@ -84,7 +84,7 @@ def train_worker(config: dict[str, Any]) -> int:
     job: TrainJob = config["job"]
     board = config["board"]
     torch.set_num_threads(config["threads"])
-    keep_freed_memory()
+    tune_malloc()
     context = ray.train.get_context()
     device = ray.train.torch.get_device()
     if device.type == "cuda":
@@ -98,18 +98,18 @@ def train_worker(config: dict[str, Any]) -> int:
         stop=StopSignal(board),
     )
     if worker.rank == 0:
-        board.post.remote(Begun())
+        board.post.remote(WorkersStarted())
     try:
         return train_model(job, worker, board.post.remote)
     except StoppedError:
         raise
     except UserError as error:
-        final, own = not isinstance(error, AwayError), isinstance(error, TrainingError)
-        ray.get(board.post.remote(Failed(str(error), final=final, own=own)))
+        final, own = not isinstance(error, UnavailableError), isinstance(error, TrainingError)
+        ray.get(board.post.remote(WorkerFailed(str(error), final=final, own=own)))
         raise
     except Exception as error:
         lines = str(error).strip().split("\n")
-        ray.get(board.post.remote(Failed(f"{type(error).__name__}: {lines[0]}", final=False)))
+        ray.get(board.post.remote(WorkerFailed(f"{type(error).__name__}: {lines[0]}", final=False)))
         raise
 
 

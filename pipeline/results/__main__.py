@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from jobs.cli import run_command
+from jobs.cli import run_cli
 from jobs.errors import UserError
 from pipeline.settings.parse import SettingsError, read_config
 from pipeline.settings.schema import Config
@@ -52,22 +52,22 @@ def _write(config: Config, folder: Path) -> None:
     # Loads MLflow: seconds that a wrong word need not pay.
     from jobs.tracking.client import Tracker
     from jobs.tracking.query import evaluated_trials, picture
-    from pipeline.results.page import FIGURES, compared, page
-    from pipeline.results.table import Comparison, tabled, write_runs
+    from pipeline.results.page import FIGURES, group_by_experiment, page
+    from pipeline.results.table import ExperimentKey, read_tables, write_runs
 
     if not config.tracking.uri and not (config.workspace / "mlflow.db").exists():
         raise UserError(f"workspace={config.workspace} holds no MLflow database: run preset=claim there first")
     tracker = Tracker(config.tracking, config.workspace)
     tables = folder / "results"
     runs = evaluated_trials(tracker)
-    found = compared(runs)
+    found = group_by_experiment(runs)
     if not found:
         raise UserError(
             f"experiment {config.tracking.experiment} of MLflow at {tracker.uri} has no finished and evaluated trial "
             "that names a preset: run preset=claim first"
         )
-    before = tabled(tables)
-    merged = compared([*runs, *before])
+    before = read_tables(tables)
+    merged = group_by_experiment([*runs, *before])
     pictures = {
         f"{one.name}-{model}-{name}.png": picture(tracker, seeds[min(seeds)].run_id, name)
         for one, models in found.items()
@@ -77,14 +77,14 @@ def _write(config: Config, folder: Path) -> None:
     for one in found:
         written = [run for seeds in merged[one].values() for _, run in sorted(seeds.items())]
         write_runs(tables / f"{one.name}.csv", written)
-        gone = {run.run_id for run in before if Comparison.of(run) == one} - {run.run_id for run in written}
+        gone = {run.run_id for run in before if ExperimentKey.of(run) == one} - {run.run_id for run in written}
         left = f"; left out of those before: {len(gone)}, of other data, or of a model that MLflow has" if gone else ""
         print(f"{one.name}: {len(written)} runs{left}")
     for file, content in pictures.items():
         (tables / file).write_bytes(content)
-    (folder / "results.md").write_text(page(compared(tabled(tables))))
+    (folder / "results.md").write_text(page(group_by_experiment(read_tables(tables))))
     print(folder / "results.md")
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_cli(main)

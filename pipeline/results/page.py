@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from jobs.tracking.query import TrackedRun
 from pipeline.results.protocol import LADDERS, STACK, Models, claims, published, score_names, values
 from pipeline.results.statistics import interval, paired_difference
-from pipeline.results.table import Comparison
+from pipeline.results.table import ExperimentKey
 
 _MODELS = (*LADDERS, STACK, "lvae", "vae")
 _PRESET, _PREFIX = "preset", "claim-"
@@ -33,7 +33,7 @@ _TABLES = (
 )  # fmt: skip
 
 
-def compared(runs: Sequence[TrackedRun]) -> dict[Comparison, Models]:
+def group_by_experiment(runs: Sequence[TrackedRun]) -> dict[ExperimentKey, Models]:
     """Dataset and steps -> model -> seed -> run: of each the newest.
 
     Of a dataset and number of steps only runs on the data of the newest, with all settings but the seed of the newest
@@ -42,14 +42,14 @@ def compared(runs: Sequence[TrackedRun]) -> dict[Comparison, Models]:
     Args:
         runs: the newest first.
     """
-    data: dict[Comparison, str] = {}
-    alike: dict[tuple[Comparison, str], object] = {}
-    found: dict[Comparison, Models] = {}
+    data: dict[ExperimentKey, str] = {}
+    alike: dict[tuple[ExperimentKey, str], object] = {}
+    found: dict[ExperimentKey, Models] = {}
     for run in runs:
         name = run.values.get(_PRESET, "")
         if not name.startswith(_PREFIX):
             continue
-        one = Comparison.of(run)
+        one = ExperimentKey.of(run)
         settings = {param: value for param, value in run.params.items() if param != "seed"}
         same_data = data.setdefault(one, run.data_fingerprint) == run.data_fingerprint
         if same_data and alike.setdefault((one, name), settings) == settings:
@@ -62,7 +62,7 @@ def _sorted(models: Models) -> list[str]:
     return sorted(models, key=lambda model: (_MODELS.index(model) if model in _MODELS else len(_MODELS), model))
 
 
-def page(comparisons: Mapping[Comparison, Models]) -> str:
+def page(comparisons: Mapping[ExperimentKey, Models]) -> str:
     """The whole page."""
     lines = [
         "# Results",
@@ -107,7 +107,7 @@ def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
 
 
-def _pictures(one: Comparison, models: Models) -> list[str]:
+def _pictures(one: ExperimentKey, models: Models) -> list[str]:
     shown = [(model, name) for model, name in FIGURES if model in models]
     lines = [
         f"![{model}: one rung varies in each block, the bottom one first](results/{one.name}-{model}-{name}.png)"
@@ -131,7 +131,7 @@ def _tests(models: Models, this: str, that: str) -> list[str]:
     return [f"### {this} minus {that}", "", meaning, "", *_markdown(["", "difference", "p"], rows), ""]
 
 
-def _runs(one: Comparison, models: Models) -> list[str]:
+def _runs(one: ExperimentKey, models: Models) -> list[str]:
     """Which runs the numbers are from, and the commands that repeat them."""
     rows = [
         [model, str(seed), f"`{run.run_id}`"] for model, runs in models.items() for seed, run in sorted(runs.items())

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from jobs.cli import readable
+from jobs.cli import format_number
 
 _CONFIDENCE = 0.95
 _ROUNDING = 1e-9  # of the mean: a half width below it is rounding
@@ -33,7 +33,7 @@ class Interval:
 
     def __str__(self) -> str:
         if self.half <= _ROUNDING * abs(self.mean) or math.isnan(self.half):
-            mean = readable(self.mean)
+            mean = format_number(self.mean)
             return mean if math.isnan(self.half) else f"{mean} ± 0"
         digits = max(0, 1 - math.floor(math.log10(self.half)))
         return f"{self.mean:,.{digits}f} ± {self.half:.{digits}f}"

@@ -14,7 +14,7 @@ _OWN = ("preset", *_PARAMS, "run_id", "data_fingerprint", "command", "search")
 _PLACES = ("workspace=", "store=", "tracking.uri=", "ray.address=")
 
 
-class Comparison(NamedTuple):
+class ExperimentKey(NamedTuple):
     """What runs have in common that are held against each other."""
 
     data: str
@@ -26,7 +26,7 @@ class Comparison(NamedTuple):
         return f"{self.data}-{self.steps}"
 
     @classmethod
-    def of(cls, run: TrackedRun) -> "Comparison":
+    def of(cls, run: TrackedRun) -> "ExperimentKey":
         """The one that a run belongs to."""
         return cls(run.params["data"], int(run.params["train.steps"]))
 
@@ -49,7 +49,7 @@ def write_runs(path: Path, runs: Sequence[TrackedRun]) -> None:
     partial.replace(path)
 
 
-def tabled(folder: Path) -> list[TrackedRun]:
+def read_tables(folder: Path) -> list[TrackedRun]:
     """The runs of all tables in a folder.
 
     Raises:
@@ -87,8 +87,8 @@ def _run(line: dict[str, str | None], table: str) -> TrackedRun:
         params={name: known[name] for name in _PARAMS},
         scores={name: float(text) for name, text in line.items() if name not in _OWN and text},
     )
-    if Comparison.of(run).name != table:
-        raise ValueError(f"a line of {Comparison.of(run).name} in the table of {table}")
+    if ExperimentKey.of(run).name != table:
+        raise ValueError(f"a line of {ExperimentKey.of(run).name} in the table of {table}")
     return run
 
 

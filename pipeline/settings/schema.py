@@ -11,7 +11,7 @@ from jobs.config import EvaluateConfig, RayConfig, TrackingConfig, TrainConfig
 from jobs.data.config import AbsolutePath
 from jobs.data.sources.config import DataConfig, DigitsConfig
 from jobs.search.config import TuneConfig
-from vlae.config import ModelConfig, ObjectiveConfig, ProgressiveConfig, Section, VlaeConfig, split_commas
+from vlae.config import ModelConfig, ObjectiveConfig, ProgressiveConfig, SettingsModel, VlaeConfig, split_commas
 from vlae.schedule import added_rungs
 
 Stage = Literal["shard", "tune", "train", "evaluate"]
@@ -63,7 +63,7 @@ _MODEL_ADDRESS = re.compile(r"models:/[\w.-]+(@[\w-]+|/[1-9]\d*)")
 _S3_ADDRESS = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/(?!\.+(/|$))[\w.=-]+)*/?")
 
 
-class Config(Section):
+class Config(SettingsModel):
     """Everything that a command can set."""
 
     stage: Stages = Field(
@@ -174,10 +174,10 @@ GROUPS: dict[str, dict[str, type[BaseModel]]] = {
 }
 
 
-def section_of(field: FieldInfo) -> type[Section] | None:
+def section_of(field: FieldInfo) -> type[SettingsModel] | None:
     """The section that a field of `Config` holds, if it is one that is not chosen by name."""
     kind = field.annotation
-    return kind if isinstance(kind, type) and issubclass(kind, Section) else None
+    return kind if isinstance(kind, type) and issubclass(kind, SettingsModel) else None
 
 
 def spell(value: Any) -> str:
@@ -191,7 +191,7 @@ def spell(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
 
 
-def identity(section: Section) -> dict[str, str]:
+def identity(section: SettingsModel) -> dict[str, str]:
     """The settings of a section that change what is made, in command-line spelling, without the name."""
     return {name: spell(getattr(section, name)) for name in defining(type(section))}
 

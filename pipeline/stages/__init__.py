@@ -7,7 +7,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from jobs.checkpoints.manager import Checkpoints
 from jobs.data.manifest import MANIFEST
-from jobs.errors import AGAIN, DamagedError, UserError
+from jobs.errors import AGAIN, CorruptedError, UserError
 from jobs.files import remove_folder
 from jobs.shard import run_sharding
 from pipeline.searches import Search
@@ -69,7 +69,7 @@ def _forget_search(workspace: Workspace) -> None:
         UserError: another command is at work on one of them.
     """
     search = Search(workspace)
-    with suppress(DamagedError):
+    with suppress(CorruptedError):
         for trial in search.trials:
             with workspace.lock(trial.run):
                 _forget_run(workspace.other_run(trial.run))

@@ -10,11 +10,11 @@ from jobs.checkpoints.manager import Checkpoints
 from jobs.errors import UserError
 from jobs.evaluate import Evaluation, run_evaluation
 from jobs.evaluation.inputs import label_name
-from jobs.events import Point
+from jobs.events import MetricPoint
 from jobs.files import write_json
 from jobs.tracking.models import log_checkpoint
 from jobs.tracking.registry import Registered, fetch, register
-from pipeline.run_page import HEADLINES, description
+from pipeline.run_page import HEADLINE_METRICS, description
 from pipeline.session import Session
 from pipeline.settings.commands import command_line, evaluation_command, run_name
 from pipeline.settings.schema import run_settings
@@ -116,7 +116,7 @@ def _register(session: Session, checkpoint: Path, trained: Mapping[str, Any], ev
             "evaluate.num_images": str(config.evaluate.num_images),
             "evaluate.seed": str(config.evaluate.seed),
         },
-        scores={name: evaluation.scores[name] for name, *_ in HEADLINES if name in evaluation.scores},
+        scores={name: evaluation.scores[name] for name, *_ in HEADLINE_METRICS if name in evaluation.scores},
         select_by=config.evaluate.select_by,
         description=text,
     )
@@ -127,7 +127,7 @@ def _register(session: Session, checkpoint: Path, trained: Mapping[str, Any], ev
 def _log(session: Session, run_id: str, model_id: str, step: int, evaluation: Evaluation) -> None:
     """Scores of the model on this data, pictures and explorer, to a run."""
     scores = {f"test/{name}": value for name, value in evaluation.scores.items()}
-    point = Point(step, time.time_ns() // 1_000_000, scores)
+    point = MetricPoint(step, time.time_ns() // 1_000_000, scores)
     session.tracker.log_points(run_id, [point], model_id, session.data)
     session.tracker.log_folder(run_id, session.run.figures, "figures")
     session.tracker.log_file(run_id, session.run.explorer)

@@ -7,21 +7,21 @@ from pathlib import Path
 from typing import Any
 
 from jobs.checkpoints.format import read_history, read_meta
-from jobs.checkpoints.manager import Checkpoints, fork
+from jobs.checkpoints.manager import Checkpoints, warm_start
 from jobs.data.shard_reader import DataAccess
-from jobs.errors import AGAIN, DamagedError, UserError
-from jobs.events import Started
+from jobs.errors import AGAIN, CorruptedError, UserError
+from jobs.events import TrainingResumed
 from jobs.files import write_json
-from jobs.tracking.client import TrackingAwayError, TrackingError
-from jobs.tracking.models import Origin, log_checkpoint
-from jobs.tracking.uploader import Sender
+from jobs.tracking.client import TrackingError, TrackingUnavailableError
+from jobs.tracking.models import RunProvenance, log_checkpoint
+from jobs.tracking.uploader import MetricUploader
 from jobs.train import run_training
 from jobs.training.state import TrainJob
 from pipeline.session import Session
 from pipeline.settings.commands import settings_file
 from pipeline.settings.schema import Config, run_settings
 from pipeline.stages.evaluate import check_evaluation
-from pipeline.stages.train_progress import Follower
+from pipeline.stages.train_progress import TrainingProgress
 from pipeline.workspace import Run
 
 _AWAY_SECONDS = 30.0  # that the end of a training waits for an MLflow that is away
@@ -40,8 +40,8 @@ def train(session: Session) -> None:
     origin = _origin(session)
     report.progress(f"train    {int(origin.params['capacity.parameters']):,} parameters; starting the workers ...")
     try:
-        with tracker.marking_failure(origin.run_id), Sender(tracker, origin.run_id, session.spools) as sender:
-            follow = Follower(sender, report, session.config.train.steps)
+        with tracker.marking_failure(origin.run_id), MetricUploader(tracker, origin.run_id, session.spools) as sender:
+            follow = TrainingProgress(sender, report, session.config.train.steps)
             checkpoint = _last_checkpoint(session) or _run_training(session, follow)
             report.progress("train    sending the rest of the curve, and the checkpoints, to MLflow ...")
             try:
@@ -69,7 +69,7 @@ def _begin_with_parent(session: Session) -> None:
     parent = session.workspace.other_run(config.parent)
     if parent.read("run") is None:
         raise UserError(f"parent={config.parent} is no run of {parent.folder.parent}: it has the names of all")
-    step = fork(
+    step = warm_start(
         Checkpoints(parent.checkpoint_place),
         Checkpoints(run.checkpoint_place),
         config.parent,
@@ -80,7 +80,7 @@ def _begin_with_parent(session: Session) -> None:
     session.report.line(f"{'':<9}a new run, from step {step} of {config.parent}")
 
 
-def _origin(session: Session) -> Origin:
+def _origin(session: Session) -> RunProvenance:
     """The training's MLflow run. A training that was begun goes on while MLflow is away: its sender tells so.
 
     Raises:
@@ -88,7 +88,7 @@ def _origin(session: Session) -> Origin:
     """
     try:
         return session.origin
-    except TrackingAwayError:
+    except TrackingUnavailableError:
         origin = session.resumed_origin()
         if origin is None:
             raise
@@ -100,11 +100,11 @@ def _last_checkpoint(session: Session) -> Path | None:
     run = session.run
     try:
         return Checkpoints(run.checkpoint_place).fetch(session.config.train.steps, run.checkpoints)
-    except DamagedError:
+    except CorruptedError:
         return None
 
 
-def _run_training(session: Session, follow: Follower) -> Path:
+def _run_training(session: Session, follow: TrainingProgress) -> Path:
     """Train; the last checkpoint."""
     config, run = session.config, session.run
     job = train_job(config, session.workspace.access, run)
@@ -127,7 +127,7 @@ def train_job(config: Config, access: DataAccess, run: Run) -> TrainJob:
 
 
 def record_training(
-    session: Session, origin: Origin, sender: Sender, checkpoint: Path, patience: float = _AWAY_SECONDS
+    session: Session, origin: RunProvenance, sender: MetricUploader, checkpoint: Path, patience: float = _AWAY_SECONDS
 ) -> dict[str, Any]:
     """Curve, settings and checkpoints of a finished training to MLflow, then the record that it is finished.
 
@@ -145,12 +145,12 @@ def record_training(
         TrackingError: MLflow failed; the same command goes on here.
     """
     run, tracker, meta = session.run, session.tracker, read_meta(checkpoint)
-    sender.take(Started(meta["step"], read_history(checkpoint)))
+    sender.take(TrainingResumed(meta["step"], read_history(checkpoint)))
     sender.close(patience)
     log_settings(session, origin)
     place = Checkpoints(run.checkpoint_place)
     for step in place.steps():
-        with suppress(DamagedError):
+        with suppress(CorruptedError):
             log_checkpoint(tracker, origin, place.fetch(step, run.checkpoints))
     tracker.end_run(origin.run_id, "FINISHED", {"weights_sha256": meta["weights_sha256"]})
     record = {name: meta[name] for name in ("step", "weights_sha256")}
@@ -158,7 +158,7 @@ def record_training(
     return meta
 
 
-def log_settings(session: Session, origin: Origin) -> None:
+def log_settings(session: Session, origin: RunProvenance) -> None:
     """All settings of the training as an artifact, which is a preset."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "settings.yaml"

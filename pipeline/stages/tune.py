@@ -4,10 +4,10 @@ import shutil
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from jobs.cluster.resources import Room, place_trials
+from jobs.cluster.resources import TrialResources, allocate_trials
 from jobs.data.shard_reader import DataAccess
 from jobs.errors import UserError
-from jobs.search.searcher import Proposals
+from jobs.search.searcher import OptunaSearcher
 from jobs.search.space import Values
 from jobs.search.trainable import TrialPlan
 from jobs.training.state import TrainJob
@@ -19,7 +19,7 @@ from pipeline.settings.parse import SettingsError, apply
 from pipeline.settings.schema import Config
 from pipeline.stages.evaluate import check_evaluation
 from pipeline.stages.train import train_job
-from pipeline.stages.tune_progress import SearchFollower
+from pipeline.stages.tune_progress import SearchProgress
 from pipeline.stages.tune_report import conclude
 from pipeline.workspace import Workspace
 
@@ -32,7 +32,7 @@ def tune(session: Session) -> None:
     """
     search = Search(session.workspace)
     _check(session)
-    room = place_trials(session.config.train, session.config.tune, session.resources)
+    room = allocate_trials(session.config.train, session.config.tune, session.resources)
     run_id = session.remembered(search.identity_file, {}, lambda key: _start(session, key))
     with ExitStack() as stack:
         stack.callback(shutil.rmtree, search.scratch, ignore_errors=True)
@@ -41,7 +41,7 @@ def tune(session: Session) -> None:
         session.tracker.tag(
             run_id, {"command": search_command(session.config)}
         )  # of the newest, which may want more trials
-        follow = SearchFollower(session, search, run_id, stack)
+        follow = SearchProgress(session, search, run_id, stack)
         stack.callback(search.save)
         exhausted = _run(session, search, room, follow)
         follow.finish()
@@ -95,7 +95,7 @@ class _JobMaker:
         return train_job(config, self.access, workspace.other_run(workspace.training_name(self.data_fingerprint)))
 
 
-def _run(session: Session, search: Search, room: Room, follow: SearchFollower) -> bool:
+def _run(session: Session, search: Search, room: TrialResources, follow: SearchProgress) -> bool:
     """Run the trials that are missing; whether the space has no more."""
     config, known = session.config, list(search.trials)
     nested = config.train.num_workers > 1
@@ -119,6 +119,6 @@ def _run(session: Session, search: Search, room: Room, follow: SearchFollower) -
             return None
         return trial.run.folder.name
 
-    proposals = Proposals(config.tune, known, name, follow.begin, follow.ended)
+    proposals = OptunaSearcher(config.tune, known, name, follow.begin, follow.ended)
     run_search(config.tune, plan, room, proposals, config.train, search.scratch, follow)
     return proposals.exhausted

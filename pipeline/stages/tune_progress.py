@@ -8,14 +8,23 @@ from pathlib import Path
 
 from jobs.checkpoints.format import read_history
 from jobs.checkpoints.manager import Checkpoints
-from jobs.errors import AGAIN, AwayError, UserError
-from jobs.events import Failed, Message, Opened, Point, Scored, Started, Told, Warned
+from jobs.errors import AGAIN, UnavailableError, UserError
+from jobs.events import (
+    Event,
+    MetricPoint,
+    ShardsOpened,
+    TrainingResumed,
+    TrainingWarning,
+    TrialEvent,
+    TrialReport,
+    WorkerFailed,
+)
 from jobs.search.space import Values
 from jobs.search.trials import Status, Trial, best_so_far
-from jobs.tracking.client import TrackingAwayError, TrackingError
+from jobs.tracking.client import TrackingError, TrackingUnavailableError
 from jobs.tracking.query import VALUE
-from jobs.tracking.uploader import Sender
-from jobs.tune import Ended
+from jobs.tracking.uploader import MetricUploader
+from jobs.tune import TrialResult
 from pipeline.searches import Search, trial_config
 from pipeline.session import Session
 from pipeline.stages.train import log_settings, record_training
@@ -40,11 +49,11 @@ class TrialLog:
         self._stack = stack.enter_context(ExitStack())
         # Before a checkpoint is written beside another command's.
         self._stack.enter_context(session.workspace.lock(session.run.folder.name))
-        self._waiting: list[Message] = []
-        self._sender: Sender | None = None
+        self._waiting: list[Event] = []
+        self._sender: MetricUploader | None = None
         self._asked = -_PAUSE
 
-    def take(self, message: Message) -> None:
+    def take(self, message: Event) -> None:
         """Handle one message of the training; one that is late goes with the rest, or is in the checkpoint."""
         if self.trial.logged:
             return
@@ -54,7 +63,7 @@ class TrialLog:
         if self._sender is None and time.monotonic() > self._asked + _PAUSE:
             try:
                 self._open()
-            except TrackingAwayError:
+            except TrackingUnavailableError:
                 self._asked = time.monotonic()
         self._pass_on()
 
@@ -62,12 +71,12 @@ class TrialLog:
         """What the person should know since the last call."""
         return self._sender.news() if self._sender else []
 
-    def _open(self) -> Sender:
+    def _open(self) -> MetricUploader:
         """The sender, made with the run if there is none."""
         if self._sender is None:
             tracker, run_id = self._session.tracker, self._session.origin.run_id
             self._stack.enter_context(tracker.marking_failure(run_id))
-            self._sender = self._stack.enter_context(Sender(tracker, run_id, self._session.spools))
+            self._sender = self._stack.enter_context(MetricUploader(tracker, run_id, self._session.spools))
         return self._sender
 
     def _pass_on(self) -> None:
@@ -97,7 +106,7 @@ class TrialLog:
                 record_training(session, origin, sender, newest, patience)
             else:
                 if newest is not None:
-                    sender.take(Started(place.step_of(newest), read_history(newest)))
+                    sender.take(TrainingResumed(place.step_of(newest), read_history(newest)))
                 sender.close(patience)
                 log_settings(session, origin)
         values = {f"{VALUE}{key}": str(value) for key, value in trial.values.items()}
@@ -113,7 +122,7 @@ _SAVE_SECONDS = 2.0  # between two writes of the record, but for ends of trials
 _PATIENCE, _LAST_PATIENCE = 3.0, 30.0  # with an MLflow that is away: when a trial ends, when the search does, s
 
 
-class SearchFollower:
+class SearchProgress:
     """Keeps the record of the trials, and takes what they tell to MLflow and to the screen.
 
     Args:
@@ -146,7 +155,7 @@ class SearchFollower:
         """What is known of a trial that has ended."""
         return next((one for one in self._search.trials if one.number == number and one.ended), None)
 
-    def __call__(self, told: Sequence[Told], ended: Sequence[Ended]) -> None:
+    def __call__(self, told: Sequence[TrialEvent], ended: Sequence[TrialResult]) -> None:
         """Handle what came since the last call."""
         for one in told:
             self._take(one)
@@ -171,25 +180,25 @@ class SearchFollower:
                 trials.append(trial)
         return self._logs[number]
 
-    def _take(self, told: Told) -> None:
+    def _take(self, told: TrialEvent) -> None:
         log, report = self._log(told.number, told.values), self._session.report
         match told.message:
-            case Scored():
+            case TrialReport():
                 log.trial.add(told.message.step, told.message.scores)
                 self._progress()
-            case Failed(reason, own=own):
+            case WorkerFailed(reason, own=own):
                 log.trial.reason = reason
                 self._shared[told.number] = "" if own else reason
-            case Warned():
+            case TrainingWarning():
                 report.line(f"{'':<9}trial {told.number}, step {told.message.step}: {told.message.text}")
                 log.take(told.message)
-            case Started() | Opened():
+            case TrainingResumed() | ShardsOpened():
                 self._progress()
                 log.take(told.message)
             case _:
                 log.take(told.message)
 
-    def _end(self, end: Ended) -> None:
+    def _end(self, end: TrialResult) -> None:
         if self.ended(end.number):  # by an earlier command, and proposed again
             return
         log = self._log(end.number, dict(end.values))
@@ -199,7 +208,7 @@ class SearchFollower:
         trial.status, trial.ended_ms = end.status, time.time_ns() // 1_000_000
         trial.reason = "" if end.status != "failed" else trial.reason or end.reason
         self._session.report.line(f"{'':<9}{trial_line(trial, self._search.config.tune.objectives)}")
-        with suppress(TrackingError, AwayError):  # tried again at the end
+        with suppress(TrackingError, UnavailableError):  # tried again at the end
             log.end(_PATIENCE)
             self._course()
 
@@ -207,7 +216,7 @@ class SearchFollower:
         """The best score by the number of trials, as the curve of the search's run."""
         config = self._search.config.tune
         course = best_so_far(self._search.trials, config.objectives)
-        points = [Point(number, time_ms, metrics) for number, (time_ms, metrics) in enumerate(course, start=1)]
+        points = [MetricPoint(number, time_ms, metrics) for number, (time_ms, metrics) in enumerate(course, start=1)]
         self._session.tracker.complete_curve(self._run_id, points)
 
     def _progress(self) -> None:

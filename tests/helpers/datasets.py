@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import webdataset as wds
 
-from jobs.data.config import DataSection
-from jobs.data.dataset import ShardedSplit
+from jobs.data.config import BaseDataConfig
+from jobs.data.dataset import ShardedDataset
 from jobs.data.manifest import Manifest
 from jobs.data.shard_reader import DataAccess
 from jobs.data.shard_writer import write_parts
@@ -21,7 +21,7 @@ from jobs.data.sources.base import Source, Split
 from jobs.shard import plan_parts, publish
 
 
-def write_dataset(source: Source, url: str | Path, config: DataSection) -> Manifest:
+def write_dataset(source: Source, url: str | Path, config: BaseDataConfig) -> Manifest:
     """What the shard job does, without Ray."""
     parts = plan_parts(source, config)
     for part in parts:
@@ -34,9 +34,9 @@ def local(folder: Path) -> DataAccess:
     return DataAccess(str(folder), folder.with_name(f"{folder.name}-cache"), 2**30)
 
 
-def open_split(folder: Path, split: Split) -> ShardedSplit:
+def open_split(folder: Path, split: Split) -> ShardedDataset:
     """A split of a dataset in a folder."""
-    return ShardedSplit(local(folder), split)
+    return ShardedDataset(local(folder), split)
 
 
 def stock_samples(folder: Path, pattern: str, images: str = "rgb8") -> list[dict[str, Any]]:

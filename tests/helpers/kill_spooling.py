@@ -12,34 +12,34 @@ import time
 from pathlib import Path
 
 from jobs.config import TrackingConfig
-from jobs.events import Committed, Point, Started
+from jobs.events import CheckpointSaved, MetricPoint, TrainingResumed
 from jobs.files import write_json
 from jobs.tracking.client import Tracker
-from jobs.tracking.uploader import Sender
+from jobs.tracking.uploader import MetricUploader
 
 STEPS_PER_COMMIT = 5
 
 
-def read_history(workspace: Path) -> list[Point]:
+def read_history(workspace: Path) -> list[MetricPoint]:
     """The curve in the newest checkpoint."""
     path = workspace / "history.json"
-    return [Point(**values) for values in json.loads(path.read_text())] if path.exists() else []
+    return [MetricPoint(**values) for values in json.loads(path.read_text())] if path.exists() else []
 
 
 def train(uri: str, workspace: Path, run_id: str, number: int, begun: int) -> None:
     """Steps without end, computed a little differently by each process."""
     history = read_history(workspace)
-    sender = Sender(Tracker(TrackingConfig(uri=uri), workspace), run_id, workspace / "spool")
-    sender.take(Started(len(history), list(history)))
+    sender = MetricUploader(Tracker(TrackingConfig(uri=uri), workspace), run_id, workspace / "spool")
+    sender.take(TrainingResumed(len(history), list(history)))
     os.write(begun, b".")
     while True:
         step = len(history) + 1
         metrics = {"train/loss": step + number / 7, "train/kl": 1 / step}
-        history.append(Point(step, time.time_ns() // 1_000_000, metrics))
+        history.append(MetricPoint(step, time.time_ns() // 1_000_000, metrics))
         sender.take(history[-1])
         if step % STEPS_PER_COMMIT == 0:
             write_json(workspace / "history.json", [vars(point) for point in history])
-            sender.take(Committed(step))
+            sender.take(CheckpointSaved(step))
         time.sleep(0.002)
 
 

@@ -15,7 +15,7 @@ import torch
 
 from helpers.small_job import small_job
 from jobs.checkpoints.manager import Checkpoints
-from jobs.events import Committed, Message, Started
+from jobs.events import CheckpointSaved, Event, TrainingResumed
 from jobs.training.loop import train_model
 from jobs.training.state import TrainJob, Worker
 
@@ -23,8 +23,8 @@ from jobs.training.state import TrainJob, Worker
 def train(job: TrainJob, pipe: int) -> None:
     """Train, and tell through a pipe from which step, and which steps are committed."""
 
-    def post(message: Message) -> None:
-        if isinstance(message, Started | Committed):
+    def post(message: Event) -> None:
+        if isinstance(message, TrainingResumed | CheckpointSaved):
             os.write(pipe, b"%d\n" % message.step)
 
     train_model(job, Worker(), post)

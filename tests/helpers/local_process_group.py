@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from jobs.events import Message, Point
+from jobs.events import Event, MetricPoint
 from jobs.training.loop import StoppedError, train_model
 from jobs.training.state import TrainJob, Worker
 
@@ -28,11 +28,11 @@ def _train(job: TrainJob, rank: int, world_size: int, meeting: str, stop_at: int
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     if world_size > 1:
         dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world_size)
-    messages: list[Message] = []
+    messages: list[Event] = []
     worker = Worker(rank=rank, world_size=world_size, wrap=_distributed if world_size > 1 else Worker.wrap)
 
     def stop() -> bool:
-        done = [message.step for message in messages if isinstance(message, Point)]
+        done = [message.step for message in messages if isinstance(message, MetricPoint)]
         return bool(stop_at and done and done[-1] >= stop_at)
 
     with suppress(StoppedError):
@@ -43,7 +43,7 @@ def _train(job: TrainJob, rank: int, world_size: int, meeting: str, stop_at: int
     os._exit(0)  # gloo may abort a process that tidies up when others have gone
 
 
-def train(job: TrainJob, world_size: int, stop_at: int = 0) -> list[Message]:
+def train(job: TrainJob, world_size: int, stop_at: int = 0) -> list[Event]:
     """Train with so many workers of one thread each; with `stop_at` they are stopped, and killed, after that step."""
     context: Any = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
@@ -58,7 +58,7 @@ def train(job: TrainJob, world_size: int, stop_at: int = 0) -> list[Message]:
         for _, sender in ends:
             sender.close()  # so that the end of a worker is seen
         try:
-            messages: list[Message] = ends[0][0].recv()
+            messages: list[Event] = ends[0][0].recv()
             if stop_at:
                 for process in processes:
                     process.kill()
@@ -74,11 +74,11 @@ def train(job: TrainJob, world_size: int, stop_at: int = 0) -> list[Message]:
     return messages
 
 
-def curve(messages: list[Message]) -> dict[int, dict[str, float]]:
+def curve(messages: list[Event]) -> dict[int, dict[str, float]]:
     """Metrics by step, without the speed."""
     found: dict[int, dict[str, float]] = {}
     for message in messages:
-        if isinstance(message, Point):
+        if isinstance(message, MetricPoint):
             kept = {name: value for name, value in message.metrics.items() if "second" not in name}
             found[message.step] = {**found.get(message.step, {}), **kept}
     return found

@@ -8,7 +8,7 @@ from jobs.checkpoints.format import read_meta
 from jobs.checkpoints.manager import Checkpoints
 from jobs.config import TrainConfig
 from jobs.data.shard_reader import DataAccess
-from jobs.events import Message
+from jobs.events import Event
 from jobs.training.loop import train_model
 from jobs.training.snapshot import take_snapshot
 from jobs.training.state import Training, TrainJob, Worker
@@ -49,13 +49,13 @@ def put(place: Checkpoints, training: Training, step: int, score: float | None =
         place.publish(folder)
 
 
-def run(job: TrainJob) -> list[Message]:
-    messages: list[Message] = []
+def run(job: TrainJob) -> list[Event]:
+    messages: list[Event] = []
     train_model(job, Worker(), messages.append)
     return messages
 
 
-def steps_of(messages: list[Message], kind: type) -> list[int]:
+def steps_of(messages: list[Event], kind: type) -> list[int]:
     return [message.step for message in messages if isinstance(message, kind)]
 
 
@@ -66,11 +66,11 @@ def ended_alike(job: TrainJob, other: TrainJob, folder: Path) -> bool:
     return places[0].scores() == places[1].scores() and last[0]["weights_sha256"] == last[1]["weights_sha256"]
 
 
-class Story:
+class EventScript:
     """Takes the messages of a training, and does something once when one of a kind and a step arrives."""
 
     def __init__(self, *turns: tuple[type, int, Callable[[], object]]) -> None:
-        self.messages: list[Message] = []
+        self.messages: list[Event] = []
         self._turns, self._changed = list(turns), threading.Condition()
 
     def told(self, kind: type, step: int) -> bool:
@@ -78,7 +78,7 @@ class Story:
         with self._changed:
             return self._changed.wait_for(lambda: max(steps_of(self.messages, kind), default=-1) >= step, 60)
 
-    def __call__(self, message: Message) -> None:
+    def __call__(self, message: Event) -> None:
         with self._changed:
             self.messages.append(message)
             self._changed.notify_all()

@@ -16,7 +16,7 @@ from jobs.cluster.ray_cluster import Resources, cluster
 from jobs.cluster.resources import place
 from jobs.config import RayConfig, TrainConfig
 from jobs.errors import UserError
-from jobs.events import Committed, Message, Point, Started, Stopped
+from jobs.events import CheckpointSaved, Event, MetricPoint, TrainingResumed, TrainingStopped
 from jobs.train import run_training
 from jobs.training.loop import train_model
 from jobs.training.state import TrainJob, Worker
@@ -80,26 +80,26 @@ def train_workers() -> list[int]:
 def test_two_workers_train_the_same_model(digit_dataset: Path, tmp_path: Path, resources: Resources) -> None:
     alone, two = tmp_path / "alone", tmp_path / "two"
     train_model(job(digit_dataset, alone), Worker(), lambda message: None)
-    messages: list[Message] = []
+    messages: list[Event] = []
     assert run_training(job(digit_dataset, two, num_workers=2), resources, tmp_path / "ray", messages.extend) == 20
     expected, found = (load_file(folder / "checkpoints/step-00000020/model.safetensors") for folder in (alone, two))
     for name, tensor in expected.items():
         torch.testing.assert_close(
             found[name], tensor, rtol=5e-3, atol=5e-4, msg=lambda text, name=name: f"{name}: {text}"
         )
-    assert [m.step for m in messages if isinstance(m, Point) and "train/loss" in m.metrics] == [5, 10, 15, 20]
+    assert [m.step for m in messages if isinstance(m, MetricPoint) and "train/loss" in m.metrics] == [5, 10, 15, 20]
 
 
 @pytest.mark.slow
 def test_a_killed_worker_is_started_again_from_the_last_checkpoint(
     digit_dataset: Path, tmp_path: Path, resources: Resources
 ) -> None:
-    messages: list[Message] = []
+    messages: list[Event] = []
     killed: list[int] = []
 
-    def kill_once(new: list[Message]) -> None:
+    def kill_once(new: list[Event]) -> None:
         messages.extend(new)
-        if not killed and any(isinstance(m, Committed) for m in messages):
+        if not killed and any(isinstance(m, CheckpointSaved) for m in messages):
             killed.extend(train_workers())
             for pid in killed:
                 os.kill(pid, signal.SIGKILL)
@@ -107,7 +107,7 @@ def test_a_killed_worker_is_started_again_from_the_last_checkpoint(
     long = job(digit_dataset, tmp_path, steps=600, checkpoint_every=100)
     assert run_training(long, resources, tmp_path / "ray", kill_once) == 600
     assert len(killed) == 1
-    starts = [m.step for m in messages if isinstance(m, Started)]
+    starts = [m.step for m in messages if isinstance(m, TrainingResumed)]
     assert len(starts) == 2
     assert starts[1] >= 100
 
@@ -117,22 +117,24 @@ def test_a_node_that_is_taken_away_leaves_a_checkpoint(
     digit_dataset: Path, tmp_path: Path, resources: Resources
 ) -> None:
     """SIGTERM to a worker other than the one that writes: no step is lost, and no point of the curve."""
-    messages: list[Message] = []
+    messages: list[Event] = []
     told: list[float] = []
 
-    def terminate_once(new: list[Message]) -> None:
+    def terminate_once(new: list[Event]) -> None:
         messages.extend(new)
-        if not told and any(isinstance(m, Point) and m.step >= 30 for m in messages):
+        if not told and any(isinstance(m, MetricPoint) and m.step >= 30 for m in messages):
             told.append(time.monotonic())
             os.kill(max(train_workers()), signal.SIGTERM)
-        if told and len(told) == 1 and any(isinstance(m, Stopped) for m in messages):
+        if told and len(told) == 1 and any(isinstance(m, TrainingStopped) for m in messages):
             told.append(time.monotonic())
 
     long = job(digit_dataset, tmp_path, steps=400, checkpoint_every=400, num_workers=2)
     assert run_training(long, resources, tmp_path / "ray", terminate_once) == 400
-    (stopped,) = [m.step for m in messages if isinstance(m, Stopped)]
-    assert [m.step for m in messages if isinstance(m, Started)] == [0, stopped]
-    assert [m.step for m in messages if isinstance(m, Point) and "train/loss" in m.metrics] == list(range(5, 401, 5))
+    (stopped,) = [m.step for m in messages if isinstance(m, TrainingStopped)]
+    assert [m.step for m in messages if isinstance(m, TrainingResumed)] == [0, stopped]
+    assert [m.step for m in messages if isinstance(m, MetricPoint) and "train/loss" in m.metrics] == list(
+        range(5, 401, 5)
+    )
     assert told[1] - told[0] < 10
 
 
@@ -140,8 +142,8 @@ def test_a_node_that_is_taken_away_leaves_a_checkpoint(
 def test_workers_that_never_get_anywhere_are_given_up(
     digit_dataset: Path, tmp_path: Path, resources: Resources
 ) -> None:
-    def kill(new: list[Message]) -> None:
-        if any(isinstance(m, Started) for m in new):
+    def kill(new: list[Event]) -> None:
+        if any(isinstance(m, TrainingResumed) for m in new):
             for pid in train_workers():
                 os.kill(pid, signal.SIGKILL)
 

@@ -5,14 +5,14 @@ import signal
 
 import pytest
 
-from jobs.cli import interrupts_later
-from jobs.cluster.event_queue import Board
-from jobs.events import Begun, Committed, Message
+from jobs.cli import defer_signals
+from jobs.cluster.event_queue import EventQueue
+from jobs.events import CheckpointSaved, Event, WorkersStarted
 
 
 def test_a_board_keeps_what_nobody_has_handled() -> None:
-    board = Board.__ray_metadata__.modified_class()
-    messages: list[Message] = [Begun(), Committed(1), Committed(2)]
+    board = EventQueue.__ray_metadata__.modified_class()
+    messages: list[Event] = [WorkersStarted(), CheckpointSaved(1), CheckpointSaved(2)]
     for message in messages[:2]:
         board.post(message)
     assert board.take(0) == messages[:2]
@@ -32,7 +32,7 @@ def test_an_interrupt_waits_for_the_end_of_the_block(number: int) -> None:
         done.append(step)
 
     try:
-        with pytest.raises(KeyboardInterrupt), interrupts_later():
+        with pytest.raises(KeyboardInterrupt), defer_signals():
             interrupted(1)
         with pytest.raises(KeyboardInterrupt):  # and afterwards it does not wait
             interrupted(2)

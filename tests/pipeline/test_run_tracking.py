@@ -21,7 +21,7 @@ from servers.processes import descendants
 from servers.s3 import S3Server
 
 from jobs.checkpoints.format import read_history
-from jobs.events import Point
+from jobs.events import MetricPoint
 from jobs.tracking.spool import Spool
 from pipeline.session import Session
 from pipeline.settings.parse import read_config
@@ -148,7 +148,7 @@ def test_a_command_of_the_workspace_sends_what_is_left(
     run_id = client.create_run("0").info.run_id
     spool = Spool.claim(tmp_path / "spool" / f"{run_id}.jsonl", {"uri": "", "experiment": "vlae"})
     assert spool is not None
-    spool.append([Point(1, 2, {"train/loss": 3.0})])
+    spool.append([MetricPoint(1, 2, {"train/loss": 3.0})])
     spool.close()
     with ExitStack() as stack:
         assert Session(workspace, Reporter(json_output=False), stack).tracker.uri == client.tracking_uri

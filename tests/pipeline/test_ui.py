@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 from playwright.sync_api import Browser, Page, expect
 from servers.browser import keep, mlflow_ui, shown_whole
 
-from jobs.cli import readable
+from jobs.cli import format_number
 
 pytestmark = pytest.mark.slow
 
@@ -53,7 +53,7 @@ def test_the_run_begins_with_its_block_figure_and_its_scores(
     page.goto(f"/#/experiments/{experiment}/runs/{first['run_id']}")
     block_figure_is_shown(page)
     page.get_by_text("Show more").first.click()
-    expect(page.get_by_role("cell", name=readable(first["scores"]["elbo"])).first).to_be_visible()
+    expect(page.get_by_role("cell", name=format_number(first["scores"]["elbo"])).first).to_be_visible()
     keep(page, "run")
 
 

@@ -20,7 +20,7 @@ class Fake:
         return [torch.randn(count, 1, generator=generator) for _ in self.latent_dims]
 
 
-class Stack(Fake):
+class StackedVae(Fake):
     """z_1 ~ N(0, 1), z_0 = a z_1 + s e, x = z_0 with a^2 + s^2 = 1; q(z_0|x) = N(x, t^2), q(z_1|z_0) the exact one."""
 
     a, s, t = 0.8, 0.6, 0.1
@@ -83,10 +83,10 @@ def generator(seed: int = 0) -> torch.Generator:
 
 def test_top_rungs_of_a_stack_bring_back_what_they_know() -> None:
     """With x ~ N(0, 1): k = 0 is an unrelated sample, k = 1 goes x -> z_0 -> z_1 -> z_0' -> x'."""
-    a2, t2 = Stack.a**2, Stack.t**2
+    a2, t2 = StackedVae.a**2, StackedVae.t**2
     images = torch.randn(40_000, 1, 1, 1, generator=generator(1))
-    curve = top_k_curve(Stack(), images, generator())
-    one = (1 - a2) ** 2 + a2**2 * t2 + (1 + a2) * Stack.s**2
+    curve = top_k_curve(StackedVae(), images, generator())
+    one = (1 - a2) ** 2 + a2**2 * t2 + (1 + a2) * StackedVae.s**2
     np.testing.assert_allclose(curve, [2, one, t2], rtol=0.03)
     assert curve.dtype == np.float64
 

@@ -58,7 +58,7 @@ def test_a_faded_rung_reads_and_writes_nothing(rung: int) -> None:
     others = [float(index != rung) for index in range(3)]
     with torch.no_grad():
         whole = model.decode(noise)
-        model.set_fade(others, others)
+        model.set_gates(others, others)
         without = model.decode(noise)
         moved = [part + 3.0 * (index == rung) for index, part in enumerate(noise)]
         assert torch.equal(without, model.decode(moved))
@@ -66,5 +66,5 @@ def test_a_faded_rung_reads_and_writes_nothing(rung: int) -> None:
         mean = model.infer(images, noise).posteriors[rung].mean
         torch.testing.assert_close(mean, mean[:1].expand_as(mean))  # the image does not reach it
         assert "fade" not in model.state_dict()
-        model.set_fade([1, 1, 1], [1, 1, 1])
+        model.set_gates([1, 1, 1], [1, 1, 1])
         assert torch.equal(model.decode(noise), whole)

@@ -114,8 +114,8 @@ def bottom_up() -> tuple[HierarchicalModel, Tensor]:
     model = base(HvaeConfig(latent_dims=(3, 2), **COMMON))
     precision = 1 + up.square().sum(0) / BELOW**2
     model.encoder, model.head = nn.Flatten(), posterior(weight, variance)
-    model.ascend = nn.ModuleList([Linear(up.T / BELOW**2 / precision[:, None], 0.0, precision.rsqrt())])
-    model.descend = nn.ModuleList([prior_of_bottom(up)])
+    model.bottom_up = nn.ModuleList([Linear(up.T / BELOW**2 / precision[:, None], 0.0, precision.rsqrt())])
+    model.top_down = nn.ModuleList([prior_of_bottom(up)])
     model.decoder = Pixels(weight)
     return model, weight @ torch.diag(variance) @ weight.T
 
@@ -130,14 +130,14 @@ def top_down() -> tuple[HierarchicalModel, Tensor]:
     precision = 1 + up.square().div(noise[:, None]).sum(0)
     gain = (up / noise[:, None]).T @ estimate / precision[:, None]
     model.encoder = nn.Flatten()
-    model.ascend = nn.ModuleList([nn.Identity()])
+    model.bottom_up = nn.ModuleList([nn.Identity()])
     model.heads = nn.ModuleList(
         [
             Linear(estimate, -(estimate.sum(1) * OFFSET), SIGMA * power.rsqrt()),
             Linear(gain, -(gain.sum(1) * OFFSET), precision.rsqrt()),
         ]
     )
-    model.descend = nn.ModuleList([prior_of_bottom(up)])
+    model.top_down = nn.ModuleList([prior_of_bottom(up)])
     model.decoder = Pixels(weight)
     return model, weight @ torch.diag(variance) @ weight.T
 

@@ -135,7 +135,7 @@ def test_the_prior_of_a_stack_is_that_of_the_sample_above(name: str) -> None:
             parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3))
         drawn = model.infer(images, noise)
         for rung in range(2):
-            p = model.descend[rung](drawn.latents[rung + 1])
+            p = model.top_down[rung](drawn.latents[rung + 1])
             torch.testing.assert_close(p.mean, drawn.priors[rung].mean)
         zeros = [torch.zeros_like(part) for part in noise]
         drawn_from_prior = model.prior(zeros, [None, None, drawn.latents[2]])

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from vlae.config import HvaeConfig, LvaeConfig, ModelSection, VaeConfig, VlaeConfig
+from vlae.config import BaseModelConfig, HvaeConfig, LvaeConfig, VaeConfig, VlaeConfig
 from vlae.models.factory import build_model, match_parameters, num_parameters
-from vlae.models.layers import Layer, build_layers, dense, output_shape, plane
+from vlae.models.layers import Layer, build_layers, dense, output_shape, to_feature_map
 
 AUTHORS = {"width": 64, "hidden": 1024, "norm": "batch", "sigma": "sigmoid"}
 PROVLAE = {"network": "provlae", "width": 32, "hidden": 256, "norm": "batch"}
@@ -70,7 +70,7 @@ def test_what_cannot_be_matched_is_refused() -> None:
     ],
 )
 def test_what_a_network_is_not_made_for_is_named(
-    config: ModelSection, image_shape: tuple[int, int, int], message: str
+    config: BaseModelConfig, image_shape: tuple[int, int, int], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
         build_model(config, image_shape)
@@ -101,8 +101,8 @@ def test_the_stacks_use_the_ladders_trunk_and_decoder() -> None:
         Layer("deconv", 6),
         Layer("up", 6, 3),
         Layer("dense", 6, activation="elu"),
-        plane((2, 3, 5), activation="relu"),
-        Layer("conv", 6, bare=True),
+        to_feature_map((2, 3, 5), activation="relu"),
+        Layer("conv", 6, is_output=True),
     ],
 )
 def test_layers_have_the_shapes_they_say(layer: Layer, norm: str) -> None:

@@ -9,14 +9,14 @@ from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
 from vlae.config import ObjectiveConfig
 from vlae.gaussian import DiagonalGaussian
-from vlae.models.base import Terms
+from vlae.models.base import ElboTerms
 from vlae.objective import mmd, objective_loss, total_correlation
 
 
-def terms(kl: list[list[float]]) -> Terms:
+def terms(kl: list[list[float]]) -> ElboTerms:
     count = len(kl)
     posteriors = [DiagonalGaussian(torch.zeros(count, 2), torch.zeros(count, 2)) for _ in kl[0]]
-    return Terms(torch.full((count,), 10.0), torch.tensor(kl), posteriors, [p.mean for p in posteriors])
+    return ElboTerms(torch.full((count,), 10.0), torch.tensor(kl), posteriors, [p.mean for p in posteriors])
 
 
 def test_weights_and_free_bits_are_per_rung() -> None:

@@ -55,9 +55,9 @@ def test_what_tells_nothing_costs_the_kl_of_the_nearest_gaussian(power: int) -> 
     prior = GeneralizedNormal(power)
     log_sigma = torch.linspace(-2, 1, 30001, dtype=torch.float64)
     costs = prior.kl_from(DiagonalGaussian(torch.zeros_like(log_sigma), log_sigma))
-    assert prior.idle_kl == pytest.approx(costs.min().item(), abs=1e-7)
+    assert prior.collapsed_kl == pytest.approx(costs.min().item(), abs=1e-7)
     moved = prior.kl_from(DiagonalGaussian(torch.full_like(log_sigma, 0.1), log_sigma))
-    assert moved.min() > prior.idle_kl
+    assert moved.min() > prior.collapsed_kl
 
 
 @pytest.mark.parametrize("power", [4, 8])

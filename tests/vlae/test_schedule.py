@@ -5,7 +5,7 @@ import math
 import pytest
 
 from vlae.config import ObjectiveConfig, ProgressiveConfig
-from vlae.schedule import mmd_weights, per_rung, rung_state, warmup
+from vlae.schedule import mmd_weights, per_rung, rung_schedule, warmup
 
 NONE = ProgressiveConfig()
 
@@ -37,9 +37,9 @@ def test_mmd_falls_to_zero_or_stays() -> None:
 
 def test_beta_per_rung_rises_with_the_warmup() -> None:
     config = ObjectiveConfig(beta=(4, 1, 0.5), warmup_steps=10)
-    assert rung_state(config, NONE, 5, 3).kl_weights == [2, 0.5, 0.25]
-    assert rung_state(config, NONE, 50, 3).kl_weights == [4, 1, 0.5]
-    assert rung_state(config, NONE, 50, 3).writes == [1, 1, 1]
+    assert rung_schedule(config, NONE, 5, 3).kl_weights == [2, 0.5, 0.25]
+    assert rung_schedule(config, NONE, 50, 3).kl_weights == [4, 1, 0.5]
+    assert rung_schedule(config, NONE, 50, 3).writes == [1, 1, 1]
 
 
 @pytest.mark.parametrize(
@@ -61,20 +61,20 @@ def test_rungs_are_added_from_the_top(
     step: int, kl_weights: list[float], reads: list[float], writes: list[float]
 ) -> None:
     objective = ObjectiveConfig(beta=8, warmup_steps=0)
-    state = rung_state(objective, ProgressiveConfig(stage_steps=100, fade_steps=40, waiting_kl=0.5), step, 3)
+    state = rung_schedule(objective, ProgressiveConfig(stage_steps=100, fade_steps=40, waiting_kl=0.5), step, 3)
     assert (state.kl_weights, state.reads, state.writes) == (kl_weights, reads, writes)
 
 
 def test_the_bottom_rung_is_alone_and_then_all_are_there_if_asked() -> None:
     progressive = ProgressiveConfig(stage_steps=100, fade_steps=40, waiting_kl=0.5, order="bottom")
     objective = ObjectiveConfig(beta=8, warmup_steps=0)
-    states = [rung_state(objective, progressive, step, 3) for step in (99, 110, 150, 5000)]
+    states = [rung_schedule(objective, progressive, step, 3) for step in (99, 110, 150, 5000)]
     assert [state.kl_weights for state in states] == [[8, 0.5, 0.5], [8, 8, 8], [8, 8, 8], [8, 8, 8]]
     assert [state.reads for state in states] == [[1, 1, 1], [1, 0.25, 0.25], [1, 1, 1], [1, 1, 1]]
     assert [state.writes for state in states] == [[1, 0, 0], [1, 0.25, 0.25], [1, 1, 1], [1, 1, 1]]
-    assert rung_state(objective, progressive, 150, 1).writes == [1]
+    assert rung_schedule(objective, progressive, 150, 1).writes == [1]
 
 
 def test_without_fading_a_rung_is_there_at_once() -> None:
-    state = rung_state(ObjectiveConfig(), ProgressiveConfig(stage_steps=100, fade_steps=0), 100, 2)
+    state = rung_schedule(ObjectiveConfig(), ProgressiveConfig(stage_steps=100, fade_steps=0), 100, 2)
     assert (state.reads, state.writes) == ([1, 1], [1, 1])

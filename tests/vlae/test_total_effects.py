@@ -70,7 +70,7 @@ def test_flips_of_the_sign_of_a_gaussian_sum() -> None:
 def test_chunks_do_not_change_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     model = Additive(torch.stack([2 * FLAT, STRIPES, FLAT]), product=0.3)
     whole = total_effects(model, 250, generator(), lambda images: images.flatten(1).softmax(1))
-    monkeypatch.setattr("vlae.total_effects.rows_at_once", lambda device: 7)
+    monkeypatch.setattr("vlae.total_effects.eval_batch_size", lambda device: 7)
     parts = total_effects(model, 250, generator(), lambda images: images.flatten(1).softmax(1))
     for name, values in vars(whole).items():
         assert getattr(parts, name) == pytest.approx(values, rel=1e-9), name

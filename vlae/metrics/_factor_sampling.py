@@ -23,7 +23,7 @@ class CodeSource(Protocol):
     def factors(self) -> int:
         """How many factors can be fixed; they are numbered from 0."""
 
-    def overview(self, rng: np.random.Generator) -> Floats:
+    def global_sample(self, rng: np.random.Generator) -> Floats:
         """Codes of images at random, (D, M)."""
 
     def batches(self, fixed: Indices, size: int, rng: np.random.Generator) -> Floats:
@@ -65,7 +65,7 @@ class EncodedPool:
     def factors(self) -> int:
         return len(self._lengths)
 
-    def overview(self, rng: np.random.Generator) -> Floats:  # noqa: ARG002 all rows, no chance
+    def global_sample(self, rng: np.random.Generator) -> Floats:  # noqa: ARG002 all rows, no chance
         return self._codes
 
     def batches(self, fixed: Indices, size: int, rng: np.random.Generator) -> Floats:
@@ -113,7 +113,7 @@ class FreshImages(Generic[Images]):
     def factors(self) -> int:
         return len(self._varying)
 
-    def overview(self, rng: np.random.Generator) -> Floats:
+    def global_sample(self, rng: np.random.Generator) -> Floats:
         return self._codes(self._draw(OVERVIEW, rng))
 
     def batches(self, fixed: Indices, size: int, rng: np.random.Generator) -> Floats:

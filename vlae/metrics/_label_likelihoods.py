@@ -115,14 +115,14 @@ def projected_beliefs(
     """
     axes = fit.axes[:, :_RANKS]
     noise = np.exp(2 * train.log_sigmas).mean(0) @ axes**2
-    points, centres = ((part - fit.centre) @ axes for part in (samples, train.means))
-    points, centres = points.T.astype(np.float32), centres.T.astype(np.float32)
+    points, sampled_posterior_means = ((part - fit.centre) @ axes for part in (samples, train.means))
+    points, sampled_posterior_means = points.T.astype(np.float32), sampled_posterior_means.T.astype(np.float32)
     bandwidths = [np.float32(-0.5) / (noise + width**2).astype(np.float32) for width in _BANDWIDTHS]
     share = fit.share.astype(np.float32)
     out = np.empty((len(points) * len(bandwidths), len(samples)))
     for start in range(0, len(samples), _BLOCK):
         rows = slice(start, start + _BLOCK)
-        squares = (points[:, rows, None] - centres[:, None, :]) ** 2
+        squares = (points[:, rows, None] - sampled_posterior_means[:, None, :]) ** 2
         label = asked[rows]
         for index, scale in enumerate(bandwidths):
             log_kernel = np.zeros_like(squares[0])

@@ -80,11 +80,11 @@ def factor_vae_score_from(
     if source.factors < 2:
         return float("nan")
     rng = np.random.default_rng(seed)
-    overview = source.overview(rng)
-    if active is not None and active.shape != overview.shape[:1]:
-        raise ValueError(f"active must be ({len(overview)},), got {active.shape}")
-    variance = overview.var(axis=1, ddof=1)
-    moving = np.sqrt(variance) > _ROUNDING * np.abs(overview).max(axis=1)
+    global_sample = source.global_sample(rng)
+    if active is not None and active.shape != global_sample.shape[:1]:
+        raise ValueError(f"active must be ({len(global_sample)},), got {active.shape}")
+    variance = global_sample.var(axis=1, ddof=1)
+    moving = np.sqrt(variance) > _ROUNDING * np.abs(global_sample).max(axis=1)
     fixed, shares = _shares(source, variance, train_votes, batch, rng)
     live = moving & (_live(variance, fixed, shares, source.factors) if active is None else active)
     if not live.any():

@@ -7,7 +7,7 @@ from vlae.metrics._discretization import Counted, bin_labels, count_information,
 from vlae.metrics._validation import Array, Factors, check_rows, live
 
 
-def discretise(codes: Array | Factors, bins: int) -> NDArray[np.int64]:
+def discretize(codes: Array | Factors, bins: int) -> NDArray[np.int64]:
     """Bin number of each code or factor, (N, D) in 0..bins-1, by the edges of `binning.bin_labels`; errors as there."""
     return bin_labels(codes, bins).values.T.astype(np.int64)
 

@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlae.metrics._validation import Array, Factors, check_rows, varies
-from vlae.metrics.information import discretise
+from vlae.metrics.information import discretize
 
 Floats = NDArray[np.float64]
 
@@ -42,7 +42,7 @@ def irs_score(codes: Array, factors: Factors, *, bins: int = 20, quantile: float
     if not len(live):
         return 0.0
     reach = np.abs(live - live.mean(axis=1, keepdims=True)).max(axis=1)
-    binned = discretise(varying.astype(np.float64), bins)
+    binned = discretize(varying.astype(np.float64), bins)
     deviation = np.stack([_deviation(live, column, quantile) for column in binned.T])
     scores = 1 - deviation.min(axis=0) / reach
     return float(np.average(scores, weights=reach))

@@ -8,13 +8,13 @@ the decoder at its top.
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from vlae.models.layers import Layer, Layers, dense, plane
+from vlae.models.layers import Layer, Layers, dense, to_feature_map
 
 ImageShape = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
-class Joint:
+class Merge:
     """Where rung l < L-1 joins the decoder.
 
     Args:
@@ -24,7 +24,7 @@ class Joint:
         gated: features + gate * inject(z_l), with a learned gate, instead of the two side by side.
     """
 
-    inject: Layers
+    latent_path: Layers
     before: Layers = ()
     after: Layers = ()
     gated: bool = False
@@ -45,16 +45,16 @@ class Network:
     """
 
     trunk: tuple[Layers, ...]
-    taps: tuple[int, ...]
+    feature_levels: tuple[int, ...]
     rungs: tuple[Layers, ...]
     top: Layers
-    joints: tuple[Joint, ...]
-    finish: Layers
+    merges: tuple[Merge, ...]
+    output: Layers
     weight_std: float | None = None
 
 
 @dataclass(frozen=True)
-class Size:
+class ArchitectureSpec:
     """What a table is made for: `units[l]` features in the dense layers of rung l, convolutions of `width` channels."""
 
     image: ImageShape
@@ -63,7 +63,7 @@ class Size:
     units: tuple[int, ...]
 
 
-def pyramid(size: Size) -> Network:
+def pyramid(size: ArchitectureSpec) -> Network:
     """Any image of 8 pixels or more and even sides, any number of rungs.
 
     Rung l reads trunk level l while the image can still be halved; rungs beyond the deepest level share it and
@@ -75,8 +75,8 @@ def pyramid(size: Size) -> Network:
     """
     shapes = _levels(size.image, size.width)
     deepest, top = len(shapes) - 1, size.rungs - 1
-    taps = tuple(min(rung, deepest) for rung in range(size.rungs))
-    joins = [min(tap + 1, deepest) for tap in taps[:top]] + [deepest]
+    feature_levels = tuple(min(rung, deepest) for rung in range(size.rungs))
+    joins = [min(tap + 1, deepest) for tap in feature_levels[:top]] + [deepest]
 
     def up(source: int, target: int) -> Layers:
         channels = shapes[max(target, 1)][0]
@@ -87,11 +87,11 @@ def pyramid(size: Size) -> Network:
         first = Layer("conv", channels, 4, 2) if target > source else Layer("conv", channels, 3)
         return (first, Layer("conv", channels, 3))
 
-    below_top = tuple(block(tap, min(tap + 1, deepest)) for tap in taps[:top])
-    to_the_end = sum((block(level, level + 1) for level in range(taps[top], deepest)), ())
+    below_top = tuple(block(tap, min(tap + 1, deepest)) for tap in feature_levels[:top])
+    to_the_end = sum((block(level, level + 1) for level in range(feature_levels[top], deepest)), ())
     join_at = [
-        Joint(
-            inject=(plane((size.width, *shapes[joins[rung]][1:]), bare=True),),
+        Merge(
+            latent_path=(to_feature_map((size.width, *shapes[joins[rung]][1:]), is_output=True),),
             before=_climb(up, joins[rung + 1], joins[rung]),
             after=(Layer("conv", shapes[joins[rung]][0], 3),),
         )
@@ -99,12 +99,12 @@ def pyramid(size: Size) -> Network:
     ]
     units = size.units[top]
     return Network(
-        trunk=tuple(block(taps[rung], taps[rung + 1]) for rung in range(top)),
-        taps=tuple(range(size.rungs)),
+        trunk=tuple(block(feature_levels[rung], feature_levels[rung + 1]) for rung in range(top)),
+        feature_levels=tuple(range(size.rungs)),
         rungs=(*below_top, (to_the_end or block(deepest, deepest)) + dense(units, 2)),
-        top=(*dense(units, 2), plane(shapes[deepest], bare=True)),
-        joints=tuple(join_at),
-        finish=(*_climb(up, joins[0], 0), Layer("conv", size.image[0], 3, bare=True)),
+        top=(*dense(units, 2), to_feature_map(shapes[deepest], is_output=True)),
+        merges=tuple(join_at),
+        output=(*_climb(up, joins[0], 0), Layer("conv", size.image[0], 3, is_output=True)),
     )
 
 
@@ -124,14 +124,14 @@ def _levels(image: ImageShape, width: int) -> list[ImageShape]:
     return shapes
 
 
-def mlp(size: Size) -> Network:
+def mlp(size: ArchitectureSpec) -> Network:
     """Dense layers only, two of `units[l]` features for rung l (Soenderby et al. 2016, with their sizes)."""
     top = size.rungs - 1
     return Network(
         trunk=tuple(dense(size.units[rung], 2) for rung in range(top)),
-        taps=tuple(range(size.rungs)),
+        feature_levels=tuple(range(size.rungs)),
         rungs=tuple(dense(units, 2) for units in size.units),
         top=dense(size.units[top], 2),
-        joints=tuple(Joint(inject=(), after=dense(size.units[rung], 2)) for rung in range(top)),
-        finish=(plane(size.image, bare=True),),
+        merges=tuple(Merge(latent_path=(), after=dense(size.units[rung], 2)) for rung in range(top)),
+        output=(to_feature_map(size.image, is_output=True),),
     )

@@ -8,21 +8,21 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vlae.config import ModelSection
+from vlae.config import BaseModelConfig
 from vlae.gaussian import DiagonalGaussian
 from vlae.likelihoods import Likelihood
 from vlae.prior import GeneralizedNormal
 
 Latents = list[Tensor]
-Given = Sequence[Tensor | None]  # per rung, bottom first
+FixedLatents = Sequence[Tensor | None]  # per rung, bottom first
 
 
-def rows_at_once(device: torch.device) -> int:
+def eval_batch_size(device: torch.device) -> int:
     """Images in a batch where nothing is learnt: few enough for a CPU's caches, enough to keep a GPU busy."""
     return 64 if device.type == "cpu" else 256
 
 
-class Terms(NamedTuple):
+class ElboTerms(NamedTuple):
     """What the objective is made of. Nats; lists run over the rungs, bottom first."""
 
     reconstruction: Tensor  # (B,), -log p(x|z)
@@ -40,7 +40,7 @@ class Inference:
     latents: Latents  # samples of the posteriors, (B, D_l) each
     kl_dims: Latents  # nats per dimension, (B, D_l) each; exact where they can be
 
-    def redrawn(self, noise: Latents) -> "Inference":
+    def resample(self, noise: Latents) -> "Inference":
         """Other samples of the same posteriors; only where none depends on a sample."""
         latents = [q.sample(e) for q, e in zip(self.posteriors, noise, strict=True)]
         return replace(self, latents=latents)
@@ -64,7 +64,7 @@ class HierarchicalModel(nn.Module, ABC):
     the caller decides what is resampled and what stays fixed.
     """
 
-    def __init__(self, config: ModelSection, image_shape: tuple[int, int, int]) -> None:
+    def __init__(self, config: BaseModelConfig, image_shape: tuple[int, int, int]) -> None:
         super().__init__()
         self.image_shape = image_shape
         self.latent_dims = config.latent_dims
@@ -75,7 +75,7 @@ class HierarchicalModel(nn.Module, ABC):
         """Posterior of each rung, a sample of it, and its KL. images: (B, C, H, W) in [0, 1]."""
 
     @abstractmethod
-    def prior(self, noise: Latents, given: Given | None = None) -> Latents:
+    def prior(self, noise: Latents, given: FixedLatents | None = None) -> Latents:
         """Ancestral sample of all rungs from independent noise.
 
         Args:
@@ -87,11 +87,11 @@ class HierarchicalModel(nn.Module, ABC):
     def decode(self, latents: Latents) -> Tensor:
         """Decoder output (B, C, H, W), before the likelihood's link."""
 
-    def forward(self, images: Tensor, noise: Latents) -> Terms:
+    def forward(self, images: Tensor, noise: Latents) -> ElboTerms:
         """The terms of one image batch, each with one sample of the posterior."""
         drawn = self.infer(images, noise)
         reconstruction = self.likelihood.nll(self.decode(drawn.latents), images)
-        return Terms(reconstruction, drawn.kl, drawn.posteriors, drawn.latents)
+        return ElboTerms(reconstruction, drawn.kl, drawn.posteriors, drawn.latents)
 
     def mean_image(self, latents: Latents) -> Tensor:
         """Mean of p(x|z), (B, C, H, W) in [0, 1]; the median of a Laplace."""
@@ -107,7 +107,7 @@ class HierarchicalModel(nn.Module, ABC):
         return sum(part.numel() for part in self.parameters() if part.requires_grad)
 
     @property
-    def idle_kl(self) -> float:
+    def collapsed_kl(self) -> float:
         """KL of a latent that tells nothing, nats: above 0 where the prior is not of the posterior's kind."""
         return 0.0
 

@@ -6,7 +6,7 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from vlae.models.architectures import ImageShape, Joint, Network
+from vlae.models.architectures import ImageShape, Merge, Network
 from vlae.models.layers import Norm, Shape, build_layers
 
 
@@ -21,7 +21,7 @@ class Trunk(nn.Module):
             stage, shape = build_layers(layers, self.shapes[-1], norm)
             self.stages.append(stage)
             self.shapes.append(shape)
-        start_weights(self, network.weight_std)
+        init_weights(self, network.weight_std)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """(B, C, H, W) in [0, 1] -> h_0, h_1, ..., each (B, *shapes[k])."""
@@ -33,8 +33,8 @@ class Trunk(nn.Module):
 
 def rung_reader(network: Network, rung: int, shapes: Sequence[Shape], norm: Norm) -> tuple[nn.Sequential, int]:
     """What rung `rung` makes of its trunk feature, and how many features its head sees."""
-    reader, shape = build_layers(network.rungs[rung], shapes[network.taps[rung]], norm)
-    start_weights(reader, network.weight_std)
+    reader, shape = build_layers(network.rungs[rung], shapes[network.feature_levels[rung]], norm)
+    init_weights(reader, network.weight_std)
     return reader, prod(shape)
 
 
@@ -51,16 +51,16 @@ class Encoder(nn.Module):
         return features.flatten(1)
 
 
-class _Join(nn.Module):
+class _MergeLayer(nn.Module):
     """One joint: features from above, z_l beside them or added to them."""
 
-    def __init__(self, joint: Joint, shape: Shape, dim: int, norm: Norm) -> None:
+    def __init__(self, joint: Merge, shape: Shape, dim: int, norm: Norm) -> None:
         super().__init__()
         self.before, shape = build_layers(joint.before, shape, norm)
-        self.inject: nn.Module | None = None
+        self.latent_path: nn.Module | None = None
         self.gate: nn.Parameter | None = None
         if dim:
-            self.inject, beside = build_layers(joint.inject, (dim,), norm)
+            self.latent_path, beside = build_layers(joint.latent_path, (dim,), norm)
             if joint.gated:
                 self.gate = nn.Parameter(torch.full(beside, 0.1))
             else:
@@ -69,8 +69,8 @@ class _Join(nn.Module):
 
     def forward(self, above: Tensor, latent: Tensor | None, scale: Tensor | None) -> Tensor:
         features: Tensor = self.before(above)
-        if self.inject is not None and latent is not None:
-            beside = self.inject(latent)
+        if self.latent_path is not None and latent is not None:
+            beside = self.latent_path(latent)
             if scale is not None:
                 beside = beside * scale
             features = features + self.gate * beside if self.gate is not None else torch.cat([features, beside], 1)
@@ -97,15 +97,15 @@ class Decoder(nn.Module):
     ) -> None:
         super().__init__()
         self.top, shape = build_layers(network.top, (top_dim,), norm)
-        joins: list[_Join] = []
-        for joint, dim in zip(reversed(network.joints), reversed(joint_dims), strict=True):
-            joins.insert(0, _Join(joint, shape, dim, norm))
+        joins: list[_MergeLayer] = []
+        for joint, dim in zip(reversed(network.merges), reversed(joint_dims), strict=True):
+            joins.insert(0, _MergeLayer(joint, shape, dim, norm))
             shape = joins[0].shape
         self.joins = nn.ModuleList(joins)
-        self.finish, shape = build_layers(network.finish, shape, norm)
+        self.output, shape = build_layers(network.output, shape, norm)
         if shape != image_shape:
             raise ValueError(f"the network makes images of {shape}, not of {image_shape}")
-        start_weights(self, network.weight_std)
+        init_weights(self, network.weight_std)
 
     def forward(self, top: Tensor, joining: Sequence[Tensor | None], scale: Tensor | None = None) -> Tensor:
         """(B, top_dim), (B, D_l) or None for each joint -> (B, C, H, W).
@@ -120,11 +120,11 @@ class Decoder(nn.Module):
             features = features * scale[-1]
         for rung in reversed(range(len(self.joins))):
             features = self.joins[rung](features, joining[rung], None if scale is None else scale[rung])
-        image: Tensor = self.finish(features)
+        image: Tensor = self.output(features)
         return image
 
 
-def start_weights(module: nn.Module, std: float | None) -> None:
+def init_weights(module: nn.Module, std: float | None) -> None:
     """Normal weights of that standard deviation and zero biases, where the network asks for them."""
     if std is None:
         return

@@ -4,8 +4,8 @@ import bisect
 
 import torch
 
-from vlae.config import AnyModelConfig, HvaeConfig, LvaeConfig, StackSection, VaeConfig, VlaeConfig
-from vlae.models.architectures import Network, Size, mlp, pyramid
+from vlae.config import AnyModelConfig, BaseStackedConfig, HvaeConfig, LvaeConfig, VaeConfig, VlaeConfig
+from vlae.models.architectures import ArchitectureSpec, Network, mlp, pyramid
 from vlae.models.base import HierarchicalModel
 from vlae.models.reference_architectures import large, medium, provlae, small
 from vlae.models.stacked import Hvae, Lvae
@@ -34,7 +34,7 @@ def build_model(config: AnyModelConfig, image_shape: ImageShape, seed: int = 0) 
         ValueError: the network is not made for such images or so many rungs, or no width has as many
             parameters as `match_params` wants.
     """
-    if isinstance(config, StackSection) and config.match_params:
+    if isinstance(config, BaseStackedConfig) and config.match_params:
         config = match_parameters(config, image_shape)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reach the GPUs' too
@@ -54,10 +54,10 @@ def _module(config: AnyModelConfig, image_shape: ImageShape) -> HierarchicalMode
 
 def _network(config: AnyModelConfig, image_shape: ImageShape) -> Network:
     rungs, units = len(config.latent_dims), config.units
-    if isinstance(config, StackSection):
+    if isinstance(config, BaseStackedConfig):
         rungs = _STACK_RUNGS[config.network]
         units = (units[0],) * rungs
-    return _NETWORKS[config.network](Size(image_shape, rungs, config.width, units))
+    return _NETWORKS[config.network](ArchitectureSpec(image_shape, rungs, config.width, units))
 
 
 def num_parameters(config: AnyModelConfig, image_shape: ImageShape) -> int:
@@ -66,7 +66,7 @@ def num_parameters(config: AnyModelConfig, image_shape: ImageShape) -> int:
     Raises:
         ValueError: as for `build_model`.
     """
-    if isinstance(config, StackSection) and config.match_params:
+    if isinstance(config, BaseStackedConfig) and config.match_params:
         config = match_parameters(config, image_shape)
     with torch.device("meta"):
         return _module(config, image_shape).num_parameters

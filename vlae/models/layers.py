@@ -33,8 +33,8 @@ class Layer:
     kernel: int = 4
     stride: int = 1
     activation: Activation = "leaky"
-    plane: tuple[int, int, int] | None = None
-    bare: bool = False
+    to_feature_map: tuple[int, int, int] | None = None
+    is_output: bool = False
 
 
 Layers = tuple[Layer, ...]
@@ -45,9 +45,9 @@ def dense(units: int, count: int = 1, *, activation: Activation = "leaky") -> La
     return (Layer("dense", units, activation=activation),) * count
 
 
-def plane(shape: tuple[int, int, int], *, activation: Activation = "leaky", bare: bool = False) -> Layer:
+def to_feature_map(shape: tuple[int, int, int], *, activation: Activation = "leaky", is_output: bool = False) -> Layer:
     """A fully connected layer whose output is folded into (channels, height, width)."""
-    return Layer("dense", prod(shape), activation=activation, plane=shape, bare=bare)
+    return Layer("dense", prod(shape), activation=activation, to_feature_map=shape, is_output=is_output)
 
 
 def output_shape(layer: Layer, shape: Shape) -> Shape:
@@ -57,7 +57,7 @@ def output_shape(layer: Layer, shape: Shape) -> Shape:
         ValueError: a convolution without a plane, or one that would halve an odd size.
     """
     if layer.kind == "dense":
-        return layer.plane or (layer.units,)
+        return layer.to_feature_map or (layer.units,)
     if len(shape) != 3:
         raise ValueError(f"a {layer.kind} layer needs (channels, height, width), got {shape}")
     _, height, width = shape
@@ -122,11 +122,11 @@ def build_layers(layers: Sequence[Layer], shape: Shape, norm: Norm) -> tuple[nn.
     for layer in layers:
         out = output_shape(layer, shape)
         modules += _linear_part(layer, shape)
-        if not layer.bare:
+        if not layer.is_output:
             # A dense layer is normalised as the vector it makes, also where that is folded into a plane next.
             modules.append(normalisation(norm, layer.units, planar=layer.kind != "dense"))
             modules.append(_ACTIVATIONS[layer.activation]())
-        if layer.plane:
-            modules.append(nn.Unflatten(1, layer.plane))
+        if layer.to_feature_map:
+            modules.append(nn.Unflatten(1, layer.to_feature_map))
         shape = out
     return nn.Sequential(*modules), shape

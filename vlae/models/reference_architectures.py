@@ -6,8 +6,8 @@ Li et al. 2020 (code Zhiyuan1991/proVLAE), at width 32 or 64 and 256 units. Laye
 nothing reads are left out.
 """
 
-from vlae.models.architectures import Joint, Network, Size
-from vlae.models.layers import Activation, Layer, Layers, dense, plane
+from vlae.models.architectures import ArchitectureSpec, Merge, Network
+from vlae.models.layers import Activation, Layer, Layers, dense, to_feature_map
 
 _STD = 0.02
 
@@ -19,16 +19,16 @@ def _convs(*channels: int, halving: tuple[int, ...], activation: Activation = "l
     )
 
 
-def _deconv(units: int, *, activation: Activation = "leaky", bare: bool = False) -> Layer:
-    return Layer("deconv", units, activation=activation, bare=bare)
+def _deconv(units: int, *, activation: Activation = "leaky", is_output: bool = False) -> Layer:
+    return Layer("deconv", units, activation=activation, is_output=is_output)
 
 
-def _conv(units: int, *, bare: bool = False) -> Layer:
+def _conv(units: int, *, is_output: bool = False) -> Layer:
     """A transposed convolution of stride 1 is a convolution with its kernel turned round."""
-    return Layer("conv", units, 4, bare=bare)
+    return Layer("conv", units, 4, is_output=is_output)
 
 
-def require(size: Size, name: str, rungs: int, divisor: int) -> None:
+def require(size: ArchitectureSpec, name: str, rungs: int, divisor: int) -> None:
     """Refuse what a published network is not made for.
 
     Raises:
@@ -44,7 +44,7 @@ def require(size: Size, name: str, rungs: int, divisor: int) -> None:
         )
 
 
-def small(size: Size) -> Network:
+def small(size: ArchitectureSpec) -> Network:
     """The MNIST network: 28x28x1, three rungs, dense layers above two convolutions (25.9M parameters)."""
     require(size, "small", 3, 4)
     channels, height, columns = size.image
@@ -54,50 +54,50 @@ def small(size: Size) -> Network:
     def relu(rung: int, count: int) -> Layers:
         return dense(size.units[rung], count, activation="relu")
 
-    bottom = plane((2 * width, height // 4, columns // 4), activation="relu")
+    bottom = to_feature_map((2 * width, height // 4, columns // 4), activation="relu")
     return Network(
         trunk=(convs + dense(size.units[0]), dense(size.units[1], 3)),
-        taps=(0, 1, 2),
+        feature_levels=(0, 1, 2),
         rungs=(convs, dense(size.units[1], 2), dense(size.units[2], 2)),
         top=relu(1, 3),
-        joints=(
-            Joint(inject=relu(0, 1), gated=True, after=(bottom, _deconv(width))),
-            Joint(inject=relu(1, 1), gated=True, after=relu(0, 3)),
+        merges=(
+            Merge(latent_path=relu(0, 1), gated=True, after=(bottom, _deconv(width))),
+            Merge(latent_path=relu(1, 1), gated=True, after=relu(0, 3)),
         ),
-        finish=(_deconv(channels, bare=True),),
+        output=(_deconv(channels, is_output=True),),
         weight_std=_STD,
     )
 
 
-def medium(size: Size) -> Network:
+def medium(size: ArchitectureSpec) -> Network:
     """The SVHN network: 32x32x3, four rungs, two convolutions each (18.5M parameters)."""
     require(size, "medium", 4, 8)
     channels, height, columns = size.image
     width, units = size.width, size.units[3]
     stages = tuple(_convs(width * scale, width * scale, halving=(0,)) for scale in (1, 2, 4))
-    deepest = plane((4 * width, height // 8, columns // 8), activation="relu")
+    deepest = to_feature_map((4 * width, height // 8, columns // 8), activation="relu")
     return Network(
         trunk=stages,
-        taps=(0, 1, 2, 3),
+        feature_levels=(0, 1, 2, 3),
         rungs=(*stages, dense(units, 2)),
         top=dense(units, 3, activation="relu"),
-        joints=(
-            Joint(
-                inject=(plane((width, height // 2, columns // 2), activation="relu"),),
+        merges=(
+            Merge(
+                latent_path=(to_feature_map((width, height // 2, columns // 2), activation="relu"),),
                 after=(_deconv(width),),
             ),
-            Joint(
-                inject=(plane((2 * width, height // 4, columns // 4), activation="relu"),),
+            Merge(
+                latent_path=(to_feature_map((2 * width, height // 4, columns // 4), activation="relu"),),
                 after=(_deconv(2 * width), _conv(width)),
             ),
-            Joint(inject=(), after=(deepest, _deconv(4 * width), _conv(2 * width))),
+            Merge(latent_path=(), after=(deepest, _deconv(4 * width), _conv(2 * width))),
         ),
-        finish=(_conv(channels, bare=True),),
+        output=(_conv(channels, is_output=True),),
         weight_std=_STD,
     )
 
 
-def large(size: Size) -> Network:
+def large(size: ArchitectureSpec) -> Network:
     """The CelebA and LSUN network: 64x64x3, four rungs (51.6M and 54.4M parameters)."""
     require(size, "large", 4, 16)
     channels, height, columns = size.image
@@ -108,25 +108,25 @@ def large(size: Size) -> Network:
         _convs(4 * w, 8 * w, 8 * w, halving=(1,)),
     )
 
-    def inject(scale: int, halvings: int) -> Layers:
-        return (plane((scale * w, height >> halvings, columns >> halvings), activation="relu"),)
+    def latent_path(scale: int, halvings: int) -> Layers:
+        return (to_feature_map((scale * w, height >> halvings, columns >> halvings), activation="relu"),)
 
     return Network(
         trunk=stages,
-        taps=(0, 1, 2, 3),
+        feature_levels=(0, 1, 2, 3),
         rungs=(*stages, dense(units, 2)),
-        top=dense(units, 2, activation="relu") + inject(8, 4),
-        joints=(
-            Joint(inject=inject(1, 1), after=(_deconv(w),)),
-            Joint(inject=inject(4, 3), after=(_deconv(2 * w), _conv(2 * w), _deconv(w))),
-            Joint(inject=inject(8, 4), after=(_conv(8 * w), _deconv(4 * w), _conv(4 * w))),
+        top=dense(units, 2, activation="relu") + latent_path(8, 4),
+        merges=(
+            Merge(latent_path=latent_path(1, 1), after=(_deconv(w),)),
+            Merge(latent_path=latent_path(4, 3), after=(_deconv(2 * w), _conv(2 * w), _deconv(w))),
+            Merge(latent_path=latent_path(8, 4), after=(_conv(8 * w), _deconv(4 * w), _conv(4 * w))),
         ),
-        finish=(_conv(channels, bare=True),),
+        output=(_conv(channels, is_output=True),),
         weight_std=_STD,
     )
 
 
-def provlae(size: Size) -> Network:
+def provlae(size: ArchitectureSpec) -> Network:
     """The progressive VLAE's: rung l reads one convolution more than rung l-1, and none reads the image itself.
 
     Three rungs have `width` channels everywhere (dSprites, 3D Shapes: 64x64, 5.71M parameters); with four or more
@@ -139,20 +139,20 @@ def provlae(size: Size) -> Network:
 
     def folded(rung: int, halvings: int) -> Layers:
         shape = (widths[rung], height >> halvings, columns >> halvings)
-        return (*dense(size.units[rung], activation="elu"), plane(shape, activation="elu"))
+        return (*dense(size.units[rung], activation="elu"), to_feature_map(shape, activation="elu"))
 
     top = rungs - 1
     return Network(
         trunk=tuple(_convs(width, halving=(0,), activation="elu") for width in widths),
-        taps=tuple(range(1, rungs + 1)),
+        feature_levels=tuple(range(1, rungs + 1)),
         rungs=tuple(
             _convs(widths[rung], halving=(0,), activation="elu") + dense(size.units[rung], activation="elu")
             for rung in range(rungs)
         ),
         top=(*folded(top, rungs + 1), _deconv(widths[top], activation="elu")),
-        joints=tuple(
-            Joint(inject=folded(rung, rung + 2), after=(_deconv(widths[rung], activation="elu"),))
+        merges=tuple(
+            Merge(latent_path=folded(rung, rung + 2), after=(_deconv(widths[rung], activation="elu"),))
             for rung in range(top)
         ),
-        finish=(_deconv(channels, bare=True),),
+        output=(_deconv(channels, is_output=True),),
     )

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vlae.config import VlaeConfig
 from vlae.models.architectures import Network
-from vlae.models.base import Given, HierarchicalModel, Inference, Latents
+from vlae.models.base import FixedLatents, HierarchicalModel, Inference, Latents
 from vlae.models.encoder_decoder import Decoder, Trunk, rung_reader
 from vlae.models.heads import posterior_head
 from vlae.models.rotation import Rotations
@@ -34,22 +34,22 @@ class Vlae(HierarchicalModel):
         super().__init__(config, image_shape)
         *joining, top = config.latent_dims
         self.trunk = Trunk(network, image_shape, config.norm)
-        self.readers, self.heads = nn.ModuleList(), nn.ModuleList()
+        self.rung_encoders, self.heads = nn.ModuleList(), nn.ModuleList()
         for rung, dim in enumerate(config.latent_dims):
             reader, size = rung_reader(network, rung, self.trunk.shapes, config.norm)
-            self.readers.append(reader)
+            self.rung_encoders.append(reader)
             self.heads.append(posterior_head(size, dim, config.sigma))
         self.decoder = Decoder(network, image_shape, top, joining, config.norm)
         self._prior = GeneralizedNormal(config.prior_power)
         # Under N(0, I) all turns of a rung are the same.
         self.rotations = Rotations(config.latent_dims) if config.prior_power > 2 else None
-        self._taps = network.taps
+        self._taps = network.feature_levels
         # Factors of what each rung reads and of what it lays into the decoder. A schedule that moves them sets them
         # at every step; without one they cost nothing.
         self.register_buffer("fade", torch.ones(2, len(config.latent_dims)), persistent=False)
         self._fading = False
 
-    def set_fade(self, reads: Sequence[float], writes: Sequence[float]) -> None:
+    def set_gates(self, reads: Sequence[float], writes: Sequence[float]) -> None:
         """Scale what each rung reads and writes, bottom first (Li et al. 2020, section 3.2)."""
         self.fade.copy_(torch.tensor([list(reads), list(writes)]))
         self._fading = True
@@ -61,7 +61,7 @@ class Vlae(HierarchicalModel):
         if self._fading:
             read = [feature * scale for feature, scale in zip(read, self.fade[0], strict=True)]
         posteriors = [
-            head(reader(feature)) for head, reader, feature in zip(self.heads, self.readers, read, strict=True)
+            head(reader(feature)) for head, reader, feature in zip(self.heads, self.rung_encoders, read, strict=True)
         ]
         if self.rotations is not None:
             # Latents and their KL stay float32.
@@ -72,16 +72,16 @@ class Vlae(HierarchicalModel):
         return Inference(posteriors, priors, latents, [self._prior.kl_from(q) for q in posteriors])
 
     @property
-    def idle_kl(self) -> float:
+    def collapsed_kl(self) -> float:
         """KL of the Gaussian nearest to the prior, nats per latent."""
-        return self._prior.idle_kl
+        return self._prior.collapsed_kl
 
     @property
     def independent_posteriors(self) -> bool:
         """Rungs are independent given x."""
         return True
 
-    def prior(self, noise: Latents, given: Given | None = None) -> Latents:
+    def prior(self, noise: Latents, given: FixedLatents | None = None) -> Latents:
         """No rung depends on another."""
         known = given or [None] * len(noise)
         return [self._prior.sample(e) if z is None else z for e, z in zip(noise, known, strict=True)]

@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 import vlae.trees.growth
 import vlae.trees.presorted
 import vlae.trees.splits
-from vlae.trees.growth import INNER, Work, add_leaves, empty_work, grow, plant, set_leaves
+from vlae.trees.growth import INNER, Workspace, add_leaves, empty_work, grow_tree, init_root, set_leaves
 from vlae.trees.presorted import BINS, Binned, Floats, binned, cached, compiled
 
 STAGES, RATE = 100, 0.1
-LANES = 8  # classes whose sums at the root are made together, in the processor's vectors
+SIMD_WIDTH = 8  # classes whose sums at the root are made together, in the processor's vectors
 
 
 class Boosted(NamedTuple):
@@ -74,22 +74,22 @@ def _boost(
     raw: Floats,
     raw_test: Floats,
     draws: Floats,
-    work: Work,
+    work: Workspace,
 ) -> Floats:
     """Importances (D,), not normalised; adds the trees' values to the scores of train and test rows."""
     trees, rows = own.shape
     gradients = np.empty((trees, rows))
-    lanes = np.zeros(((trees + LANES - 1) // LANES, rows, LANES))
-    roots = np.empty((len(test), BINS, LANES))
+    lanes = np.zeros(((trees + SIMD_WIDTH - 1) // SIMD_WIDTH, rows, SIMD_WIDTH))
+    roots = np.empty((len(test), BINS, SIMD_WIDTH))
     importances = np.zeros(len(test))
     rate = RATE if trees == 1 else RATE * (trees - 1) / trees  # as in Friedman's algorithm 6
     for stage in range(draws.shape[0]):
         _gradients(raw, own, gradients, lanes)
         for tree in range(trees):
-            if tree % LANES == 0:
-                _root_sums(data.by_latent, lanes[tree // LANES], roots)
-            plant(work, data, roots, tree % LANES, gradients[tree], own[tree])
-            grow(work, data, gradients[tree], own[tree], draws[stage, tree], importances)
+            if tree % SIMD_WIDTH == 0:
+                _root_sums(data.by_latent, lanes[tree // SIMD_WIDTH], roots)
+            init_root(work, data, roots, tree % SIMD_WIDTH, gradients[tree], own[tree])
+            grow_tree(work, data, gradients[tree], own[tree], draws[stage, tree], importances)
             set_leaves(work, gradients[tree], rate)
             add_leaves(work, raw[tree], test, raw_test[tree])
     return importances
@@ -119,7 +119,7 @@ def _gradients(raw: Floats, own: NDArray[np.bool_], gradients: Floats, lanes: Fl
             total += gradients[tree, i]
         for tree in range(trees):
             gradients[tree, i] = own[tree, i] - gradients[tree, i] / total
-            lanes[tree // LANES, i, tree % LANES] = gradients[tree, i]
+            lanes[tree // SIMD_WIDTH, i, tree % SIMD_WIDTH] = gradients[tree, i]
 
 
 @compiled

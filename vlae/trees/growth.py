@@ -13,7 +13,7 @@ INNER, NODES = 2**DEPTH - 1, 2 ** (DEPTH + 1) - 1
 EPSILON = float(np.finfo(np.float64).eps)
 
 
-class Work(NamedTuple):
+class Workspace(NamedTuple):
     """What growing one tree needs, used again for the next.
 
     nodes (N,) uint8: where each row is; node n has children 2n + 1, 2n + 2. rows, spare (N,) int32: grouped by node.
@@ -34,10 +34,10 @@ class Work(NamedTuple):
     slots: NDArray[np.int64]
 
 
-def empty_work(latents: int, rows: int) -> Work:
+def empty_work(latents: int, rows: int) -> Workspace:
     """Room for trees on so many latents and train rows."""
     sums = (_no_sums(latents), _no_sums(latents), _no_sums(latents), _no_sums(latents))
-    return Work(
+    return Workspace(
         np.zeros(rows, np.uint8),
         np.empty(rows, np.int32),
         np.empty(rows, np.int32),
@@ -56,7 +56,9 @@ def _no_sums(latents: int) -> Sums:
 
 
 @compiled
-def plant(work: Work, data: Binned, roots: Floats, lane: int, gradient: Floats, own: NDArray[np.bool_]) -> None:
+def init_root(
+    work: Workspace, data: Binned, roots: Floats, lane: int, gradient: Floats, own: NDArray[np.bool_]
+) -> None:
     """All rows in the root, and its sums."""
     latents, rows = data.columns.shape
     sums = work.sums[0]
@@ -80,8 +82,8 @@ def plant(work: Work, data: Binned, roots: Floats, lane: int, gradient: Floats, 
 
 
 @compiled
-def grow(
-    work: Work, data: Binned, gradient: Floats, own: NDArray[np.bool_], draws: Floats, importances: Floats
+def grow_tree(
+    work: Workspace, data: Binned, gradient: Floats, own: NDArray[np.bool_], draws: Floats, importances: Floats
 ) -> None:
     """Split the nodes of all depths but the last. A node without a split hands all its rows to its left child."""
     for node in range(INNER):
@@ -105,7 +107,7 @@ def grow(
                 work.latents[node], work.thresholds[node] = split.latent, split.threshold
                 left, left_sum = int(split.left), split.left_sum
                 importances[split.latent] += split.gain
-        _part(work, data.columns, gradient, node, left, left_sum)
+        partition_rows(work, data.columns, gradient, node, left, left_sum)
         if not found:
             work.totals[2 * node + 1, 1] = 0.0  # what could not be split here cannot be there
         elif 2 * node + 1 < INNER:
@@ -113,14 +115,16 @@ def grow(
 
 
 @compiled
-def _open(work: Work, node: int) -> bool:
+def _open(work: Workspace, node: int) -> bool:
     """Whether a split is looked for: rows that differ, by scikit-learn's limit."""
     count = work.ends[node, 1] - work.ends[node, 0]
     return bool(count > 1 and work.totals[node, 1] > EPSILON * count)
 
 
 @compiled
-def _part(work: Work, columns: NDArray[np.float32], gradient: Floats, node: int, left: int, left_sum: float) -> None:
+def partition_rows(
+    work: Workspace, columns: NDArray[np.float32], gradient: Floats, node: int, left: int, left_sum: float
+) -> None:
     """Move a node's rows to its children, in their order."""
     start, end = work.ends[node]
     column, threshold = columns[work.latents[node]], work.thresholds[node]
@@ -149,7 +153,9 @@ def _part(work: Work, columns: NDArray[np.float32], gradient: Floats, node: int,
 
 
 @compiled
-def _share_sums(work: Work, by_row: NDArray[np.uint8], gradient: Floats, own: NDArray[np.bool_], node: int) -> None:
+def _share_sums(
+    work: Workspace, by_row: NDArray[np.uint8], gradient: Floats, own: NDArray[np.bool_], node: int
+) -> None:
     """Sums of a node's children: the smaller one's from its rows, the larger one's are what remains."""
     small, large = 2 * node + 1, 2 * node + 2
     if work.ends[small, 1] - work.ends[small, 0] > work.ends[large, 1] - work.ends[large, 0]:
@@ -168,7 +174,7 @@ def _share_sums(work: Work, by_row: NDArray[np.uint8], gradient: Floats, own: ND
 
 
 @compiled
-def set_leaves(work: Work, gradient: Floats, rate: float) -> None:
+def set_leaves(work: Workspace, gradient: Floats, rate: float) -> None:
     """One Newton step for the log loss in each leaf, times `rate`."""
     for node in range(INNER, NODES):
         start, end = work.ends[node]
@@ -183,7 +189,7 @@ def set_leaves(work: Work, gradient: Floats, rate: float) -> None:
 
 
 @compiled
-def add_leaves(work: Work, raw: Floats, test: NDArray[np.float32], raw_test: Floats) -> None:
+def add_leaves(work: Workspace, raw: Floats, test: NDArray[np.float32], raw_test: Floats) -> None:
     """Add the tree's values to the scores of train and test rows."""
     for i in range(len(raw)):
         raw[i] += work.leaves[work.nodes[i]]

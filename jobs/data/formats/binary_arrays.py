@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from jobs.errors import UserError
 
-MEND = "put the official file in its place"
+FIX_HINT = "put the official file in its place"
 _BATCH = 256  # items in memory at once
 
 # Reads the header of an open file, up to the first item: the shape of all items, the count first.
@@ -37,7 +37,7 @@ def opened(path: Path) -> Iterator[BufferedIOBase]:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             yield file
     except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path} is damaged ({getattr(error, 'strerror', None) or error}): {MEND}") from error
+        raise UserError(f"{path} is damaged ({getattr(error, 'strerror', None) or error}): {FIX_HINT}") from error
 
 
 def read_shape(path: Path, read_header: HeaderReader) -> tuple[int, ...]:
@@ -60,7 +60,7 @@ def check_length(path: Path, read_header: HeaderReader) -> None:
         shape = read_header(path, file)
         length = sum(len(chunk) for chunk in iter(lambda: file.read(2**20), b""))
     if length != math.prod(shape):
-        raise UserError(f"{path} should hold {math.prod(shape):,} bytes of shape {shape}, not {length:,}: {MEND}")
+        raise UserError(f"{path} should hold {math.prod(shape):,} bytes of shape {shape}, not {length:,}: {FIX_HINT}")
 
 
 def read_items(path: Path, read_header: HeaderReader, start: int, stop: int) -> Iterator[NDArray[np.uint8]]:
@@ -77,5 +77,5 @@ def read_items(path: Path, read_header: HeaderReader, start: int, stop: int) -> 
             count = min(_BATCH, stop - begin)
             content = file.read(count * size)
             if len(content) != count * size:
-                raise UserError(f"{path} ends before item {stop:,} of shape {shape[1:]}: {MEND}")
+                raise UserError(f"{path} ends before item {stop:,} of shape {shape[1:]}: {FIX_HINT}")
             yield np.frombuffer(content, np.uint8).reshape(count, *shape[1:])

@@ -14,7 +14,7 @@ from io import BufferedIOBase, BytesIO
 
 import numpy as np
 
-from jobs.data.formats.binary_arrays import MEND
+from jobs.data.formats.binary_arrays import FIX_HINT
 from jobs.errors import UserError
 
 _INT8, _INT32, _UINT32, _MATRIX, _COMPRESSED = 1, 5, 6, 14, 15  # types of elements
@@ -102,7 +102,7 @@ def array_of(label: str, file: BufferedIOBase, name: str) -> Iterator[MatArray]:
     try:
         yield _find(label, file, name)
     except (OSError, EOFError, struct.error, zlib.error) as error:
-        raise UserError(f"{label} is damaged ({getattr(error, 'strerror', None) or error}): {MEND}") from error
+        raise UserError(f"{label} is damaged ({getattr(error, 'strerror', None) or error}): {FIX_HINT}") from error
 
 
 def _find(label: str, file: BufferedIOBase, name: str) -> MatArray:
@@ -110,7 +110,7 @@ def _find(label: str, file: BufferedIOBase, name: str) -> MatArray:
     file.seek(0)
     order = {b"\0\1IM": "<", b"\1\0MI": ">"}.get(file.read(128)[124:])
     if order is None:
-        raise UserError(f"{label} is not a MATLAB 5 file: {MEND}")
+        raise UserError(f"{label} is not a MATLAB 5 file: {FIX_HINT}")
     while file.tell() < size:
         kind, num_bytes = struct.unpack(f"{order}II", _exactly(file.read, 8))
         end = file.tell() + num_bytes
@@ -126,7 +126,7 @@ def _find(label: str, file: BufferedIOBase, name: str) -> MatArray:
             if found is not None:
                 return found
         file.seek(end)
-    raise UserError(f"{label} has no variable {name}: {MEND}")
+    raise UserError(f"{label} has no variable {name}: {FIX_HINT}")
 
 
 def _array(label: str, read: Reader, order: str, name: str, *, compressed: bool) -> MatArray | None:
@@ -139,7 +139,7 @@ def _array(label: str, read: Reader, order: str, name: str, *, compressed: bool)
     shape = struct.unpack(f"{order}{len(sizes) // 4}i", sizes)
     kind, num_bytes, inline = _tag(read, order)
     if flag & 0xFF < _FIRST_NUMERIC_CLASS or flag & _COMPLEX or kind not in _STORED:
-        raise UserError(f"{label} has a {name} that is not an array of real numbers: {MEND}")
+        raise UserError(f"{label} has a {name} that is not an array of real numbers: {FIX_HINT}")
     dtype = np.dtype(order + _STORED[kind])
     if min(shape, default=0) < 0 or num_bytes != math.prod(shape) * dtype.itemsize:
         raise struct.error(f"{num_bytes} bytes for {name} of shape {shape}")

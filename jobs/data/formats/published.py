@@ -12,7 +12,7 @@ _PLACES = 16
 
 
 @dataclass(frozen=True)
-class Published:
+class PublishedFile:
     """One file of a dataset."""
 
     name: str
@@ -21,7 +21,7 @@ class Published:
     url: str  # where a person gets it
 
 
-def require(folder: Path, dataset: str, files: Sequence[Published]) -> list[Path]:
+def require(folder: Path, dataset: str, files: Sequence[PublishedFile]) -> list[Path]:
     """The paths of all files.
 
     Raises:
@@ -34,7 +34,7 @@ def require(folder: Path, dataset: str, files: Sequence[Published]) -> list[Path
     return [folder / file.name for file in files]
 
 
-def remarks(folder: Path, files: Sequence[Published]) -> list[str]:
+def remarks(folder: Path, files: Sequence[PublishedFile]) -> list[str]:
     """What of size and md5 is not as published, a line each; an unknown hash may be a newer edition."""
     lines = []
     for file in files:
@@ -70,5 +70,5 @@ def content_fingerprint(paths: Sequence[Path]) -> str:
     return digest.hexdigest()
 
 
-def _size(file: Published) -> str:
+def _size(file: PublishedFile) -> str:
     return f"{file.num_bytes:,} bytes, " if file.num_bytes is not None else ""

@@ -7,13 +7,13 @@ from jobs.data.sources.base import Source
 from jobs.data.sources.cars3d import Cars3d
 from jobs.data.sources.celeba import CelebA
 from jobs.data.sources.config import (
+    BaseIdxConfig,
     Cars3dConfig,
     CelebaConfig,
     DataConfig,
     DigitsConfig,
     DspritesConfig,
     FashionMnistConfig,
-    IdxSection,
     ImagesConfig,
     MnistConfig,
     Mpi3dConfig,
@@ -80,7 +80,7 @@ def open_source(config: DataConfig, downloads: Path, *, fetch: bool) -> Source:
             return WebDatasetTars(config.folder, config.image_size, config.channels)
 
 
-def _open_idx(dataset: IdxDataset, config: IdxSection, downloads: Path, *, fetch: bool) -> IdxImages:
+def _open_idx(dataset: IdxDataset, config: BaseIdxConfig, downloads: Path, *, fetch: bool) -> IdxImages:
     names = [name for name, _ in dataset.files]
 
     def lacking(folder: Path) -> list[str]:

@@ -13,14 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from jobs.data.formats.binary_arrays import MEND, opened
+from jobs.data.formats.binary_arrays import FIX_HINT, opened
 from jobs.data.formats.mat5 import array_of
-from jobs.data.formats.published import Published, content_fingerprint, remarks, require
+from jobs.data.formats.published import PublishedFile, content_fingerprint, remarks, require
 from jobs.data.sources.base import Factor, Sample
 from jobs.errors import UserError
 
 FILES = (
-    Published(
+    PublishedFile(
         "nips2015-analogy-data.tar.gz",
         None,
         "4e866a7919c1beedf53964e6f7a23686",
@@ -71,7 +71,7 @@ class Cars3d:
         path = self._path
         cars = tuple(car for car, _ in _walk(path, range(0)))
         if not cars or len(set(cars)) != len(cars):
-            raise UserError(f"{path} has {len(cars)} files of {len(set(cars))} cars, car_NUMBER_mesh.mat: {MEND}")
+            raise UserError(f"{path} has {len(cars)} files of {len(set(cars))} cars, car_NUMBER_mesh.mat: {FIX_HINT}")
         return cars
 
     @property
@@ -133,7 +133,7 @@ def _walk(path: Path, wanted: range) -> Iterator[tuple[int, bytes | None]]:
                 content = None
                 if place in wanted:
                     if member.size > _MOST_BYTES:
-                        raise UserError(f"{match[0]} in {path} has {member.size:,} bytes: {MEND}")
+                        raise UserError(f"{match[0]} in {path} has {member.size:,} bytes: {FIX_HINT}")
                     file = archive.extractfile(member)
                     content = file.read() if file else b""
                 yield int(match[1]), content
@@ -141,14 +141,14 @@ def _walk(path: Path, wanted: range) -> Iterator[tuple[int, bytes | None]]:
             while stream.read(_BUFFER):
                 pass  # at the end of the .gz its checksum is verified
     except tarfile.TarError as error:
-        raise UserError(f"{path} is damaged ({error}): {MEND}") from error
+        raise UserError(f"{path} is damaged ({error}): {FIX_HINT}") from error
 
 
 def _read_images(label: str, content: bytes) -> NDArray[np.uint8]:
     """All images of a car, (elevations, azimuths, 128, 128, 3)."""
     with array_of(label, BytesIO(content), "im") as array:
         if array.shape != _SHAPE or array.dtype != np.uint8:
-            raise UserError(f"{label} has im of {array.dtype} {array.shape}, not of uint8 {_SHAPE}: {MEND}")
+            raise UserError(f"{label} has im of {array.dtype} {array.shape}, not of uint8 {_SHAPE}: {FIX_HINT}")
         pixels = np.frombuffer(array.read(math.prod(_SHAPE)), np.uint8)
         array.finish()
     return pixels.reshape(_SHAPE[::-1]).transpose(0, 1, 4, 3, 2)

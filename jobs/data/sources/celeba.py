@@ -14,16 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from jobs.data.formats.binary_arrays import MEND
-from jobs.data.formats.published import Published, content_fingerprint, remarks, require
+from jobs.data.formats.binary_arrays import FIX_HINT
+from jobs.data.formats.published import PublishedFile, content_fingerprint, remarks, require
 from jobs.data.sources.base import SPLITS, Factor, Sample
 from jobs.errors import UserError
 
 _URL = "http://mmlab.ie.cuhk.edu.hk/projects/CelebA.html"
 FILES = (
-    Published("img_align_celeba.zip", 1443490838, "00d2c5bc6d35e252742224ab0c1e8fcb", _URL),
-    Published("list_attr_celeba.txt", None, "75e246fa4810816ffd6ee81facbd244c", _URL),
-    Published("list_eval_partition.txt", None, "d32c9cbf5e040fd4025c592c306e6668", _URL),
+    PublishedFile("img_align_celeba.zip", 1443490838, "00d2c5bc6d35e252742224ab0c1e8fcb", _URL),
+    PublishedFile("list_attr_celeba.txt", None, "75e246fa4810816ffd6ee81facbd244c", _URL),
+    PublishedFile("list_eval_partition.txt", None, "d32c9cbf5e040fd4025c592c306e6668", _URL),
 )
 _WIDTH, _HEIGHT = 178, 218
 _MOST_BYTES = 2**20  # of one JPEG; the published ones have some 7 KB
@@ -98,7 +98,7 @@ class CelebA:
             members = {_base_name(member): member for member in _pictures(archive)}
             for number, name in enumerate(table.names[start:stop], start=start):
                 if name not in members:
-                    raise UserError(f"{self._paths[0]} has no {name}: {MEND}")
+                    raise UserError(f"{self._paths[0]} has no {name}: {FIX_HINT}")
                 image = self._load(archive, members[name], name)
                 factors = dict(zip(table.attributes, table.values[number].tolist(), strict=True))
                 yield Sample(f"{number + 1:06d}", image, factors, SPLITS[table.splits[number]])
@@ -120,7 +120,7 @@ class CelebA:
         try:
             return zipfile.ZipFile(self._paths[0])
         except _UNREADABLE as error:
-            raise UserError(f"{self._paths[0]} is not a whole zip file ({error}): {MEND}") from error
+            raise UserError(f"{self._paths[0]} is not a whole zip file ({error}): {FIX_HINT}") from error
 
     def _load(self, archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str) -> NDArray[np.uint8]:
         """One face, (image_size, image_size, 3)."""
@@ -133,9 +133,9 @@ class CelebA:
                     raise ValueError(f"{image.width}x{image.height} pixels, not {_WIDTH}x{_HEIGHT}")
                 face = image.convert("RGB").crop((left, top, left + self.crop, top + self.crop))
         except UnidentifiedImageError as error:
-            raise UserError(f"{name} in {self._paths[0]} is not a JPEG: {MEND}") from error
+            raise UserError(f"{name} in {self._paths[0]} is not a JPEG: {FIX_HINT}") from error
         except _UNREADABLE as error:
-            raise UserError(f"{name} in {self._paths[0]} cannot be read ({error}): {MEND}") from error
+            raise UserError(f"{name} in {self._paths[0]} cannot be read ({error}): {FIX_HINT}") from error
         return np.asarray(face.resize((self.image_size, self.image_size), Image.Resampling.LANCZOS), np.uint8)
 
 
@@ -157,7 +157,7 @@ def _read_lines(path: Path) -> list[str]:
     try:
         return path.read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read ({error}): {MEND}") from error
+        raise UserError(f"{path} cannot be read ({error}): {FIX_HINT}") from error
 
 
 def _read_attributes(path: Path) -> tuple[tuple[str, ...], tuple[str, ...], NDArray[np.uint8]]:
@@ -172,13 +172,13 @@ def _read_attributes(path: Path) -> tuple[tuple[str, ...], tuple[str, ...], NDAr
     if count != str(len(lines)) or not attributes or odd or len(set(attributes)) != len(attributes):
         raise UserError(
             f"{path} does not begin with the number of its images, {len(lines)}, and a line of names of letters, "
-            f"digits, dot, _ and -: {MEND}"
+            f"digits, dot, _ and -: {FIX_HINT}"
         )
     names, values = [], bytearray()
     for number, line in enumerate(lines, start=3):
         name, *row = line.split() or [""]
         if len(row) != len(attributes) or row.count("1") + row.count("-1") != len(row):
-            raise UserError(f"{path} has no {len(attributes)} values of 1 or -1 in line {number}: {MEND}")
+            raise UserError(f"{path} has no {len(attributes)} values of 1 or -1 in line {number}: {FIX_HINT}")
         names.append(name)
         values += bytes(value == "1" for value in row)
     return tuple(names), attributes, np.frombuffer(values, np.uint8).reshape(len(names), len(attributes))
@@ -190,6 +190,6 @@ def _read_partition(path: Path) -> dict[str, int]:
     for number, line in enumerate(_read_lines(path), start=1):
         name, _, split = line.strip().partition(" ")
         if split.strip() not in ("0", "1", "2") or name in found:
-            raise UserError(f"{path} has no new image and its 0, 1 or 2 in line {number}: {MEND}")
+            raise UserError(f"{path} has no new image and its 0, 1 or 2 in line {number}: {FIX_HINT}")
         found[name] = int(split)
     return found

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from jobs.data.config import EXECUTION, AbsolutePath, DataSection, FilesSection
+from jobs.data.config import EXECUTION, AbsolutePath, BaseDataConfig, BaseFilesConfig
 
 # Where Debian's package dataset-fashion-mnist puts its files.
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
@@ -28,7 +28,7 @@ def files_in(name: str, files: str) -> Any:
     )
 
 
-class DigitsConfig(DataSection):
+class DigitsConfig(BaseDataConfig):
     """Drawn digit scenes with known factors."""
 
     name: Literal["digits"] = "digits"
@@ -38,7 +38,7 @@ class DigitsConfig(DataSection):
     scene_seed: int = Field(0, ge=0, lt=2**63, description="seed of the scenes (part of the data)")
 
 
-class IdxSection(FilesSection):
+class BaseIdxConfig(BaseFilesConfig):
     """A dataset of 28x28 images in four IDX files."""
 
     image_size: Annotated[Literal[28, 32], BeforeValidator(whole_number)] = Field(
@@ -51,7 +51,7 @@ class IdxSection(FilesSection):
     )
 
 
-class FashionMnistConfig(IdxSection):
+class FashionMnistConfig(BaseIdxConfig):
     """Fashion-MNIST: 70,000 grey images of clothes, 28x28, with the publisher's test split."""
 
     name: Literal["fashion_mnist"] = "fashion_mnist"
@@ -60,14 +60,14 @@ class FashionMnistConfig(IdxSection):
     )
 
 
-class MnistConfig(IdxSection):
+class MnistConfig(BaseIdxConfig):
     """MNIST: 70,000 grey images of handwritten digits, 28x28, with the publisher's test split."""
 
     name: Literal["mnist"] = "mnist"
     folder: AbsolutePath = files_in("mnist", "the four IDX files, .gz or not")
 
 
-class SvhnConfig(FilesSection):
+class SvhnConfig(BaseFilesConfig):
     """SVHN, cropped digits: 32x32 colour photographs of house numbers, with the publisher's test split."""
 
     name: Literal["svhn"] = "svhn"
@@ -75,7 +75,7 @@ class SvhnConfig(FilesSection):
     extra: bool = Field(False, description="add the 531,131 easier images of extra_32x32.mat to the training split")
 
 
-class CelebaConfig(FilesSection):
+class CelebaConfig(BaseFilesConfig):
     """CelebA: 202,599 aligned faces in colour with 40 attributes and the publisher's three splits."""
 
     name: Literal["celeba"] = "celeba"
@@ -89,7 +89,7 @@ class CelebaConfig(FilesSection):
     image_size: ImageSize = Field(64, description="the crop is resized to this, pixels")
 
 
-class SmallNorbConfig(FilesSection):
+class SmallNorbConfig(BaseFilesConfig):
     """Small NORB: 48,600 grey images of toys with five factors and the publisher's test split."""
 
     name: Literal["smallnorb"] = "smallnorb"
@@ -97,7 +97,7 @@ class SmallNorbConfig(FilesSection):
     image_size: ImageSize = Field(64, description="images are resized to this, pixels; 96: as they are")
 
 
-class Cars3dConfig(FilesSection):
+class Cars3dConfig(BaseFilesConfig):
     """Cars3D: 17,568 colour images of 183 cars from 24 azimuths and 4 elevations."""
 
     name: Literal["cars3d"] = "cars3d"
@@ -105,7 +105,7 @@ class Cars3dConfig(FilesSection):
     image_size: ImageSize = Field(64, description="images are resized to this, pixels; 128: as they are")
 
 
-class ImagesConfig(DataSection):
+class ImagesConfig(BaseDataConfig):
     """A folder of PNG and JPEG pictures, at any depth, with an optional factors.csv."""
 
     name: Literal["images"] = "images"
@@ -114,14 +114,14 @@ class ImagesConfig(DataSection):
     channels: Channels = Field(3, description="3 for colour, 1 for grey")
 
 
-class DspritesConfig(FilesSection):
+class DspritesConfig(BaseFilesConfig):
     """dSprites: 737,280 binary images of one shape, 64x64, with five factors."""
 
     name: Literal["dsprites"] = "dsprites"
     folder: AbsolutePath = files_in("dsprites", "the published .npz or .hdf5")
 
 
-class SpritesConfig(DataSection):
+class SpritesConfig(BaseDataConfig):
     """Sprites drawn here like those of dSprites: close, but not to be reported as dSprites."""
 
     name: Literal["sprites"] = "sprites"
@@ -130,14 +130,14 @@ class SpritesConfig(DataSection):
     )
 
 
-class Shapes3dConfig(FilesSection):
+class Shapes3dConfig(BaseFilesConfig):
     """3DShapes: 480,000 colour images of a room with one object, 64x64, with six factors."""
 
     name: Literal["shapes3d"] = "shapes3d"
     folder: AbsolutePath = files_in("shapes3d", "3dshapes.h5")
 
 
-class RoomsConfig(DataSection):
+class RoomsConfig(BaseDataConfig):
     """Rooms drawn here like those of 3DShapes, with the same factors."""
 
     name: Literal["rooms"] = "rooms"
@@ -147,7 +147,7 @@ class RoomsConfig(DataSection):
     image_size: ImageSize = Field(64, description="height and width, pixels")
 
 
-class Mpi3dConfig(FilesSection):
+class Mpi3dConfig(BaseFilesConfig):
     """MPI3D: 1,036,800 colour images of a robot's arm, 64x64, with seven factors."""
 
     name: Literal["mpi3d"] = "mpi3d"
@@ -155,7 +155,7 @@ class Mpi3dConfig(FilesSection):
     variant: Literal["toy", "realistic", "real"] = Field("real", description="which of the three")
 
 
-class WebdatasetConfig(DataSection):
+class WebdatasetConfig(BaseDataConfig):
     """WebDataset tars that others wrote: PNG, JPEG, WebP or .npy images with .cls or .json labels."""
 
     name: Literal["webdataset"] = "webdataset"

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.data.sampling import mix64
+from jobs.data.sampling import splitmix64
 from jobs.data.sources.base import Factor, Sample
 from jobs.data.sources.glyphs import CELL, FACES, SHA256, load_atlas
 
@@ -98,7 +98,7 @@ class DigitScenes:
     def draw_factors(self, index: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
         """Factor values of the scenes `index` (N,): name -> (N,) indices into the factor's values."""
         return {
-            factor.name: (mix64(self.scene_seed, index, column) % np.uint64(len(factor.values))).astype(np.int64)
+            factor.name: (splitmix64(self.scene_seed, index, column) % np.uint64(len(factor.values))).astype(np.int64)
             for column, factor in enumerate(PALETTE + LIGHT + POSE + FORM)
         }
 
@@ -132,7 +132,7 @@ class DigitScenes:
         ink = _sample(atlas[font, digit], u, v)
         beside = factors["neighbours"]
         for side, (bit, step) in enumerate(((1, 1.15), (2, -1.15))):
-            other = (mix64(self.scene_seed, index, 100 + side) % np.uint64(10)).astype(np.int64)
+            other = (splitmix64(self.scene_seed, index, 100 + side) % np.uint64(10)).astype(np.int64)
             shown = ((beside & bit) > 0)[:, None, None]
             ink = np.maximum(ink, shown * _sample(atlas[font, other], u + np.float32(step), v))
         return ink

@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 
 from jobs.data.formats.hdf5 import Hdf5Array, find_hdf5_array
 from jobs.data.formats.npz import NpzArray, find_npz_array
-from jobs.data.formats.published import Published, content_fingerprint, remarks, require
+from jobs.data.formats.published import PublishedFile, content_fingerprint, remarks, require
 from jobs.data.sources.base import Factor, Sample
 from jobs.errors import UserError
 
 _STEM, _URL = "dsprites_ndarray_co1sh3sc6or40x32y32_64x64", "https://github.com/google-deepmind/dsprites-dataset"
-NPZ = Published(f"{_STEM}.npz", None, None, _URL)
-HDF5 = Published(f"{_STEM}.hdf5", 28_024_106, "b331c4447a651c44bf5e8ae09022e230", _URL)
+NPZ = PublishedFile(f"{_STEM}.npz", None, None, _URL)
+HDF5 = PublishedFile(f"{_STEM}.hdf5", 28_024_106, "b331c4447a651c44bf5e8ae09022e230", _URL)
 NAMES = ("shape", "scale", "orientation", "x", "y")
 _SHAPES = {1.0: "square", 2.0: "ellipse", 3.0: "heart"}  # as the file numbers them
 

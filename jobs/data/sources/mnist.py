@@ -13,8 +13,8 @@ from typing import Literal
 
 import numpy as np
 
-from jobs.data.formats.binary_arrays import MEND, check_length, find_file, opened, read_items, read_shape
-from jobs.data.formats.published import Published, content_fingerprint, remarks
+from jobs.data.formats.binary_arrays import FIX_HINT, check_length, find_file, opened, read_items, read_shape
+from jobs.data.formats.published import PublishedFile, content_fingerprint, remarks
 from jobs.data.sources.base import Factor, Sample, Split
 from jobs.errors import UserError
 
@@ -126,7 +126,7 @@ class IdxImages:
         self.counts  # noqa: B018  (the headers and factors are read)
         if self.dataset.hashed == "content":
             return []
-        published = [Published(f"{name}.gz", None, md5, self.dataset.address) for name, md5 in self.dataset.files]
+        published = [PublishedFile(f"{name}.gz", None, md5, self.dataset.address) for name, md5 in self.dataset.files]
         return remarks(self.folder, [file for file in published if self.folder / file.name in self._paths])
 
     def read(self, start: int, stop: int) -> Iterator[Sample]:
@@ -148,7 +148,7 @@ class IdxImages:
         )
         for images, labels in batches:
             if labels.max() >= len(self.dataset.factor.values):
-                raise UserError(f"{label_file} has the label {labels.max()}, not 0 to 9: {MEND}")
+                raise UserError(f"{label_file} has the label {labels.max()}, not 0 to 9: {FIX_HINT}")
             framed = np.pad(images, ((0, 0), (border, border), (border, border)))[..., None]
             for image, label in zip(framed, labels, strict=True):
                 yield Sample(f"{part}-{number:05d}", image, {self.dataset.factor.name: int(label)}, split)
@@ -158,9 +158,9 @@ class IdxImages:
         images, labels = (self._path(f"{part}-{kind}-ubyte") for kind in ("images-idx3", "labels-idx1"))
         shapes = [read_shape(path, read_header) for path in (images, labels)]
         if shapes[0][1:] != (28, 28):
-            raise UserError(f"{images} is an IDX file of shape {shapes[0]}, not of images 28x28: {MEND}")
+            raise UserError(f"{images} is an IDX file of shape {shapes[0]}, not of images 28x28: {FIX_HINT}")
         if shapes[1] != shapes[0][:1]:
-            raise UserError(f"{labels} has shape {shapes[1]}, and there are {shapes[0][0]} images: {MEND}")
+            raise UserError(f"{labels} has shape {shapes[1]}, and there are {shapes[0][0]} images: {FIX_HINT}")
         return shapes[0][0]
 
     def _verified(self, name: str) -> Path:
@@ -169,7 +169,7 @@ class IdxImages:
         if self.dataset.hashed == "content" and (digest := self.dataset.digest(path)) != expected:
             raise UserError(
                 f"{path} is not the published file (sha256 of its content {digest[:12]}, expected {expected[:12]}): "
-                f"{MEND}"
+                f"{FIX_HINT}"
             )
         return path
 
@@ -194,7 +194,7 @@ def read_header(path: Path, file: BufferedIOBase) -> tuple[int, ...]:
     rank = magic[3] if len(magic) == 4 else 0
     sizes = file.read(4 * rank)
     if magic[:3] != b"\0\0\x08" or not 1 <= rank <= 4 or len(sizes) != 4 * rank:
-        raise UserError(f"{path} is not an IDX file of bytes (magic number): {MEND}")
+        raise UserError(f"{path} is not an IDX file of bytes (magic number): {FIX_HINT}")
     return struct.unpack(f">{rank}I", sizes)
 
 

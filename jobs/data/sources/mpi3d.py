@@ -11,15 +11,15 @@ from typing import Literal
 import numpy as np
 
 from jobs.data.formats.npz import NpzArray, find_npz_array
-from jobs.data.formats.published import Published, content_fingerprint, remarks, require
+from jobs.data.formats.published import PublishedFile, content_fingerprint, remarks, require
 from jobs.data.sources.base import Factor, Sample
 from jobs.errors import UserError
 
 _URL = "https://github.com/rr-learning/disentanglement_dataset"
 FILES = {
-    "toy": Published("mpi3d_toy.npz", None, "55889cb7c7dfc655d6e0277beee88868", _URL),
-    "realistic": Published("mpi3d_realistic.npz", None, "59a6225b88b635365f70c91b3e52f70f", _URL),
-    "real": Published("mpi3d_real.npz", None, "0f33f609918fb5c97996692f91129802", _URL),
+    "toy": PublishedFile("mpi3d_toy.npz", None, "55889cb7c7dfc655d6e0277beee88868", _URL),
+    "realistic": PublishedFile("mpi3d_realistic.npz", None, "59a6225b88b635365f70c91b3e52f70f", _URL),
+    "real": PublishedFile("mpi3d_real.npz", None, "0f33f609918fb5c97996692f91129802", _URL),
 }
 FACTORS = (
     Factor("object_color", ("white", "green", "red", "blue", "brown", "olive")),

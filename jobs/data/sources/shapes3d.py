@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jobs.data.formats.hdf5 import Hdf5Array, find_hdf5_array
-from jobs.data.formats.published import Published, content_fingerprint, remarks, require
+from jobs.data.formats.published import PublishedFile, content_fingerprint, remarks, require
 from jobs.data.sources.base import Factor, Sample
 from jobs.errors import UserError
 
-FILE = Published(
+FILE = PublishedFile(
     "3dshapes.h5", 267_573_662, "099a2078d58cec4daad0702c55d06868", "https://github.com/google-deepmind/3d-shapes"
 )
 NAMES = ("floor_hue", "wall_hue", "object_hue", "scale", "shape", "orientation")

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from jobs.data.formats.binary_arrays import MEND, check_length, opened, read_items, read_shape
-from jobs.data.formats.published import Published, content_fingerprint, remarks, require
+from jobs.data.formats.binary_arrays import FIX_HINT, check_length, opened, read_items, read_shape
+from jobs.data.formats.published import PublishedFile, content_fingerprint, remarks, require
 from jobs.data.sources.base import Factor, Sample, Split
 from jobs.errors import UserError
 
@@ -128,16 +128,16 @@ class SmallNorb:
             odd = (rest[:, column] != 0) | (index[:, column] < 0) | (index[:, column] >= len(factor.values))
             if odd.any():
                 value = stored[odd.argmax(), column]
-                raise UserError(f"{files[column]} has the value {value} for {factor.name}: {MEND}")
+                raise UserError(f"{files[column]} has the value {value} for {factor.name}: {FIX_HINT}")
         return index
 
     @property
-    def _published(self) -> list[Published]:
+    def _published(self) -> list[PublishedFile]:
         """The six files, of those that are there as they are, else as .gz."""
         return [
-            Published(name, None, plain, _URL)
+            PublishedFile(name, None, plain, _URL)
             if (self.folder / name).is_file()
-            else Published(f"{name}.gz", None, compressed, _URL)
+            else PublishedFile(f"{name}.gz", None, compressed, _URL)
             for name, (plain, compressed) in FILES.items()
         ]
 
@@ -151,17 +151,17 @@ def _read_header(path: Path, file: BufferedIOBase, expected: int) -> tuple[int, 
     start = file.read(8)
     magic, rank = struct.unpack("<II", start) if len(start) == 8 else (0, 0)
     if magic != expected or not 1 <= rank <= 4:
-        raise UserError(f"{path} is not a binary matrix of the expected type (magic number): {MEND}")
+        raise UserError(f"{path} is not a binary matrix of the expected type (magic number): {FIX_HINT}")
     sizes = file.read(4 * max(3, rank))
     if len(sizes) != 4 * max(3, rank):
-        raise UserError(f"{path} ends in its header: {MEND}")
+        raise UserError(f"{path} ends in its header: {FIX_HINT}")
     return struct.unpack_from(f"<{rank}I", sizes)
 
 
 def _read_image_header(path: Path, file: BufferedIOBase) -> tuple[int, ...]:
     shape = _read_header(path, file, _BYTES)
     if shape[1:] != (2, _NATIVE, _NATIVE):
-        raise UserError(f"{path} has shape {shape}, not that of pairs of images 96x96: {MEND}")
+        raise UserError(f"{path} has shape {shape}, not that of pairs of images 96x96: {FIX_HINT}")
     return shape
 
 
@@ -170,8 +170,8 @@ def _read_integers(path: Path, expected: tuple[int, ...]) -> NDArray[np.int32]:
     with opened(path) as file:
         shape = _read_header(path, file, _INTEGERS)
         if shape != expected:
-            raise UserError(f"{path} has shape {shape}, and the images need {expected}: {MEND}")
+            raise UserError(f"{path} has shape {shape}, and the images need {expected}: {FIX_HINT}")
         content = file.read(4 * math.prod(shape) + 1)
     if len(content) != 4 * math.prod(shape):
-        raise UserError(f"{path} has not as many numbers as its shape {shape} says: {MEND}")
+        raise UserError(f"{path} has not as many numbers as its shape {shape} says: {FIX_HINT}")
     return np.frombuffer(content, "<i4").reshape(shape)

@@ -10,17 +10,17 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.data.formats.binary_arrays import MEND, opened
+from jobs.data.formats.binary_arrays import FIX_HINT, opened
 from jobs.data.formats.mat5 import MatArray, array_of
-from jobs.data.formats.published import Published, content_fingerprint, remarks, require
+from jobs.data.formats.published import PublishedFile, content_fingerprint, remarks, require
 from jobs.data.sources.base import Factor, Sample, Split
 from jobs.errors import UserError
 
 _URL = "http://ufldl.stanford.edu/housenumbers"
-PARTS: tuple[tuple[str, Split, Published], ...] = (
-    ("train", "train", Published("train_32x32.mat", 182040794, "e26dedcc434d2e4c54c9b2d4a06d8373", _URL)),
-    ("extra", "train", Published("extra_32x32.mat", 1329278602, "a93ce644f1a588dc4d68dda5feec44a7", _URL)),
-    ("test", "test", Published("test_32x32.mat", 64275384, "eb5a983be6a315427106f1b164d9cef3", _URL)),
+PARTS: tuple[tuple[str, Split, PublishedFile], ...] = (
+    ("train", "train", PublishedFile("train_32x32.mat", 182040794, "e26dedcc434d2e4c54c9b2d4a06d8373", _URL)),
+    ("extra", "train", PublishedFile("extra_32x32.mat", 1329278602, "a93ce644f1a588dc4d68dda5feec44a7", _URL)),
+    ("test", "test", PublishedFile("test_32x32.mat", 64275384, "eb5a983be6a315427106f1b164d9cef3", _URL)),
 )
 _SHAPE = (32, 32, 3)
 _BATCH = 256  # images in memory at once
@@ -83,7 +83,7 @@ class Svhn:
             first += count
 
     @property
-    def _parts(self) -> list[tuple[str, Split, Published]]:
+    def _parts(self) -> list[tuple[str, Split, PublishedFile]]:
         return [part for part in PARTS if self.extra or part[0] != "extra"]
 
     @property
@@ -100,7 +100,7 @@ def _opened_array(path: Path, name: str) -> Iterator[MatArray]:
 def _count(path: Path) -> int:
     with _opened_array(path, "X") as images:
         if images.shape[:-1] != _SHAPE or images.dtype != np.uint8:
-            raise UserError(f"{path} has X of {images.dtype} {images.shape}, not of uint8 (32, 32, 3, N): {MEND}")
+            raise UserError(f"{path} has X of {images.dtype} {images.shape}, not of uint8 (32, 32, 3, N): {FIX_HINT}")
         return images.shape[-1]
 
 
@@ -122,9 +122,9 @@ def _read_labels(path: Path, count: int) -> NDArray[np.int64]:
     """The digits, (count,), each 0 to 9: the file says 10 for the digit 0."""
     with _opened_array(path, "y") as labels:
         if labels.shape != (count, 1):
-            raise UserError(f"{path} has y of shape {labels.shape}, and {count} images: {MEND}")
+            raise UserError(f"{path} has y of shape {labels.shape}, and {count} images: {FIX_HINT}")
         values = np.frombuffer(labels.read(count * labels.dtype.itemsize), labels.dtype)
         labels.finish()
     if not np.isin(values, np.arange(11)).all():
-        raise UserError(f"{path} has labels other than 1 to 10: {MEND}")
+        raise UserError(f"{path} has labels other than 1 to 10: {FIX_HINT}")
     return values.astype(np.int64) % 10

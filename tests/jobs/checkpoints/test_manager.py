@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from jobs.checkpoints.format import META, load_model, parse_meta, read_meta, seal, weights_sha256
 from jobs.checkpoints.manager import Checkpoints
 from jobs.checkpoints.writer import kept_steps
-from jobs.errors import DamagedError
+from jobs.errors import CorruptedError
 from jobs.storage import open_store
 from jobs.training.state import Training, Worker, prepare
 from jobs.training.step import train_step
@@ -84,7 +84,7 @@ def test_a_damaged_one_is_passed_over(
             flipped = content[:at] + bytes([content[at] ^ 1 << rng.randrange(8)]) + content[at + 1 :]
             store.write(f"{NEW}/{name}", {"flip": flipped, "cut": content[:at], "empty": b""}.get(how, content + b"}"))
         said = r"is not (a checkpoint|as it was written)" if name == META else rf"is damaged \({name}\)"
-        with pytest.raises(DamagedError, match=rf"place/{NEW}.*{said}.*: train again with force=train"):
+        with pytest.raises(CorruptedError, match=rf"place/{NEW}.*{said}.*: train again with force=train"):
             place.fetch(7, tmp_path / "copies")
         assert newest(place, tmp_path) == OLD
         assert place.scores() == ({3: None} if name == META else {3: None, 7: -1.5})
@@ -101,7 +101,7 @@ def test_no_bit_of_the_json_part_can_change(place: Checkpoints, url: str) -> Non
         try:
             assert parse_meta(bytes(changed), "here") == meant  # 1e-3 and 1E-3
             equal += 1
-        except DamagedError:
+        except CorruptedError:
             pass
     assert equal < 20
 
@@ -141,7 +141,7 @@ def test_foreign_names_are_refused(place: Checkpoints, url: str, tmp_path: Path)
     for name in ("../../outside", "/tmp/outside", "..", ".", "", "a/b", META, "model.safetensors/../x", "x"):
         for files in ({**meta["files"], name: digest}, {name: digest}, [name], None):
             store.write(f"{NEW}/{META}", json.dumps(seal({**meta, "files": files})).encode())
-            with pytest.raises(DamagedError, match="does not name the files of a checkpoint"):
+            with pytest.raises(CorruptedError, match="does not name the files of a checkpoint"):
                 place.fetch(7, tmp_path / "copies")
     assert newest(place, tmp_path) == OLD
     written = {path.relative_to(tmp_path).parts[0] for path in tmp_path.rglob("*") if path.is_file()}

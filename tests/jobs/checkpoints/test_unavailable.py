@@ -14,8 +14,8 @@ from helpers.small_job import put, small_job
 from servers.faults import Fault, FaultProxy
 
 from jobs.checkpoints.manager import Checkpoints
-from jobs.errors import AwayError, DamagedError, UserError
-from jobs.events import Message
+from jobs.errors import CorruptedError, UnavailableError, UserError
+from jobs.events import Event
 from jobs.storage.s3 import S3Store
 from jobs.training.loop import train_model
 from jobs.training.state import Training, Worker, prepare
@@ -66,7 +66,7 @@ SLOW = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("503", "hang", "
 def test_a_store_that_is_away_is_an_error(place: Checkpoints, proxy: FaultProxy, tmp_path: Path, kind: str) -> None:
     with proxy.refusing() if kind == "refused" else harmed(proxy, kind):
         for call in CALLS.values():
-            with pytest.raises(AwayError, match=r"s3://bucket-\w+/place.* S3 .*run again when"):
+            with pytest.raises(UnavailableError, match=r"s3://bucket-\w+/place.* S3 .*run again when"):
                 call(place, tmp_path / "copies")
     assert place.newest(tmp_path / "copies").name == "step-00000007"
 
@@ -87,7 +87,7 @@ def test_one_that_breaks_off_is_no_damage(
     """The older one, which could be had, must not take its place either."""
     with harmed(proxy, kind, name):
         for call in ("newest", "fetch"):
-            with pytest.raises(AwayError):
+            with pytest.raises(UnavailableError):
                 CALLS[call](place, tmp_path / "copies")
     assert place.newest(tmp_path / "copies").name == "step-00000007"
 
@@ -103,8 +103,8 @@ def test_what_changes_on_the_way_is_read_again(place: Checkpoints, proxy: FaultP
 def test_a_training_does_not_begin_anew_while_its_store_is_away(
     place: Checkpoints, url: str, proxy: FaultProxy, digit_dataset: Path
 ) -> None:
-    messages: list[Message] = []
-    with proxy.refusing(), pytest.raises(AwayError):
+    messages: list[Event] = []
+    with proxy.refusing(), pytest.raises(UnavailableError):
         train_model(small_job(digit_dataset, url), Worker(), messages.append)
     assert messages == []
 
@@ -152,11 +152,11 @@ def test_a_file_that_may_not_be_read_is_no_damage(training: Training, tmp_path: 
         for call in ("newest", "fetch"):
             with without_root(), pytest.raises(UserError, match=f"step-00000007/{name}: Permission denied; m") as error:
                 CALLS[call](place, tmp_path / "copies")
-            assert not isinstance(error.value, DamagedError)
+            assert not isinstance(error.value, CorruptedError)
 
 
 def test_no_room_for_the_copies_is_one_clear_error(place: Checkpoints, tmp_path: Path) -> None:
     with tiny_disk(tmp_path / "disk", "16k") as disk, pytest.raises(UserError) as error:
         place.newest(disk)
     assert re.search(r"disk/step-00000007: No space left on device; mend that and run again$", str(error.value))
-    assert not isinstance(error.value, DamagedError)
+    assert not isinstance(error.value, CorruptedError)

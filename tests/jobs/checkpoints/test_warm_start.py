@@ -11,11 +11,11 @@ from safetensors.torch import load_file
 from servers.faults import FaultProxy
 
 from jobs.checkpoints.format import differences, load_model, read_history, read_meta, restore
-from jobs.checkpoints.manager import Checkpoints, fork
+from jobs.checkpoints.manager import Checkpoints, warm_start
 from jobs.data.sources.config import DigitsConfig
 from jobs.data.sources.digits import DigitScenes
-from jobs.errors import AwayError, UserError
-from jobs.events import Point, Started
+from jobs.errors import UnavailableError, UserError
+from jobs.events import MetricPoint, TrainingResumed
 from jobs.training.state import Training, TrainJob, Worker, prepare
 
 NOWHERE = Path("/nowhere")  # for copies, of which a folder needs none
@@ -39,7 +39,7 @@ def child_of(parent: TrainJob, place: Path | str, fingerprint: str = "", **chang
     child = replace(parent, checkpoints=str(place), settings=settings, train=train)
     fingerprint = fingerprint or meta_of(parent)["data_fingerprint"]
     places = Checkpoints(parent.checkpoints), Checkpoints(child.checkpoints)
-    assert fork(*places, "my-parent", settings, fingerprint, train.steps) == 3
+    assert warm_start(*places, "my-parent", settings, fingerprint, train.steps) == 3
     return child
 
 
@@ -78,8 +78,8 @@ def test_weights_moments_and_curve_are_the_parents(parent: TrainJob, tmp_path: P
     assert len(ours.restored.pending) == 1
     assert meta_of(child) == {**meta_of(parent), "settings": child.settings}
     messages = run(child)
-    assert [message.step for message in messages if isinstance(message, Started)] == [3]
-    assert [m.step for m in messages if isinstance(m, Point) and "train/loss" in m.metrics] == [4, 6, 8, 10, 12]
+    assert [message.step for message in messages if isinstance(message, TrainingResumed)] == [3]
+    assert [m.step for m in messages if isinstance(m, MetricPoint) and "train/loss" in m.metrics] == [4, 6, 8, 10, 12]
     # With nothing changed it goes on as its parent did.
     assert meta_of(child)["weights_sha256"] == read_meta(tmp_path / "whole")["weights_sha256"]
     assert newest(parent).name == "step-00000003"
@@ -91,11 +91,11 @@ def test_on_s3(parent: TrainJob, tmp_path: Path, faulty_s3: tuple[str, FaultProx
     first = child_of(parent, f"s3://{bucket}/first")
     second = replace(first, checkpoints=f"s3://{bucket}/second")
     places = [Checkpoints(job.checkpoints) for job in (first, second)]
-    assert fork(*places, "first", first.settings, "other-data", 12) == 3
+    assert warm_start(*places, "first", first.settings, "other-data", 12) == 3
     copy = places[1].newest(tmp_path / "copies")
     assert read_meta(copy) == {**meta_of(parent), **read_meta(copy), "data_fingerprint": "other-data", "score": None}
-    with proxy.refusing(), pytest.raises(AwayError):
-        fork(places[0], Checkpoints(str(tmp_path / "third")), "first", {}, "", 12)
+    with proxy.refusing(), pytest.raises(UnavailableError):
+        warm_start(places[0], Checkpoints(str(tmp_path / "third")), "first", {}, "", 12)
     assert Checkpoints(str(tmp_path / "third")).steps() == []
 
 
@@ -127,7 +127,7 @@ def test_what_cannot_be_taken_over_is_said(parent: TrainJob, tmp_path: Path) -> 
     def wrong(match: str, settings: dict[str, str], steps: int = 12, place: str = parent.checkpoints) -> None:
         child = Checkpoints(str(tmp_path / "child"))
         with pytest.raises(UserError, match=match):
-            fork(Checkpoints(place), child, "my-parent", settings, "", steps)
+            warm_start(Checkpoints(place), child, "my-parent", settings, "", steps)
         assert child.folders() == []
         assert list((tmp_path / "child").glob("*")) == []
 

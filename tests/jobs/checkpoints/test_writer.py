@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 from helpers.datasets import tiny_disk
-from helpers.small_job import Story, ended_alike, run, small_job, steps_of
+from helpers.small_job import EventScript, ended_alike, run, small_job, steps_of
 from servers.faults import Fault, FaultProxy
 
 from jobs.checkpoints import writer as checkpoint_writer
 from jobs.checkpoints.manager import Checkpoints
-from jobs.errors import AwayError, UserError
-from jobs.events import Committed, Point, Warned
+from jobs.errors import UnavailableError, UserError
+from jobs.events import CheckpointSaved, MetricPoint, TrainingWarning
 from jobs.storage import open_store
 from jobs.storage.base import Store
 from jobs.storage.s3 import S3Store
@@ -66,13 +66,13 @@ def test_a_store_that_is_away_for_a_while(
 
     def come_back() -> None:
         away.close()
-        assert story.told(Committed, 3)
+        assert story.told(CheckpointSaved, 3)
 
-    story = Story((Committed, 2, go), (Point, 8, come_back))
+    story = EventScript((CheckpointSaved, 2, go), (MetricPoint, 8, come_back))
     assert train_model(job, Worker(), story) == 12
-    assert len(steps_of(story.messages, Warned)) == 1
+    assert len(steps_of(story.messages, TrainingWarning)) == 1
     assert ended_alike(job, undisturbed, tmp_path)
-    committed = steps_of(story.messages, Committed)
+    committed = steps_of(story.messages, CheckpointSaved)
     assert committed[:2] == [1, 2]
     assert committed[-1] == 12
     assert committed == sorted(set(committed))
@@ -90,10 +90,10 @@ def test_a_store_that_stays_away(
     bucket, proxy = faulty_s3
     job = small_job(digit_dataset, f"s3://{bucket}/place", steps=FOREVER, checkpoint_every=1)
     with ExitStack() as away:
-        story = Story((Committed, 2, lambda: away.enter_context(proxy.refusing())))
-        with pytest.raises(AwayError, match=f"s3://{bucket}/place.*: S3 .*; run again when it does"):
+        story = EventScript((CheckpointSaved, 2, lambda: away.enter_context(proxy.refusing())))
+        with pytest.raises(UnavailableError, match=f"s3://{bucket}/place.*: S3 .*; run again when it does"):
             train_model(job, Worker(), story)
-    assert len(steps_of(story.messages, Warned)) == 1
+    assert len(steps_of(story.messages, TrainingWarning)) == 1
     assert Checkpoints(job.checkpoints).newest(tmp_path).name == "step-00000002"
 
 
@@ -112,10 +112,10 @@ def test_a_silent_store_does_not_hold_training_up(
 
     hang = Fault("hang", "PUT", "", count=FOREVER)
     job = small_job(digit_dataset, f"s3://{bucket}/place", steps=FOREVER, checkpoint_every=1)
-    story = Story((Committed, 2, lambda: proxy.inject(hang)), (Point, 10, fail))
+    story = EventScript((CheckpointSaved, 2, lambda: proxy.inject(hang)), (MetricPoint, 10, fail))
     with pytest.raises(RuntimeError, match="someone else's error"):
         train_model(job, Worker(), story)
-    assert sum(step >= 2 for step in steps_of(story.messages, Committed)) == 1
+    assert sum(step >= 2 for step in steps_of(story.messages, CheckpointSaved)) == 1
     proxy.clear()
     with proxy.refusing():  # which ends the silence
         join_writers()
@@ -140,12 +140,12 @@ def test_an_error_in_training_does_not_wait_for_a_store_that_is_away(
     job = small_job(digit_dataset, f"s3://{bucket}/place", steps=FOREVER, checkpoint_every=1)
     with ExitStack() as away:
         turns = (
-            (Committed, 2, lambda: away.enter_context(proxy.refusing())),
-            (Warned, 0, lambda: None),
-            (Point, 0, fail),
+            (CheckpointSaved, 2, lambda: away.enter_context(proxy.refusing())),
+            (TrainingWarning, 0, lambda: None),
+            (MetricPoint, 0, fail),
         )
         with pytest.raises(RuntimeError, match="someone else's error"):
-            train_model(job, Worker(), Story(*turns))
+            train_model(job, Worker(), EventScript(*turns))
         join_writers()
     assert Checkpoints(job.checkpoints).newest(tmp_path).name == "step-00000002"
 
@@ -156,22 +156,22 @@ def test_an_error_in_training_waits_for_the_last_checkpoint(digit_dataset: Path,
     def fail() -> None:
         raise RuntimeError("someone else's error")
 
-    story = Story((Point, 6, fail))
+    story = EventScript((MetricPoint, 6, fail))
     with pytest.raises(RuntimeError, match="someone else's error"):
         train_model(job, Worker(), story)
     assert not any(thread.name == "checkpoints" for thread in threading.enumerate())
-    assert steps_of(story.messages, Committed) == [5]
+    assert steps_of(story.messages, CheckpointSaved) == [5]
 
 
 @pytest.mark.parametrize("pages", [20, 60, 75, 88])  # in the first checkpoint, or in some file of the second
 def test_a_full_disk(undisturbed: TrainJob, tmp_path: Path, pages: int) -> None:
     with tiny_disk(tmp_path / "disk", f"{4 * pages}k") as disk:
         job = replace(undisturbed, checkpoints=str(disk / "place"))
-        story = Story()
+        story = EventScript()
         with pytest.raises(UserError, match=r"disk/place/.*: .*No space left on device.*; mend that and run again$"):
             train_model(job, Worker(), story)
-        assert steps_of(story.messages, Committed) == [1][: pages // 50]
-        assert max(steps_of(story.messages, Point)) <= 4  # it does not go on to the end
+        assert steps_of(story.messages, CheckpointSaved) == [1][: pages // 50]
+        assert max(steps_of(story.messages, MetricPoint)) <= 4  # it does not go on to the end
         assert [path.name for path in (disk / "place").iterdir()] == ["step-00000001"][: pages // 50]
         newest = Checkpoints(job.checkpoints).newest(tmp_path)
         assert (newest and newest.name) == ("step-00000001" if pages > 50 else None)
@@ -188,7 +188,7 @@ def test_a_place_that_can_no_longer_be_written(digit_dataset: Path, tmp_path: Pa
             subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
 
         with pytest.raises(UserError, match=r"disk/place/.*: Read-only file system; mend that and run again$"):
-            train_model(job, Worker(), Story((Committed, 2, close)))
+            train_model(job, Worker(), EventScript((CheckpointSaved, 2, close)))
         assert Checkpoints(job.checkpoints).newest(tmp_path).name in ("step-00000002", "step-00000003")
 
 
@@ -213,9 +213,9 @@ def test_one_that_others_swept_while_it_was_written_is_written_again(
     monkeypatch.setattr(Checkpoints, "publish", publish_and_lose)
     messages = run(job)
     assert seen == [4]
-    assert steps_of(messages, Committed)[0] == 4
+    assert steps_of(messages, CheckpointSaved)[0] == 4
     assert 12 in Checkpoints(job.checkpoints).steps()
-    (told,) = (message for message in messages if isinstance(message, Warned))
+    (told,) = (message for message in messages if isinstance(message, TrainingWarning))
     assert "was removed while it was written" in told.text
 
 
@@ -229,5 +229,5 @@ def test_an_error_of_the_writer_ends_training(digit_dataset: Path, tmp_path: Pat
         place.write_text("mine")
 
     with pytest.raises(UserError, match=r"place.*: (Not a directory|File exists); mend that and run again$"):
-        train_model(job, Worker(), Story((Committed, 2, replace_folder)))
+        train_model(job, Worker(), EventScript((CheckpointSaved, 2, replace_folder)))
     assert Checkpoints(str(tmp_path / "moved")).newest(tmp_path).name == "step-00000002"

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 from helpers import HELPERS, ROOT
-from helpers.small_job import Story, ended_alike, run, small_job
+from helpers.small_job import EventScript, ended_alike, run, small_job
 from servers.faults import Fault, FaultProxy
 from servers.s3 import S3Server
 
 from jobs.checkpoints import writer as checkpoint_writer
 from jobs.checkpoints.manager import Checkpoints
-from jobs.events import Committed
+from jobs.events import CheckpointSaved
 from jobs.storage.base import Store
 from jobs.storage.s3 import S3Store
 from jobs.training.loop import train_model
@@ -102,7 +102,7 @@ def test_whoever_looks_while_it_is_trained_finds_one(digit_dataset: Path, tmp_pa
 
     thread = threading.Thread(target=look)
     thread.start()
-    train_model(job, Worker(), Story((Committed, 1, first.set)))
+    train_model(job, Worker(), EventScript((CheckpointSaved, 1, first.set)))
     done.set()
     thread.join()
     assert len(found) > 10

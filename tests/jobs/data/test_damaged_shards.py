@@ -10,7 +10,7 @@ import pytest
 import torch
 from helpers.datasets import copy, local, open_split, write_dataset
 
-from jobs.data.dataset import ShardedSplit
+from jobs.data.dataset import ShardedDataset
 from jobs.data.sources.config import DigitsConfig
 from jobs.data.sources.digits import DigitScenes
 from jobs.errors import UserError
@@ -66,15 +66,15 @@ def test_decoded_copies_are_made_once_and_mended(png_dataset: Path, tmp_path: Pa
     folder = copy(png_dataset, tmp_path)
     access = local(folder)
     numbers = np.arange(20)
-    expected = ShardedSplit(access, "train").images(numbers)
+    expected = ShardedDataset(access, "train").images(numbers)
     (pixels,) = access.cache_folder.glob("*.pixels")
     before = pixels.stat().st_ino
-    assert torch.equal(ShardedSplit(access, "train").images(numbers), expected)
+    assert torch.equal(ShardedDataset(access, "train").images(numbers), expected)
     assert pixels.stat().st_ino == before
     content = bytearray(pixels.read_bytes())
     content[100] ^= 1
     pixels.write_bytes(content)
-    assert torch.equal(ShardedSplit(access, "train").images(numbers), expected)
+    assert torch.equal(ShardedDataset(access, "train").images(numbers), expected)
 
 
 def test_empty_splits_and_places_are_named(digit_dataset: Path, tmp_path: Path) -> None:

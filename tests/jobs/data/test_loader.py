@@ -13,7 +13,7 @@ from helpers.datasets import copy, local, open_split, stock_samples, write_datas
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobs.data.dataset import ShardedSplit
+from jobs.data.dataset import ShardedDataset
 from jobs.data.loader import BatchLoader
 from jobs.data.sampling import Order
 from jobs.data.sources.base import Factor, Sample
@@ -70,7 +70,7 @@ def test_samples_of_uneven_length(tmp_path: Path) -> None:
 
 
 def loader(
-    data: ShardedSplit, seed: int = 0, window: int = 0, rank: int = 0, world_size: int = 1, batch_size: int = 48
+    data: ShardedDataset, seed: int = 0, window: int = 0, rank: int = 0, world_size: int = 1, batch_size: int = 48
 ) -> BatchLoader:
     order = Order(data.shard_sizes, batch_size=batch_size, seed=seed, window=window)
     return BatchLoader(data, order, num_slices=SLICES, rank=rank, world_size=world_size)
@@ -148,13 +148,13 @@ def many_shards(
 
 
 def test_a_cache_that_is_too_small_is_refused_early(many_shards: Path) -> None:
-    data = ShardedSplit(replace(local(many_shards), cache_bytes=60_000), "train")
-    data.check_room(1, batch_size=8)
+    data = ShardedDataset(replace(local(many_shards), cache_bytes=60_000), "train")
+    data.check_capacity(1, batch_size=8)
     for window, batch_size in ((0, 8), (2, 8), (1, 100)):
         with pytest.raises(UserError, match=r"cache_bytes=60000 is too small .*shuffle_window=1 or less"):
-            data.check_room(window, batch_size)
+            data.check_capacity(window, batch_size)
     with pytest.raises(UserError, match="write smaller shards"):
-        ShardedSplit(replace(local(many_shards), cache_bytes=30_000), "train").check_room(1, 8)
+        ShardedDataset(replace(local(many_shards), cache_bytes=30_000), "train").check_capacity(1, 8)
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
@@ -163,11 +163,11 @@ def test_windows_keep_to_the_cache(many_shards: Path, tmp_path: Path, ranks: int
     access = replace(local(many_shards), cache_folder=tmp_path / "small", cache_bytes=60_000)
     whole = loader(open_split(many_shards, "train"), window=1, batch_size=24)
     small = [
-        loader(ShardedSplit(access, "train"), window=1, batch_size=24, rank=rank, world_size=ranks)
+        loader(ShardedDataset(access, "train"), window=1, batch_size=24, rank=rank, world_size=ranks)
         for rank in range(ranks)
     ]
     for one in small:
-        one.data.check_room(1, 8)
+        one.data.check_capacity(1, 8)
     for step, parts in enumerate(zip(*(one.batches(0, 40) for one in small), strict=True)):
         assert torch.equal(torch.cat(parts), whole.images(step))
     for one in small:
@@ -177,13 +177,13 @@ def test_windows_keep_to_the_cache(many_shards: Path, tmp_path: Path, ranks: int
 
 def test_any_samples_with_few_shards_open(many_shards: Path, tmp_path: Path) -> None:
     access = replace(local(many_shards), cache_folder=tmp_path / "small", cache_bytes=40_000)
-    small, whole = ShardedSplit(access, "train"), open_split(many_shards, "train")
+    small, whole = ShardedDataset(access, "train"), open_split(many_shards, "train")
     numbers = np.random.default_rng(0).permutation(len(whole))
-    images, factors = small.gather(numbers)
+    images, factors = small.read(numbers)
     assert torch.equal(images, whole.images(numbers))
     np.testing.assert_array_equal(factors, whole.factors(numbers))
     order = Order(whole.shard_sizes, batch_size=48, seed=0)
-    kept = BatchLoader(ShardedSplit(access, "train"), order, num_slices=SLICES, resident=torch.device("cpu"))
+    kept = BatchLoader(ShardedDataset(access, "train"), order, num_slices=SLICES, resident=torch.device("cpu"))
     assert torch.equal(kept.images(3), loader(whole).images(3))
 
 

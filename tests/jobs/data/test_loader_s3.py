@@ -11,7 +11,7 @@ import torch
 from helpers.datasets import open_split, write_dataset
 from servers.faults import Fault, FaultProxy
 
-from jobs.data.dataset import ShardedSplit
+from jobs.data.dataset import ShardedDataset
 from jobs.data.loader import BatchLoader
 from jobs.data.sampling import Order
 from jobs.data.shard_reader import DataAccess
@@ -38,12 +38,12 @@ def access(place: str, tmp_path: Path) -> DataAccess:
     return DataAccess(place, tmp_path / "cache", 2**30)
 
 
-def all_images(data: ShardedSplit) -> torch.Tensor:
+def all_images(data: ShardedDataset) -> torch.Tensor:
     return data.images(np.arange(len(data)))
 
 
 def test_batches_are_those_of_a_local_dataset(access: DataAccess, digit_dataset: Path) -> None:
-    there, here = ShardedSplit(access, "train"), open_split(digit_dataset, "train")
+    there, here = ShardedDataset(access, "train"), open_split(digit_dataset, "train")
     assert there.manifest == here.manifest
     order = Order(here.shard_sizes, batch_size=24, seed=5)
     streams = [BatchLoader(data, order, num_slices=4).batches(0, 12) for data in (there, here)]
@@ -60,14 +60,14 @@ def test_faults_change_nothing(access: DataAccess, proxy: FaultProxy, digit_data
     expected = all_images(open_split(digit_dataset, "train"))
     # Every object once: the manifest, each tar, each index.
     proxy.inject(*(Fault(kind, "GET", name) for name in ("manifest", r"00\.tar", r"01\.tar", r"02\.tar", "index")))
-    assert torch.equal(all_images(ShardedSplit(access, "train")), expected)
+    assert torch.equal(all_images(ShardedDataset(access, "train")), expected)
     assert sum(hit.fault == kind for hit in proxy.hits) == 5
 
 
 def test_a_second_process_reads_its_nodes_copies(access: DataAccess, proxy: FaultProxy) -> None:
-    first = all_images(ShardedSplit(access, "train"))
+    first = all_images(ShardedDataset(access, "train"))
     proxy.clear()
-    assert torch.equal(all_images(ShardedSplit(access, "train")), first)
+    assert torch.equal(all_images(ShardedDataset(access, "train")), first)
     assert {hit.path.rpartition("/")[2].partition("?")[0] for hit in proxy.hits} == {"manifest.json"}
 
 
@@ -84,24 +84,24 @@ def test_damaged_objects_are_named(access: DataAccess, name: str, damage: str) -
         changed = bytes([content[0] ^ 1]) + content[1:] if damage == "flip" else content[: len(content) // 2]
         client.put_object(Bucket=bucket, Key=key, Body=changed)
     with pytest.raises(UserError, match=rf"{access.url}/{name} is (damaged|missing).*force=shard"):
-        all_images(ShardedSplit(access, "train"))
+        all_images(ShardedDataset(access, "train"))
 
 
 @pytest.mark.slow
 def test_a_copy_that_the_disk_changed_is_fetched_again(access: DataAccess) -> None:
-    expected = all_images(ShardedSplit(access, "train"))
+    expected = all_images(ShardedDataset(access, "train"))
     for path in access.cache_folder.glob("*.tar"):
         content = bytearray(path.read_bytes())
         content[2000] ^= 1
         path.write_bytes(content)
-    assert torch.equal(all_images(ShardedSplit(access, "train")), expected)
+    assert torch.equal(all_images(ShardedDataset(access, "train")), expected)
 
 
 def test_refused_credentials_are_told(access: DataAccess, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
     with pytest.raises(UserError, match=r"manifest\.json: S3 refuses the credentials"):
-        ShardedSplit(access, "train")
+        ShardedDataset(access, "train")
 
 
 @pytest.mark.slow
@@ -109,9 +109,9 @@ def test_a_small_cache_reads_everything_in_windows(access: DataAccess, digit_dat
     """Room for two of the three tars at a time."""
     here = open_split(digit_dataset, "train")
     order = Order(here.shard_sizes, batch_size=24, seed=5, window=1)
-    small = ShardedSplit(replace(access, cache_bytes=480_000), "train")
+    small = ShardedDataset(replace(access, cache_bytes=480_000), "train")
     with pytest.raises(UserError, match=r"cache_bytes=480000 is too small"):
-        small.check_room(0, 24)
+        small.check_capacity(0, 24)
     streams = [BatchLoader(data, order, num_slices=4).batches(0, 30) for data in (small, here)]
     for far, near in zip(*streams, strict=True):
         assert torch.equal(far, near)

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from jobs.config import EvaluateConfig
-from jobs.evaluation.code_metrics import FAMILIES, family_scores, probe_family
-from jobs.evaluation.encode import Codes
-from jobs.evaluation.inputs import Encoded
+from jobs.evaluation.code_metrics import METRIC_GROUPS, compute_group, probe_family
+from jobs.evaluation.encode import Encodings
+from jobs.evaluation.inputs import EncodedDataset
 from jobs.evaluation.model_metrics import Scores
 
 SIZES = (3, 4, 10)
@@ -17,7 +17,7 @@ SIZES = (3, 4, 10)
 
 def encoded(
     rows: int = 300, columns: tuple[int, ...] = (0, 1, 2), names: tuple[str, ...] = ("a", "b", "class")
-) -> Encoded:
+) -> EncodedDataset:
     """A ladder that holds factor 0 in rung 0, the others in rung 1, where one latent is dead."""
     rng = np.random.default_rng(0)
     factors = np.stack([rng.integers(size, size=2 * rows) for size in SIZES], axis=1)
@@ -27,8 +27,8 @@ def encoded(
     kl = [np.full((rows, 1), 2.0, np.float32), np.tile(np.array([1.0, 3.0, 1e-4], np.float32), (rows, 1))]
     test, train = ([rung[part] for rung in rungs] for part in (slice(rows), slice(rows, None)))
     known = factors[:, list(columns)]
-    return Encoded(
-        Codes(test, test, test, [np.zeros_like(rung) for rung in test], kl, np.zeros(rows, np.float32), 0.0),
+    return EncodedDataset(
+        Encodings(test, test, test, [np.zeros_like(rung) for rung in test], kl, np.zeros(rows, np.float32), 0.0),
         known[:rows],
         train,
         train,
@@ -40,9 +40,9 @@ def encoded(
     )
 
 
-def all_scores(of: Encoded) -> Scores:
+def all_scores(of: EncodedDataset) -> Scores:
     config = EvaluateConfig()
-    return {name: value for family in FAMILIES for name, value in family_scores(family, of, config).items()}
+    return {name: value for family in METRIC_GROUPS for name, value in compute_group(family, of, config).items()}
 
 
 @pytest.mark.slow
@@ -84,7 +84,7 @@ def test_no_factors_leave_what_needs_none() -> None:
 def test_models_of_other_seeds_are_compared() -> None:
     alone = encoded()
     turned = alone.means[:, ::-1] * np.array([-1, 2, 3, 1], np.float32)
-    scores = family_scores(probe_family, replace(alone, siblings=[turned, turned]), EvaluateConfig())
+    scores = compute_group(probe_family, replace(alone, siblings=[turned, turned]), EvaluateConfig())
     assert scores["udr"] == pytest.approx(1, abs=0.1)
 
 

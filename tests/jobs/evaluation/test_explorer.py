@@ -25,7 +25,7 @@ from vlae.traversals import image_noise, rung_swaps, sample_images
 class Noisy:
     """A stand-in whose images no codec can make small, of any size and with any latents."""
 
-    idle_kl = 0.0
+    collapsed_kl = 0.0
 
     def __init__(self, dims: tuple[int, ...], shape: tuple[int, int, int], blur: int = 1) -> None:
         self.latent_dims, self.image_shape, self.blur = dims, shape, blur

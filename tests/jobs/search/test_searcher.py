@@ -8,7 +8,7 @@ from ray.tune.search import Searcher
 
 from jobs.errors import UserError
 from jobs.search.config import TuneConfig
-from jobs.search.searcher import Proposals
+from jobs.search.searcher import OptunaSearcher
 from jobs.search.space import Values, grid, parse_dimension
 from jobs.search.trials import Trial, point_key
 
@@ -18,9 +18,9 @@ def proposals(
     known: list[Trial] | None = None,
     fits: Callable[[Values], bool] = lambda _: True,
     **changes: Any,
-) -> Proposals:
+) -> OptunaSearcher:
     config = TuneConfig(space=space, **changes)
-    return Proposals(
+    return OptunaSearcher(
         config,
         known or [],
         lambda values: point_key(values) if fits(values) else None,
@@ -29,7 +29,7 @@ def proposals(
     )
 
 
-def ask(source: Proposals, count: int, score: Callable[[Values], float] = lambda _: 0.0) -> list[dict[str, Any]]:
+def ask(source: OptunaSearcher, count: int, score: Callable[[Values], float] = lambda _: 0.0) -> list[dict[str, Any]]:
     found = []
     for number in range(count):
         point = source.suggest(f"ray-{number}")
@@ -99,7 +99,7 @@ def test_tpe_comes_nearer_to_the_best_than_chance() -> None:
 def test_several_objectives_and_failures_are_told_to_optuna() -> None:
     config = TuneConfig(space={"a": "0..99999"}, objectives="elbo,mig_sup")
     failed = Trial(1, {}, "failed", "out of memory", reports=[(1, {"elbo": 1.0, "mig_sup": 0.5})])
-    source = Proposals(config, [], point_key, lambda *_: None, lambda number: failed if number == 1 else None)
+    source = OptunaSearcher(config, [], point_key, lambda *_: None, lambda number: failed if number == 1 else None)
     results: list[dict[str, float] | None] = [{"elbo": 2.0, "mig_sup": 0.1}, {"elbo": 3.0, "mig_sup": 1.0}, None]
     results += [{"elbo": 1.0}, {"elbo": float("nan"), "mig_sup": 1.0}]
     for number, result in enumerate(results):
@@ -111,7 +111,7 @@ def test_several_objectives_and_failures_are_told_to_optuna() -> None:
 
 def test_points_that_name_one_training_are_one() -> None:
     config = TuneConfig(space={"a": "0.001/1e-3/0.002"}, search="grid")
-    source = Proposals(config, [], lambda values: str(float(values["a"])), lambda *_: None, lambda number: None)
+    source = OptunaSearcher(config, [], lambda values: str(float(values["a"])), lambda *_: None, lambda number: None)
     assert [point["values"]["a"] for point in ask(source, 9)] == ["0.001", "0.002"]
 
 
@@ -120,7 +120,7 @@ def test_a_trial_that_cannot_be_begun_is_the_last() -> None:
         if number == 2:
             raise UserError("another command is at work")
 
-    source = Proposals(TuneConfig(space={"a": "0..9"}), [], point_key, begin, lambda number: None)
+    source = OptunaSearcher(TuneConfig(space={"a": "0..9"}), [], point_key, begin, lambda number: None)
     assert len(ask(source, 9)) == 2
     assert str(source.error) == "another command is at work"
     assert not source.exhausted

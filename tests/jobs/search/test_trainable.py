@@ -11,8 +11,8 @@ import pytest
 from helpers.small_job import small_job
 
 from jobs.checkpoints.manager import Checkpoints
-from jobs.errors import AwayError, DamagedError, TrainingError, UserError
-from jobs.events import Committed, Failed, Message, Point, Scored, Started, Stopped
+from jobs.errors import CorruptedError, TrainingError, UnavailableError, UserError
+from jobs.events import CheckpointSaved, Event, MetricPoint, TrainingResumed, TrainingStopped, TrialReport, WorkerFailed
 from jobs.search import trainable as trial
 from jobs.search.config import Objective
 from jobs.search.trainable import TrialPlan, run_trial
@@ -27,7 +27,7 @@ VALUES: dict[str, str | int | float] = {"train.learning_rate": 0.003}
 class Stage:
     """Stands for Ray: what the trial posts and reports, and when it is told to stop."""
 
-    told: list[Message] = field(default_factory=list)
+    told: list[Event] = field(default_factory=list)
     reports: list[dict[str, Any]] = field(default_factory=list)
     stopping: bool = False
     stop_at: int | None = None  # step at whose report the scheduler stops the trial
@@ -76,15 +76,17 @@ def test_every_checkpoint_is_reported_once_with_the_score_of_the_curve(
     go(stage, plan(lambda values: job, objectives=("elbo", "rung_compactness", "mig_sup")))
     assert [report["step"] for report in stage.reports] == [3, 6, 9, 12]
     curve = {
-        point.step: point.metrics["validation/elbo"] for point in stage.of(Point) if "validation/elbo" in point.metrics
+        point.step: point.metrics["validation/elbo"]
+        for point in stage.of(MetricPoint)
+        if "validation/elbo" in point.metrics
     }
     assert {report["step"]: report["elbo"] for report in stage.reports} == curve
     assert all("mig_sup" in report for report in stage.reports)
     assert all(math.isfinite(score) for report in stage.reports for score in report.values())
-    assert [one.step for one in stage.of(Scored)] == [3, 6, 9, 12]
-    places = [index for index, one in enumerate(stage.told) if isinstance(one, Committed | Scored)]
+    assert [one.step for one in stage.of(TrialReport)] == [3, 6, 9, 12]
+    places = [index for index, one in enumerate(stage.told) if isinstance(one, CheckpointSaved | TrialReport)]
     kinds = [type(stage.told[place]) for place in places]
-    assert kinds[0] is Committed  # nothing is reported that a kill could take back
+    assert kinds[0] is CheckpointSaved  # nothing is reported that a kill could take back
 
 
 def test_a_trial_that_the_scheduler_stops_keeps_its_checkpoint_and_can_go_on(
@@ -99,7 +101,7 @@ def test_a_trial_that_the_scheduler_stops_keeps_its_checkpoint_and_can_go_on(
     whole = Stage()
     stage.told, stage.reports, stage.stop_at = whole.told, whole.reports, None
     go(stage, plan(lambda values: job))
-    (started,) = stage.of(Started)
+    (started,) = stage.of(TrainingResumed)
     assert started.step == kept[-1]
     assert stage.reports[-1]["step"] == 12
 
@@ -143,12 +145,12 @@ def test_a_broken_trial_says_why(stage: Stage, error: Exception, text: str) -> N
         raise error
 
     go(stage, plan(broken))
-    assert stage.of(Failed) == [Failed(text, own=True)]
+    assert stage.of(WorkerFailed) == [WorkerFailed(text, own=True)]
     assert stage.reports == [{"failed": 1}]
 
 
 @pytest.mark.parametrize(
-    "error", [AwayError("S3 does not answer"), UserError("the disk is full"), DamagedError("gone")]
+    "error", [UnavailableError("S3 does not answer"), UserError("the disk is full"), CorruptedError("gone")]
 )
 def test_what_is_not_its_own_trouble_is_for_ray_to_try_again(stage: Stage, error: UserError) -> None:
     def away(values: object) -> TrainJob:
@@ -157,7 +159,7 @@ def test_what_is_not_its_own_trouble_is_for_ray_to_try_again(stage: Stage, error
     with pytest.raises(type(error)):
         go(stage, plan(away))
     assert stage.reports == []
-    assert stage.of(Failed) == [Failed(str(error), final=False)]
+    assert stage.of(WorkerFailed) == [WorkerFailed(str(error), final=False)]
 
 
 def test_a_trial_that_is_told_to_stop_says_so_when_it_has_its_checkpoint(
@@ -170,8 +172,8 @@ def test_a_trial_that_is_told_to_stop_says_so_when_it_has_its_checkpoint(
         return job
 
     go(stage, plan(stop_soon))
-    assert stage.of(Stopped)
-    assert Checkpoints(job.checkpoints).steps() == [stage.of(Stopped)[0].step]
+    assert stage.of(TrainingStopped)
+    assert Checkpoints(job.checkpoints).steps() == [stage.of(TrainingStopped)[0].step]
     assert stage.reports == []
 
 
@@ -180,6 +182,6 @@ def test_a_score_that_is_not_finite_is_a_failure(stage: Stage, digit_dataset: Pa
     model = VlaeConfig(latent_dims=(2, 3), width=4, hidden=(16,), likelihood="gaussian", scale=1e-30)
     go(stage, plan(lambda values: replace(job, model=model)))
     assert stage.reports == [{"failed": 1}]
-    assert [one.reason for one in stage.of(Failed)] == [
+    assert [one.reason for one in stage.of(WorkerFailed)] == [
         "the ELBO of the validation images is not finite after the last step"
     ]

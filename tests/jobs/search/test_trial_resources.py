@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from jobs.cluster.ray_cluster import Resources
-from jobs.cluster.resources import place_trials
+from jobs.cluster.resources import allocate_trials
 from jobs.config import TrainConfig
 from jobs.errors import UserError
 from jobs.search.config import TuneConfig
@@ -41,7 +41,7 @@ def test_shares(
     each: float,
     threads: int,
 ) -> None:
-    room = place_trials(TrainConfig(**train), TuneConfig(**tune), Resources(cpus, gpus, node))
+    room = allocate_trials(TrainConfig(**train), TuneConfig(**tune), Resources(cpus, gpus, node))
     assert (room.at_once, room.placement.num_cpus, room.placement.threads) == (at_once, each, threads)
 
 
@@ -51,7 +51,7 @@ def test_what_runs_at_once_is_never_more_than_there_is() -> None:
     for cpus, gpus, workers, most, each in settings:
         train = TrainConfig(num_workers=workers, cpus_per_worker=each)
         try:
-            room = place_trials(train, TuneConfig(max_concurrent=most), Resources(cpus, gpus, cpus))
+            room = allocate_trials(train, TuneConfig(max_concurrent=most), Resources(cpus, gpus, cpus))
         except UserError:
             continue
         seen += 1
@@ -71,4 +71,4 @@ def test_what_runs_at_once_is_never_more_than_there_is() -> None:
 )
 def test_what_does_not_fit(train: dict[str, Any], tune: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
-        place_trials(TrainConfig(**train), TuneConfig(**tune), Resources(2, 0, 2))
+        allocate_trials(TrainConfig(**train), TuneConfig(**tune), Resources(2, 0, 2))

@@ -14,7 +14,7 @@ from servers.processes import free_port
 
 from jobs.errors import UserError
 from jobs.submit.__main__ import main
-from jobs.submit.arguments import WordsError, read_words
+from jobs.submit.arguments import UsageError, read_words
 from jobs.submit.client import ENTRYPOINT, Log
 from jobs.submit.package import packed
 
@@ -44,7 +44,7 @@ WORKSPACE = "workspace=/shared/ws"
     ],
 )
 def test_wrong_words(words: list[str], culprit: str) -> None:
-    with pytest.raises(WordsError) as error:
+    with pytest.raises(UsageError) as error:
         read_words(words, {})
     assert culprit in str(error.value)
 
@@ -60,7 +60,7 @@ def test_wrong_words(words: list[str], culprit: str) -> None:
     ],
 )
 def test_credentials_are_refused_and_not_repeated(words: list[str]) -> None:
-    with pytest.raises(WordsError) as error:
+    with pytest.raises(UsageError) as error:
         read_words(words, {})
     assert "hunter2" not in str(error.value)
 

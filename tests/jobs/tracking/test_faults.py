@@ -22,12 +22,14 @@ from servers.s3 import S3Server
 
 from jobs.config import TrackingConfig
 from jobs.errors import UserError
-from jobs.events import Committed, Point, Started, Warned
+from jobs.events import CheckpointSaved, MetricPoint, TrainingResumed, TrainingWarning
 from jobs.tracking.client import Tracker
-from jobs.tracking.uploader import Leftovers, Sender
+from jobs.tracking.uploader import MetricUploader, UploadRecovery
 
 DATASET = Dataset(name="digits", digest="abc", source_type="local", source="/data")
-CURVE = [Point(step, 1_700_000_000_000 + step, {"train/loss": step / 7, "train/kl": 1 / step}) for step in range(1, 61)]
+CURVE = [
+    MetricPoint(step, 1_700_000_000_000 + step, {"train/loss": step / 7, "train/kl": 1 / step}) for step in range(1, 61)
+]
 
 
 @pytest.fixture(autouse=True)
@@ -43,11 +45,11 @@ def open_run(uri: str, folder: Path) -> tuple[Tracker, str]:
     return tracker, tracker.start_run("r", {}, DATASET, key=str(folder))
 
 
-def train(sender: Sender, points: list[Point]) -> float:
+def train(sender: MetricUploader, points: list[MetricPoint]) -> float:
     """Post points and commits as a training does; the seconds for which the poll loop was held up."""
     held_up = 0.0
     for point in points:
-        for message in (point, Committed(point.step)) if point.step % 2 == 0 else (point,):
+        for message in (point, CheckpointSaved(point.step)) if point.step % 2 == 0 else (point,):
             begin = time.perf_counter()
             sender.take(message)
             held_up += time.perf_counter() - begin
@@ -59,11 +61,11 @@ def curve(tracker: Tracker, run_id: str, metric: str = "train/loss") -> list[tup
     return sorted((p.step, p.timestamp, p.value) for p in MlflowClient(tracker.uri).get_metric_history(run_id, metric))
 
 
-def expected(points: list[Point], metric: str = "train/loss") -> list[tuple[int, int, float]]:
+def expected(points: list[MetricPoint], metric: str = "train/loss") -> list[tuple[int, int, float]]:
     return [(point.step, point.time_ms, point.metrics[metric]) for point in points]
 
 
-def check(tracker: Tracker, run_id: str, folder: Path, points: list[Point] = CURVE) -> None:
+def check(tracker: Tracker, run_id: str, folder: Path, points: list[MetricPoint] = CURVE) -> None:
     for metric in ("train/loss", "train/kl"):
         assert curve(tracker, run_id, metric) == expected(points, metric)
     assert list((folder / "spool").iterdir()) == []
@@ -82,9 +84,9 @@ def check_news(news: list[str]) -> None:
 def test_calls_that_fail(faulty_mlflow: FaultProxy, tmp_path: Path, kind: Any) -> None:
     tracker, run_id = open_run(faulty_mlflow.endpoint, tmp_path)
     faulty_mlflow.inject(Fault(kind, "POST", "runs/log-batch", count=2), Fault(kind, "GET", "runs/get", first=3))
-    with Sender(tracker, run_id, tmp_path / "spool") as sender:
+    with MetricUploader(tracker, run_id, tmp_path / "spool") as sender:
         assert train(sender, CURVE) < 0.5
-        sender.take(Warned(3, "bad_steps", "the gradient was not finite"))
+        sender.take(TrainingWarning(3, "bad_steps", "the gradient was not finite"))
         sender.close(60)
         check_news(sender.news())
     assert [hit.fault for hit in faulty_mlflow.hits].count(kind) == 3
@@ -95,7 +97,7 @@ def test_calls_that_fail(faulty_mlflow: FaultProxy, tmp_path: Path, kind: Any) -
 @pytest.mark.slow
 def test_a_server_that_refuses_for_a_while(faulty_mlflow: FaultProxy, tmp_path: Path) -> None:
     tracker, run_id = open_run(faulty_mlflow.endpoint, tmp_path)
-    with Sender(tracker, run_id, tmp_path / "spool") as sender:
+    with MetricUploader(tracker, run_id, tmp_path / "spool") as sender:
         train(sender, CURVE[:20])
         with faulty_mlflow.refusing():
             assert train(sender, CURVE[20:]) < 0.5
@@ -110,13 +112,13 @@ def test_a_server_that_is_away_at_the_end(faulty_mlflow: FaultProxy, tmp_path: P
     """The last process gives up; a later one, which knows of no training, sends what waits."""
     tracker, run_id = open_run(faulty_mlflow.endpoint, tmp_path)
     with faulty_mlflow.refusing():
-        with Sender(tracker, run_id, tmp_path / "spool") as sender:
+        with MetricUploader(tracker, run_id, tmp_path / "spool") as sender:
             train(sender, CURVE)
             with pytest.raises(UserError, match=r"MLflow at .* failed: .*Connection refused; run the same command"):
                 sender.close(1)
-        assert "earlier curves wait still" in Leftovers(tracker, tmp_path / "spool").finish(10)[0]
+        assert "earlier curves wait still" in UploadRecovery(tracker, tmp_path / "spool").finish(10)[0]
     assert curve(tracker, run_id) == []
-    news = Leftovers(tracker, tmp_path / "spool").finish(10)
+    news = UploadRecovery(tracker, tmp_path / "spool").finish(10)
     assert news == [f"the rest of an earlier curve has arrived in MLflow: run {run_id}"]
     check(tracker, run_id, tmp_path)
 
@@ -127,8 +129,10 @@ def test_a_training_that_begins_without_its_server(faulty_mlflow: FaultProxy, tm
     tracker.log_points(run_id, CURVE[:7])
     tracker.end_run(run_id, "KILLED")
     with faulty_mlflow.refusing():
-        sender = Sender(Tracker(TrackingConfig(uri=faulty_mlflow.endpoint), tmp_path), run_id, tmp_path / "spool")
-        sender.take(Started(10, CURVE[:10]))
+        sender = MetricUploader(
+            Tracker(TrackingConfig(uri=faulty_mlflow.endpoint), tmp_path), run_id, tmp_path / "spool"
+        )
+        sender.take(TrainingResumed(10, CURVE[:10]))
         train(sender, CURVE[10:])
     with sender:
         sender.close(60)
@@ -152,7 +156,7 @@ def test_a_server_that_is_killed_and_comes_back(
     own: tuple[PostgresServer, MlflowServer], tmp_path: Path, which: int
 ) -> None:
     tracker, run_id = open_run(own[1].uri, tmp_path)
-    with Sender(tracker, run_id, tmp_path / "spool") as sender:
+    with MetricUploader(tracker, run_id, tmp_path / "spool") as sender:
         train(sender, CURVE[:20])
         own[which].kill()
         assert train(sender, CURVE[20:40]) < 0.5
@@ -165,7 +169,7 @@ def test_a_server_that_is_killed_and_comes_back(
     check(tracker, run_id, tmp_path)
 
 
-def kill_drivers(uri: str, folder: Path, run_id: str, seed: int) -> list[Point]:
+def kill_drivers(uri: str, folder: Path, run_id: str, seed: int) -> list[MetricPoint]:
     """The curve in the checkpoint that the last of several killed drivers has left."""
     words = [sys.executable, HELPERS / "kill_spooling.py", uri, folder, run_id, "8", str(seed)]
     subprocess.run(words, check=True, timeout=100)
@@ -174,17 +178,17 @@ def kill_drivers(uri: str, folder: Path, run_id: str, seed: int) -> list[Point]:
     return history
 
 
-def finish_killed(tracker: Tracker, run_id: str, folder: Path, history: list[Point]) -> None:
+def finish_killed(tracker: Tracker, run_id: str, folder: Path, history: list[MetricPoint]) -> None:
     """What the spool has reaches MLflow without the training, and all there is with it; each point once."""
     (spool,) = (folder / "spool").iterdir()
     lines = spool.read_text().split("\n")[1:-1]
     kept = max((json.loads(line)["step"] for line in lines), default=0)
-    Leftovers(tracker, folder / "spool").finish(30)
+    UploadRecovery(tracker, folder / "spool").finish(30)
     found = curve(tracker, run_id)
     assert kept <= len(found) <= len(history)
     assert found == expected(history)[: len(found)]
-    with Sender(tracker, run_id, folder / "spool") as sender:
-        sender.take(Started(len(history), history))
+    with MetricUploader(tracker, run_id, folder / "spool") as sender:
+        sender.take(TrainingResumed(len(history), history))
         sender.close(30)
     check(tracker, run_id, folder, history)
 

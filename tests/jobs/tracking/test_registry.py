@@ -15,9 +15,9 @@ from mlflow.entities import Dataset
 from jobs.checkpoints.format import FORMAT, load_model, weights_sha256
 from jobs.errors import UserError
 from jobs.evaluation.encode import encode
-from jobs.events import Point
+from jobs.events import MetricPoint
 from jobs.tracking.client import Tracker
-from jobs.tracking.models import Origin, log_checkpoint
+from jobs.tracking.models import RunProvenance, log_checkpoint
 from jobs.tracking.registry import fetch, ranked, register, resolve
 from jobs.training.snapshot import Snapshot
 from vlae.config import HvaeConfig, VlaeConfig
@@ -31,9 +31,9 @@ def checkpoint(folder: Path, seed: int = 0, kind: type[VlaeConfig | HvaeConfig] 
     config = kind(latent_dims=(2, 3), width=4, hidden=8)
     model = build_model(config, (3, 16, 16), seed)
     history = [
-        Point(step - 2, 1_700_000_000_000, {"validation/elbo": -3.0}),
-        Point(step, 1_700_000_001_000, {"train/loss": 2.0, "train/images_per_second": 5.0}),
-        Point(step, 1_700_000_002_000, {"validation/elbo": -2.5}),
+        MetricPoint(step - 2, 1_700_000_000_000, {"validation/elbo": -3.0}),
+        MetricPoint(step, 1_700_000_001_000, {"train/loss": 2.0, "train/images_per_second": 5.0}),
+        MetricPoint(step, 1_700_000_002_000, {"validation/elbo": -2.5}),
     ]
     meta = {
         "format": FORMAT,
@@ -49,9 +49,9 @@ def checkpoint(folder: Path, seed: int = 0, kind: type[VlaeConfig | HvaeConfig] 
     return path
 
 
-def origin(tracker: Tracker) -> Origin:
+def origin(tracker: Tracker) -> RunProvenance:
     run_id = tracker.start_run("vlae-digits", {"depth": "2"}, DATASET, key="k")
-    return Origin(run_id, "vlae-digits", {"depth": "2"}, DATASET, IMAGES[:2])
+    return RunProvenance(run_id, "vlae-digits", {"depth": "2"}, DATASET, IMAGES[:2])
 
 
 def logged(tracker: Tracker, folder: Path, seed: int = 0) -> tuple[str, str]:

@@ -13,18 +13,18 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset
 
 from jobs.config import TrackingConfig
-from jobs.events import Committed, Point, Started, Warned
+from jobs.events import CheckpointSaved, MetricPoint, TrainingResumed, TrainingWarning
 from jobs.tracking.client import Tracker
 from jobs.tracking.spool import Spool, missing
-from jobs.tracking.uploader import Leftovers, Sender
+from jobs.tracking.uploader import MetricUploader, UploadRecovery
 
 HOME = {"uri": "", "experiment": "vlae"}
 DATASET = Dataset(name="digits", digest="abc", source_type="local", source="/data")
 AWAY = {"uri": "http://127.0.0.1:9", "experiment": "vlae"}
 
 
-def point(step: int, value: float = 0.1) -> Point:
-    return Point(step, 1_700_000_000_000 + step, {"train/loss": value / 3, "train/kl": -value * step})
+def point(step: int, value: float = 0.1) -> MetricPoint:
+    return MetricPoint(step, 1_700_000_000_000 + step, {"train/loss": value / 3, "train/kl": -value * step})
 
 
 def opened(path: Path) -> Spool:
@@ -39,7 +39,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_what_is_appended_is_there_for_the_next_process(path: Path) -> None:
-    entries = [point(2), Warned(3, "bad", "a word\nand another"), point(4)]
+    entries = [point(2), TrainingWarning(3, "bad", "a word\nand another"), point(4)]
     spool = opened(path)
     spool.append(entries[:2])
     spool.append(entries[2:])
@@ -71,14 +71,14 @@ def test_what_is_acknowledged_is_gone(path: Path) -> None:
 def test_steps_of_a_metric_only_rise(path: Path) -> None:
     spool = opened(path)
     spool.append([point(2), point(4)])
-    spool.append([point(2, 9.0), point(4, 9.0), Point(4, 5, {"validation/elbo": -1.0}), point(6)])
+    spool.append([point(2, 9.0), point(4, 9.0), MetricPoint(4, 5, {"validation/elbo": -1.0}), point(6)])
     spool.close()
     again = opened(path)  # which knows it from the file
     again.append([point(6, 9.0), point(8)])
-    elbo = Point(4, 5, {"validation/elbo": -1.0})
+    elbo = MetricPoint(4, 5, {"validation/elbo": -1.0})
     assert again.pending(100)[0] == [point(2), point(4), elbo, point(6), point(8)]
-    assert missing([point(2), Point(4, 1, {"a": 1.0, "b": 2.0})], {"train/loss": 2, "train/kl": 3, "a": 4}) == [
-        Point(4, 1, {"b": 2.0})
+    assert missing([point(2), MetricPoint(4, 1, {"a": 1.0, "b": 2.0})], {"train/loss": 2, "train/kl": 3, "a": 4}) == [
+        MetricPoint(4, 1, {"b": 2.0})
     ]
 
 
@@ -124,8 +124,8 @@ def test_the_first_line_tells_where_and_no_secrets(path: Path, monkeypatch: pyte
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "swordfish")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     tracker = Tracker(TrackingConfig(uri=AWAY["uri"]), tmp_path)
-    with Sender(tracker, "0123abcd", path.parent) as sender:
-        sender.take(Started(1, [point(1)]))
+    with MetricUploader(tracker, "0123abcd", path.parent) as sender:
+        sender.take(TrainingResumed(1, [point(1)]))
         with pytest.raises(Exception, match="Connection refused"):
             sender.close(0.5)
     first, *rest = path.read_text().splitlines()
@@ -138,10 +138,10 @@ def test_a_full_disk_is_told_and_waited_for(tracker: Tracker, client: MlflowClie
     run_id = tracker.start_run("r", {}, DATASET, key="k")
     with tiny_disk(tmp_path / "small") as small:
         (small / "fill").write_bytes(b"x" * (2**20 - 2 * 4096))
-        with Sender(tracker, run_id, small) as sender:
-            sender.take(Started(0))
-            long = [Point(step, step, {f"train/{name}": 0.1 for name in range(100)}) for step in range(100)]
-            for taken in [*long, Committed(100)]:
+        with MetricUploader(tracker, run_id, small) as sender:
+            sender.take(TrainingResumed(0))
+            long = [MetricPoint(step, step, {f"train/{name}": 0.1 for name in range(100)}) for step in range(100)]
+            for taken in [*long, CheckpointSaved(100)]:
                 sender.take(taken)
             while not (news := sender.news()):
                 pass
@@ -196,7 +196,7 @@ def test_a_later_process_sends_what_is_left(tracker: Tracker, client: MlflowClie
     living = opened(alive)
     living.append([point(1)])
     (tmp_path / "spool" / "begun.jsonl").touch()  # killed before its first line
-    news = Leftovers(tracker, tmp_path / "spool").finish(20)
+    news = UploadRecovery(tracker, tmp_path / "spool").finish(20)
     assert [(p.step, p.timestamp, p.value) for p in client.get_metric_history(run_id, "train/loss")] == [
         (1, 1, 1 / 3),
         (2, 2, 2 / 3),
@@ -208,7 +208,7 @@ def test_a_later_process_sends_what_is_left(tracker: Tracker, client: MlflowClie
         ]
     )
     assert sorted((tmp_path / "spool").iterdir()) == [alive, elsewhere]
-    assert Leftovers(tracker, tmp_path / "nowhere").finish(20) == []
+    assert UploadRecovery(tracker, tmp_path / "nowhere").finish(20) == []
 
 
 def test_a_later_process_waits_for_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,6 +220,6 @@ def test_a_later_process_waits_for_nobody(tmp_path: Path, monkeypatch: pytest.Mo
         spool.append([point(1)])
         spool.close()
     tracker = Tracker(TrackingConfig(uri=AWAY["uri"]), tmp_path)
-    (news,) = Leftovers(tracker, folder).finish(20)
+    (news,) = UploadRecovery(tracker, folder).finish(20)
     assert news == f"earlier curves wait still in {folder}: [Errno 111] Connection refused"
     assert [opened(folder / f"{name}.jsonl").pending(5)[0] for name in "ab"] == [[point(1)]] * 2

@@ -11,7 +11,7 @@ from jobs.checkpoints.format import read_meta
 from jobs.checkpoints.manager import Checkpoints
 from jobs.cluster.ray_cluster import cluster
 from jobs.config import RayConfig, TrainConfig
-from jobs.events import Committed, Message, Started
+from jobs.events import CheckpointSaved, Event, TrainingResumed
 from jobs.train import run_training
 from jobs.training.loop import train_model
 from jobs.training.state import TrainJob, Worker
@@ -33,13 +33,17 @@ def weights(folder: Path) -> str:
 @pytest.mark.slow
 def test_a_node_is_lost_and_the_others_go_on(digit_dataset: Path, tmp_path: Path) -> None:
     """Two workers, one is lost with its node, one goes on: to the bit as one alone."""
-    quick = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 1000, "health_check_failure_threshold": 3}
-    machines = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "_system_config": quick})
-    messages: list[Message] = []
+    autocast_bf16 = {
+        "health_check_initial_delay_ms": 0,
+        "health_check_period_ms": 1000,
+        "health_check_failure_threshold": 3,
+    }
+    machines = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "_system_config": autocast_bf16})
+    messages: list[Event] = []
 
-    def take_away(new: list[Message]) -> None:
+    def take_away(new: list[Event]) -> None:
         messages.extend(new)
-        if any(isinstance(m, Committed) for m in new) and second in machines.worker_nodes:
+        if any(isinstance(m, CheckpointSaved) for m in new) and second in machines.worker_nodes:
             machines.remove_node(second, allow_graceful=False)
 
     try:
@@ -51,7 +55,7 @@ def test_a_node_is_lost_and_the_others_go_on(digit_dataset: Path, tmp_path: Path
             assert run_training(long, resources, tmp_path / "ray", take_away) == 800
     finally:
         machines.shutdown()
-    assert len([m for m in messages if isinstance(m, Started)]) == 2
+    assert len([m for m in messages if isinstance(m, TrainingResumed)]) == 2
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     train_model(job(digit_dataset, tmp_path / "alone", steps=800), Worker(), lambda message: None)

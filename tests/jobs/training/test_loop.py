@@ -13,7 +13,7 @@ from jobs.checkpoints.format import load_model, read_meta, weights_sha256
 from jobs.checkpoints.manager import Checkpoints
 from jobs.config import TrainConfig
 from jobs.errors import UserError
-from jobs.events import Committed, Message, Point, Started, Warned
+from jobs.events import CheckpointSaved, Event, MetricPoint, TrainingResumed, TrainingWarning
 from jobs.training.loop import train_model
 from jobs.training.state import TrainJob, Worker
 from vlae.config import AnyModelConfig, HvaeConfig, LvaeConfig, ObjectiveConfig, ProgressiveConfig, VlaeConfig
@@ -24,26 +24,28 @@ def job(digit_dataset: Path, tmp_path: Path) -> TrainJob:
     return small_job(digit_dataset, tmp_path / "checkpoints", checkpoint_every=5)
 
 
-def run(job: TrainJob) -> tuple[Path, list[Message]]:
-    messages: list[Message] = []
+def run(job: TrainJob) -> tuple[Path, list[Event]]:
+    messages: list[Event] = []
     step = train_model(job, Worker(), messages.append)
     return Checkpoints(job.checkpoints).fetch(step, Path("/nowhere")), messages
 
 
-def steps_of(messages: list[Message]) -> list[int]:
-    return [m.step for m in messages if isinstance(m, Point) and "train/loss" in m.metrics]
+def steps_of(messages: list[Event]) -> list[int]:
+    return [m.step for m in messages if isinstance(m, MetricPoint) and "train/loss" in m.metrics]
 
 
 def test_curve_and_commits(job: TrainJob) -> None:
     checkpoint, messages = run(job)
     assert checkpoint.name == "step-00000012"
     assert steps_of(messages) == [2, 4, 6, 8, 10, 12]
-    assert [m.step for m in messages if isinstance(m, Committed)] == [5, 10, 12]
-    assert isinstance(messages[0], Started)
-    last = [m for m in messages if isinstance(m, Point)][-2].metrics
+    assert [m.step for m in messages if isinstance(m, CheckpointSaved)] == [5, 10, 12]
+    assert isinstance(messages[0], TrainingResumed)
+    last = [m for m in messages if isinstance(m, MetricPoint)][-2].metrics
     assert last["train/kl"] == pytest.approx(last["train/kl_rung_0"] + last["train/kl_rung_1"])
     assert last["train/loss"] == pytest.approx(last["train/reconstruction"] + last["train/kl"], rel=1e-6)
-    scores = {m.step: m.metrics["validation/elbo"] for m in messages if isinstance(m, Point) and len(m.metrics) == 1}
+    scores = {
+        m.step: m.metrics["validation/elbo"] for m in messages if isinstance(m, MetricPoint) and len(m.metrics) == 1
+    }
     assert set(scores) == {5, 10, 12}
     assert set(Checkpoints(job.checkpoints).steps()) == {10, 12, max(scores, key=lambda step: scores[step])}
 
@@ -51,7 +53,7 @@ def test_curve_and_commits(job: TrainJob) -> None:
 def test_it_learns(job: TrainJob) -> None:
     job = replace(job, train=job.train.model_copy(update={"steps": 60, "log_every": 10}))
     _, messages = run(job)
-    losses = [m.metrics["train/loss"] for m in messages if isinstance(m, Point) and "train/loss" in m.metrics]
+    losses = [m.metrics["train/loss"] for m in messages if isinstance(m, MetricPoint) and "train/loss" in m.metrics]
     assert losses[-1] < losses[0] - 100
 
 
@@ -83,8 +85,8 @@ def test_a_resumed_run_has_the_same_weights(
     class KillError(Exception):
         pass
 
-    def die_after_seven(message: Message) -> None:
-        if isinstance(message, Point) and message.step == 8:
+    def die_after_seven(message: Event) -> None:
+        if isinstance(message, MetricPoint) and message.step == 8:
             raise KillError
 
     with pytest.raises(KillError):
@@ -93,7 +95,7 @@ def test_a_resumed_run_has_the_same_weights(
     assert read_meta(resumed)["weights_sha256"] == read_meta(whole)["weights_sha256"]
     assert read_meta(resumed)["files"]["optimizer.safetensors"] == read_meta(whole)["files"]["optimizer.safetensors"]
     started = later[0]
-    assert isinstance(started, Started)
+    assert isinstance(started, TrainingResumed)
     assert started.step == 5
     # The curve goes on without a gap and without a repeated step.
     kept = [point.step for point in started.history if "train/loss" in point.metrics]
@@ -111,7 +113,7 @@ def test_a_damaged_checkpoint_is_passed_over(job: TrainJob) -> None:
     assert Checkpoints(job.checkpoints).newest(Path("/nowhere")) == checkpoint.with_name("step-00000010")
     again, messages = run(job)
     assert again == checkpoint
-    assert [m.text for m in messages if isinstance(m, Warned)] == [
+    assert [m.text for m in messages if isinstance(m, TrainingWarning)] == [
         "the checkpoint of step 12 is damaged and passed over"
     ]
     assert steps_of(messages) == [12]

@@ -8,7 +8,7 @@ import pytest
 from helpers.datasets import local
 
 from jobs.config import TrainConfig
-from jobs.events import Committed, Message
+from jobs.events import CheckpointSaved, Event
 from jobs.training.loop import train_model
 from jobs.training.state import TrainJob, Worker
 from vlae.config import ObjectiveConfig, ProgressiveConfig, VlaeConfig
@@ -25,8 +25,8 @@ def test_memory_stays_flat(digit_dataset: Path, tmp_path: Path) -> None:
     )
     seen: list[tuple[int, float]] = []
 
-    def watch(message: Message) -> None:
-        if isinstance(message, Committed):
+    def watch(message: Event) -> None:
+        if isinstance(message, CheckpointSaved):
             pages = int(Path("/proc/self/statm").read_text().split()[1])
             seen.append((message.step, pages * os.sysconf("SC_PAGE_SIZE") / 1e6))
 

@@ -16,13 +16,13 @@ from jobs.checkpoints.format import read_meta
 from jobs.checkpoints.manager import Checkpoints
 from jobs.config import TrainConfig
 from jobs.errors import UserError
-from jobs.events import Message, Point, Warned
+from jobs.events import Event, MetricPoint, TrainingWarning
 from jobs.training.loop import train_model
-from jobs.training.monitor import Health, memory_errors
+from jobs.training.monitor import TrainingMonitor, memory_errors
 from jobs.training.state import Training, TrainJob, Worker, prepare
 from jobs.training.step import BAD, LOSS, NORM, train_step
 from vlae.config import LvaeConfig, ObjectiveConfig, ProgressiveConfig, VlaeConfig
-from vlae.models.base import Terms
+from vlae.models.base import ElboTerms
 
 SIZE = {"latent_dims": (2, 3), "width": 4, "hidden": 16}
 NO_WARMUP = ObjectiveConfig(warmup_steps=0)
@@ -36,11 +36,11 @@ def warned(
     idle: Sequence[float] = (0.0, 0.0, 0.0),
 ) -> list[Any]:
     """(step, rung) of each warning about points with the KL of each rung."""
-    messages: list[Message] = []
-    health = Health(TrainConfig(), objective, progressive, idle, messages.append)
+    messages: list[Event] = []
+    health = TrainingMonitor(TrainConfig(), objective, progressive, idle, messages.append)
     for step, rates in seen:
-        health.see_rates(step, rates)
-    found = [message for message in messages if isinstance(message, Warned)]
+        health.check_collapse(step, rates)
+    found = [message for message in messages if isinstance(message, TrainingWarning)]
     assert all(message.text.startswith(f"rung {message.key[5]} costs 0") for message in found)
     assert all(message.key == f"rung_{message.key[5]}_dies" for message in found)
     return [(message.step, int(message.key[5])) for message in found]
@@ -76,20 +76,20 @@ def test_not_a_rung_that_waits_or_fades_in() -> None:
 
 
 def test_bad_steps_in_a_row_are_counted_across_points() -> None:
-    health = Health(TrainConfig(max_bad_steps=4), NO_WARMUP, NO_STAGES, [0.0], lambda message: None)
-    health.see_steps(3, [True, True, True])
-    health.see_steps(6, [False, True, True])
-    health.see_steps(7, [True])
+    health = TrainingMonitor(TrainConfig(max_bad_steps=4), NO_WARMUP, NO_STAGES, [0.0], lambda message: None)
+    health.check_finite(3, [True, True, True])
+    health.check_finite(6, [False, True, True])
+    health.check_finite(7, [True])
     said = r"up to step 9, 4 steps in a row \(train.max_bad_steps\) had .* not finite.*: use a smaller train.learning_r"
     with pytest.raises(UserError, match=said):
-        health.see_steps(9, [True, False])
+        health.check_finite(9, [True, False])
 
 
-def infinite_loss(value: float, when: Callable[[int], bool]) -> Callable[..., Terms]:
+def infinite_loss(value: float, when: Callable[[int], bool]) -> Callable[..., ElboTerms]:
     """A hook that makes the loss of some calls infinite, by a constant: all gradients stay finite."""
     calls = iter(range(10**6))
 
-    def hook(module: object, inputs: object, terms: Terms) -> Terms:
+    def hook(module: object, inputs: object, terms: ElboTerms) -> ElboTerms:
         return terms._replace(reconstruction=terms.reconstruction + (value if when(next(calls)) else 0.0))
 
     return hook
@@ -157,10 +157,10 @@ def test_too_many_of_them_end_the_training(job: TrainJob) -> None:
         module.register_forward_hook(infinite_loss(float("nan"), lambda call: call >= 5))
         return module
 
-    messages: list[Message] = []
+    messages: list[Event] = []
     with pytest.raises(UserError, match=r"up to step 12, 7 steps in a row \(train.max_bad_steps\) .* not finite"):
         train_model(job, Worker(wrap=wrap), messages.append)
-    points = [message for message in messages if isinstance(message, Point) and len(message.metrics) > 1]
+    points = [message for message in messages if isinstance(message, MetricPoint) and len(message.metrics) > 1]
     assert [(point.step, point.metrics["train/skipped_steps"]) for point in points] == [(3, 0), (6, 1), (9, 4)]
     assert points[-1].metrics.keys() == {"train/skipped_steps", "train/images_per_second"}  # no mean of no step
     place = Checkpoints(job.checkpoints)

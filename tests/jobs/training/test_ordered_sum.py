@@ -14,7 +14,7 @@ from jobs.checkpoints.format import read_meta
 from jobs.checkpoints.manager import Checkpoints
 from jobs.config import TrainConfig
 from jobs.data.sampling import worker_slices
-from jobs.events import Message
+from jobs.events import Event
 from jobs.training.loop import train_model
 from jobs.training.ordered_sum import add_up, subtrees
 from jobs.training.state import TrainJob, Worker
@@ -100,7 +100,7 @@ def at(job: TrainJob, folder: Path) -> TrainJob:
 def test_two_workers(job: TrainJob, tmp_path: Path) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    whole: list[Message] = []
+    whole: list[Event] = []
     train_model(job, Worker(), whole.append)
     torch.set_num_threads(threads)
     other = at(job, tmp_path / "two")
@@ -137,7 +137,7 @@ def test_any_workers_any_stops(
         other = at(job, tmp_path / str(workers))
         assert curve(train(other, workers)) == whole
         assert hashes(other) == hashes(job)
-    stopped, messages = at(job, tmp_path / "stopped"), list[Message]()
+    stopped, messages = at(job, tmp_path / "stopped"), list[Event]()
     chance = random.Random(0)
     for step in (3, 6, 9):
         messages += train(stopped, chance.choice([1, 2, 4]), stop_at=step)

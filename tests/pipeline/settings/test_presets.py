@@ -8,7 +8,7 @@ import torch
 from pipeline.settings.parse import PRESETS, read_config
 from vlae.likelihoods import Likelihood
 from vlae.models.factory import build_model, num_parameters
-from vlae.schedule import rung_state
+from vlae.schedule import rung_schedule
 
 SHAPES = {
     "mnist": (1, 28, 28),
@@ -65,7 +65,7 @@ def test_the_loss_is_the_references(preset: str, squared: float, absolute: float
     assert gap(preset, error) == pytest.approx(expected, rel=1e-4)
     config = read_config([f"preset={preset}"])
     constant = 15000 if squared else 2000
-    weights = rung_state(config.objective, config.progressive, constant, len(config.model.latent_dims)).kl_weights
+    weights = rung_schedule(config.objective, config.progressive, constant, len(config.model.latent_dims)).kl_weights
     assert weights == pytest.approx([1 - math.exp(-1)] * len(weights))
 
 
@@ -84,8 +84,8 @@ def test_the_stages_of_progressive_training(
     assert config.train.batch_size == batch
     assert config.progressive.stage_steps == pytest.approx(images * epochs / batch, rel=0.01)
     assert config.train.steps == pytest.approx(stages * config.progressive.stage_steps, rel=0.01)
-    first = rung_state(config.objective, config.progressive, 0, stages)
-    last = rung_state(config.objective, config.progressive, config.train.steps - 1, stages)
+    first = rung_schedule(config.objective, config.progressive, 0, stages)
+    last = rung_schedule(config.objective, config.progressive, config.train.steps - 1, stages)
     assert first.kl_weights == [waiting] * (stages - 1) + [beta]
     assert last.kl_weights == [beta] * stages
     assert last.writes == [1] * stages

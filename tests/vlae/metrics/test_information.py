@@ -11,7 +11,7 @@ from sklearn.metrics import mutual_info_score
 from benchmarks.reference.representations import NAMES, representation
 from vlae.metrics.information import (
     dcimig_score,
-    discretise,
+    discretize,
     entropy,
     factor_gaps,
     jemmig_score,
@@ -57,7 +57,7 @@ def test_golden_values(name: str, score: str) -> None:
 def test_mutual_information_agrees_with_scikit_learn(bins: int, rows: int) -> None:
     codes = np.concatenate([PERFECT + 0.5 * NOISE, NOISE, 0 * NOISE[:, :1]], axis=1)[:rows]
     factors = np.concatenate([FACTORS, FACTORS[:, :1] * 10**9 - 5, 0 * FACTORS[:, :1]], axis=1)[:rows]
-    binned = discretise(codes, bins)
+    binned = discretize(codes, bins)
     expected = [[mutual_info_score(code, factor) for factor in factors.T] for code in binned.T]
     np.testing.assert_allclose(mutual_information(codes, factors, bins=bins), expected, atol=1e-9)
 
@@ -90,23 +90,23 @@ def test_bins_are_those_of_numpy_on_the_stored_dtype(column: np.ndarray, dtype: 
     try:
         edges = np.histogram(code, 20)[1][:-1]
     except ValueError:  # numpy cannot cut so narrow a range, which is rounding: one bin
-        np.testing.assert_array_equal(discretise(code[:, None], 20), 0)
+        np.testing.assert_array_equal(discretize(code[:, None], 20), 0)
     else:
-        np.testing.assert_array_equal(discretise(code[:, None], 20)[:, 0], np.digitize(code, edges) - 1)
+        np.testing.assert_array_equal(discretize(code[:, None], 20)[:, 0], np.digitize(code, edges) - 1)
 
 
 @pytest.mark.parametrize("scale", [1e-300, 1e-30, 1.0, 1e30, 1e300])
 def test_bins_of_tiny_and_huge_codes(scale: float) -> None:
     code = RNG.normal(size=500) * scale
     edges = np.histogram(code, 20)[1][:-1]
-    np.testing.assert_array_equal(discretise(code[:, None], 20)[:, 0], np.digitize(code, edges) - 1)
+    np.testing.assert_array_equal(discretize(code[:, None], 20)[:, 0], np.digitize(code, edges) - 1)
 
 
 @pytest.mark.parametrize("ulps", [1, 5, 19, 21, 27, 39, 61])
 def test_bins_of_codes_that_differ_in_their_last_digits(ulps: int) -> None:
     """Float32 edges a few units of the last place apart: rounded, they are far from evenly spaced."""
     code = (np.float32(1) + np.arange(ulps + 1, dtype=np.float32) * np.spacing(np.float32(1))).astype(np.float32)
-    binned = discretise(code[:, None], 20)[:, 0]
+    binned = discretize(code[:, None], 20)[:, 0]
     try:
         edges = np.histogram(code, 20)[1][:-1]
     except ValueError:
@@ -119,7 +119,7 @@ def test_bins_of_codes_that_differ_in_their_last_digits(ulps: int) -> None:
 def test_range_that_overflows_is_named() -> None:
     codes = np.array([[0, -6e4], [1, 6e4]], np.float16)
     with pytest.raises(ValueError, match="range of latent 1 overflows float16"):
-        discretise(codes, 20)
+        discretize(codes, 20)
 
 
 def test_mig() -> None:

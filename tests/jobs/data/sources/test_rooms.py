@@ -8,7 +8,7 @@ import pytest
 from scipy.ndimage import binary_dilation, binary_erosion
 from scipy.spatial import ConvexHull
 
-from jobs.data.sources import ray_cast
+from jobs.data.sources import ray_casting as ray_cast
 from jobs.data.sources.ray_casting import (
     AIM,
     CAPSULE,

@@ -90,11 +90,11 @@ def test_the_heart_has_its_extents() -> None:
 @pytest.mark.parametrize("shape", [SQUARE, ELLIPSE, HEART])
 def test_position_moves_the_picture(shape: int) -> None:
     step = 32 / 31
-    centres = [np.argwhere(picture(shape, x=x, y=y)).mean(0) for x, y in ((3, 5), (23, 5), (3, 30))]
-    np.testing.assert_allclose(centres[1] - centres[0], [0, 20 * step], atol=0.5)
-    np.testing.assert_allclose(centres[2] - centres[0], [25 * step, 0], atol=0.5)
+    sampled_posterior_means = [np.argwhere(picture(shape, x=x, y=y)).mean(0) for x, y in ((3, 5), (23, 5), (3, 30))]
+    np.testing.assert_allclose(sampled_posterior_means[1] - sampled_posterior_means[0], [0, 20 * step], atol=0.5)
+    np.testing.assert_allclose(sampled_posterior_means[2] - sampled_posterior_means[0], [25 * step, 0], atol=0.5)
     if shape != HEART:  # whose centre of mass is above its centre
-        np.testing.assert_allclose(centres[0] + 0.5, [16 + 5 * step, 16 + 3 * step], atol=0.5)
+        np.testing.assert_allclose(sampled_posterior_means[0] + 0.5, [16 + 5 * step, 16 + 3 * step], atol=0.5)
 
 
 def test_orientation_turns_against_the_clock() -> None:
