@@ -41,13 +41,13 @@ def bare_loop(
     Args:
         model: with its first weights, channels last.
         images: of the train split, (N, H, W, C) uint8.
-        config: batch size, optimiser, schedule, average, precision, how often to log.
+        config: batch size, optimizer, schedule, average, precision, how often to log.
         objective: the default: a warm-up of the KL, and a weight of 1 after it.
         log: takes a step and its loss.
         stop: whether to end; asked after every step.
     """
     optimizer = torch.optim.AdamW(
-        model.parameters(), config.learning_rate, (0.9, config.beta2), weight_decay=config.weight_decay, fused=True
+        model.parameters(), config.learning_rate, (0.9, config.adam_beta2), weight_decay=config.weight_decay, fused=True
     )
     schedule = LambdaLR(optimizer, learning_rate(config))
     follow = get_ema_multi_avg_fn(config.ema_decay)  # type: ignore[no-untyped-call]
@@ -65,7 +65,7 @@ def bare_loop(
         loss = objective_loss(terms, [kl_weight] * len(noise), objective)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
+        nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
         optimizer.step()
         schedule.step()
         if ema is not None:

@@ -175,8 +175,8 @@ def readers(folder: Path, photos: Images, seed: int) -> dict[str, Callable[[], B
     """All contestants, the plain floors first."""
     data = ShardedDataset(DataAccess(str(folder / "npy"), folder / "cache", 2**40), "train")
     order = Order(data.shard_sizes, batch_size=_BATCH, seed=seed)
-    mapped = BatchLoader(data, order, num_slices=1)
-    resident = BatchLoader(data, order, num_slices=1, resident=torch.device("cpu"))
+    mapped = BatchLoader(data, order, num_microbatches=1)
+    resident = BatchLoader(data, order, num_microbatches=1, resident=torch.device("cpu"))
     everything = torch.from_numpy(np.array(photos)).reshape(len(photos), -1)
     check_equal(photos, (mapped, resident), everything, order)
     steps = [order.batch(step) for step in range(len(photos) // _BATCH)]

@@ -45,7 +45,7 @@ def first_batch(folder: str, step: str, seed: str) -> None:
 
 def _loader(folder: Path, seed: int) -> BatchLoader:
     data = ShardedDataset(DataAccess(str(folder), folder.with_name("cache"), 2**40), "train")
-    return BatchLoader(data, Order(data.shard_sizes, batch_size=_BATCH, seed=seed), num_slices=1)
+    return BatchLoader(data, Order(data.shard_sizes, batch_size=_BATCH, seed=seed), num_microbatches=1)
 
 
 def _checksum(images: NDArray[np.uint8]) -> int:

@@ -136,7 +136,7 @@ class FlatVlae(nn.Module):
         return self.finish_b(h)
 
     def forward(self, images: Tensor, noise: list[Tensor], kl_weight: float) -> Tensor:
-        """Loss of a batch, scalar, nats per image: discretised logistic + kl_weight * KL."""
+        """Loss of a batch, scalar, nats per image: discretized logistic + kl_weight * KL."""
         latents, kl = [], 0.0
         for parameters, eps in zip(self.encode(images), noise, strict=True):
             mean, raw = parameters.float().chunk(2, 1)

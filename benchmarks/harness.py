@@ -131,7 +131,7 @@ def measure(contestants: Sequence[Contestant], rounds: int, *, alternate: bool =
     Args:
         contestants: in the order of the first round.
         rounds: how many.
-        alternate: every other round runs backward, so that a machine that slows down favours nobody.
+        alternate: every other round runs backward, so that a machine that slows down favors nobody.
     """
     times = {contestant.name: Times() for contestant in contestants}
     for number in range(rounds):

@@ -62,8 +62,8 @@ class World:
 
     def encode(self, factors: NDArray[np.int64], rng: np.random.Generator) -> Values:
         """Codes (rows, D)."""
-        centred = (2 * factors / (np.array(self.sizes) - 1) - 1) @ self._mixing
-        return np.asarray(centred + rng.normal(0, 0.1, centred.shape))
+        centerd = (2 * factors / (np.array(self.sizes) - 1) - 1) @ self._mixing
+        return np.asarray(centerd + rng.normal(0, 0.1, centerd.shape))
 
 
 @dataclass(frozen=True)

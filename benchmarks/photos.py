@@ -20,7 +20,7 @@ SHAPE = (SIDE, SIDE, 3)
 IMAGES_PER_SHARD = 4096
 _CHUNK = 1000
 # Waves per side and their strength: with a little noise, a PNG of an image is 5 KB, as one of a small photo.
-_WAVES, _COLOUR, _NOISE = ((3, 45), (5, 22), (9, 9), (16, 2.5)), 0.3, 0.6
+_WAVES, _COLOR, _NOISE = ((3, 45), (5, 22), (9, 9), (16, 2.5)), 0.3, 0.6
 
 
 def draw_photos(path: Path, count: int, seed: int) -> NDArray[np.uint8]:
@@ -46,7 +46,7 @@ def _fields(rng: np.random.Generator) -> NDArray[np.uint8]:
     for waves, strength in _WAVES:
         grid = rng.standard_normal((_CHUNK, 4, waves, waves), np.float32)
         smooth = _smooth(waves)
-        values += strength * (smooth @ (grid[:, :1] + _COLOUR * grid[:, 1:]) @ smooth.T)
+        values += strength * (smooth @ (grid[:, :1] + _COLOR * grid[:, 1:]) @ smooth.T)
     return values.clip(0, 255).astype(np.uint8).transpose(0, 2, 3, 1)
 
 

@@ -1,4 +1,4 @@
-"""The contestants of `train_step`: a model and its optimiser, in one precision and memory order.
+"""The contestants of `train_step`: a model and its optimizer, in one precision and memory order.
 
 Ours and the flat peer differ in how they come to their loss, and in nothing else: the images and the noise are drawn
 beforehand, and the update of the weights is the same code.
@@ -99,7 +99,7 @@ class Trainer:
         self._optimizer = torch.optim.AdamW(
             self.model.parameters(),
             lr=_LEARNING_RATE,
-            betas=(0.9, _TRAIN.beta2),
+            betas=(0.9, _TRAIN.adam_beta2),
             weight_decay=_TRAIN.weight_decay,
             fused=True,
         )
@@ -118,7 +118,7 @@ class Trainer:
             loss = self.loss(step)
             self._optimizer.zero_grad()
             loss.backward()
-            norm = nn.utils.clip_grad_norm_(self.model.parameters(), _TRAIN.grad_clip)
+            norm = nn.utils.clip_grad_norm_(self.model.parameters(), _TRAIN.max_grad_norm)
             if not math.isfinite(norm.item()):
                 raise AssertionError("the gradient is not finite")
             self._optimizer.step()

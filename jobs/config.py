@@ -13,22 +13,22 @@ class TrainConfig(SettingsModel):
 
     steps: int = Field(1500, ge=1, description="updates of the weights")
     batch_size: int = Field(96, ge=1, description="images per step, over all workers")
-    num_slices: int = Field(
+    num_microbatches: int = Field(
         8, ge=1, description="fixed slices of the global batch; workers take whole slices, so it bounds their number"
     )
-    exact: bool = Field(
+    deterministic: bool = Field(
         False, description="bit-identical weights for any number of workers, and any kills: sums over slices in a tree"
     )
-    accumulate: int = Field(
+    gradient_accumulation_steps: int = Field(
         1,
         ge=1,
         description="passes of a worker per step, whose gradients add up; more take less memory; exact: one per slice",
         json_schema_extra=EXECUTION,
     )
-    shuffle_window: int = Field(
+    shuffle_block_shards: int = Field(
         0, ge=0, description="shards that are shuffled together, for data larger than the local disk; 0: all"
     )
-    resident: Literal["auto", "off", "ram", "device"] = Field(
+    preload: Literal["auto", "off", "ram", "device"] = Field(
         "auto",
         description="keep all training images in RAM or on the GPU; auto: on the GPU if they fit well, else off",
         json_schema_extra=EXECUTION,
@@ -36,9 +36,9 @@ class TrainConfig(SettingsModel):
     learning_rate: float = Field(1e-3, gt=0, le=1, description="peak learning rate of AdamW")
     lr_warmup_steps: int = Field(100, ge=0, description="steps of linear rise to the peak")
     lr_schedule: Literal["cosine", "constant"] = Field("cosine", description="after the peak: down to zero, or level")
-    beta2: float = Field(0.99, ge=0, lt=1, description="AdamW's decay of the second moment")
+    adam_beta2: float = Field(0.99, ge=0, lt=1, description="AdamW's decay of the second moment")
     weight_decay: float = Field(1e-4, ge=0, le=1, description="decoupled weight decay of AdamW")
-    grad_clip: float = Field(1000.0, gt=0, description="largest gradient norm, nats per unit of weight")
+    max_grad_norm: float = Field(1000.0, gt=0, description="largest gradient norm, nats per unit of weight")
     ema_decay: float = Field(
         0.999, ge=0, lt=1, description="moving average of the weights, which is what is scored and registered; 0: none"
     )
@@ -85,7 +85,7 @@ class TrainConfig(SettingsModel):
         description="restarts after the loss of a worker without a checkpoint between",
         json_schema_extra=EXECUTION,
     )
-    max_bad_steps: int = Field(
+    max_nonfinite_steps: int = Field(
         100,
         ge=1,
         description="steps in a row without a finite loss and gradient, after which training ends",
@@ -94,10 +94,14 @@ class TrainConfig(SettingsModel):
 
     @model_validator(mode="after")
     def _slices_divide(self) -> "TrainConfig":
-        if self.batch_size % self.num_slices:
-            raise ValueError(f"train.batch_size={self.batch_size} is no multiple of train.num_slices={self.num_slices}")
-        if self.num_workers > self.num_slices:
-            raise ValueError(f"train.num_workers={self.num_workers} is more than train.num_slices={self.num_slices}")
+        if self.batch_size % self.num_microbatches:
+            raise ValueError(
+                f"train.batch_size={self.batch_size} is no multiple of train.num_microbatches={self.num_microbatches}"
+            )
+        if self.num_workers > self.num_microbatches:
+            raise ValueError(
+                f"train.num_workers={self.num_workers} is more than train.num_microbatches={self.num_microbatches}"
+            )
         if self.min_workers > self.num_workers:
             raise ValueError(f"train.min_workers={self.min_workers} is more than train.num_workers={self.num_workers}")
         return self
@@ -105,9 +109,9 @@ class TrainConfig(SettingsModel):
     @property
     def smallest_pass(self) -> int:
         """Images that are looked at together, at least: of a worker with the fewest slices, in its shortest pass."""
-        slices = self.num_slices // self.num_workers
-        passes = slices if self.exact else min(self.accumulate, slices)
-        return slices // passes * (self.batch_size // self.num_slices)
+        slices = self.num_microbatches // self.num_workers
+        passes = slices if self.deterministic else min(self.gradient_accumulation_steps, slices)
+        return slices // passes * (self.batch_size // self.num_microbatches)
 
 
 def _rising(steps: tuple[int, ...]) -> tuple[int, ...]:
@@ -121,9 +125,9 @@ class EvaluateConfig(SettingsModel):
     """Scores and pictures of a trained model on the test split."""
 
     num_images: int = Field(5_000, ge=10, description="test images to score, at most")
-    iw_samples: int = Field(64, ge=0, description="samples of the importance-weighted bound; 0: leave it out")
-    iw_images: int = Field(64, ge=1, description="test images of the importance-weighted bound, at most")
-    label: str = Field(
+    iwae_samples: int = Field(64, ge=0, description="samples of the importance-weighted bound; 0: leave it out")
+    iwae_images: int = Field(64, ge=1, description="test images of the importance-weighted bound, at most")
+    label_factor: str = Field(
         "", description="factor of the class-flip rates; empty: digit, class, shape, ... if there is one"
     )
     classifier_steps: int = Field(600, ge=1, description="updates of the classifier behind the class-flip rates")
@@ -131,7 +135,7 @@ class EvaluateConfig(SettingsModel):
         tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(split_commas), AfterValidator(_rising)
     ] = Field((1, 5, 20), description="steps after which the Gibbs chains are compared with the data, rising")
     seed: int = Field(0, ge=0, lt=2**63, description="seed of the samples behind scores and pictures")
-    select_by: Literal["elbo", "mig", "mig_sup"] = Field(
+    champion_metric: Literal["elbo", "mig", "mig_sup"] = Field(
         "elbo", description="score by which the registered model with alias champion is chosen; higher wins"
     )
     model_name: str = Field(

@@ -11,7 +11,7 @@ from pipeline.stage_status import find
 from pipeline.terminal import duration
 from pipeline.workspace import Workspace
 
-# Seen on two cores of a 2024 server CPU with the default model and 32x32 colour images; see docs/architecture.md.
+# Seen on two cores of a 2024 server CPU with the default model and 32x32 color images; see docs/architecture.md.
 _IMAGES_PER_SECOND = 850
 _TAR_OVERHEAD = 2048  # bytes per sample: two headers, the JSON, the padding
 

@@ -41,7 +41,7 @@ def _shared(model: AnyModelConfig, other: str) -> dict[str, Any]:
     """The settings of a model, not the default, that another one has too: latents, or units by rung, are its own."""
     if other == model.name or other not in GROUPS["model"]:
         return {}
-    own = {"name", "latent_dims", *(("hidden",) if len(model.hidden) > 1 else ())}
+    own = {"name", "latent_dims", *(("hidden_dims",) if len(model.hidden_dims) > 1 else ())}
     known = GROUPS["model"][other].model_fields.keys() - own
     fields = {name: field for name, field in type(model).model_fields.items() if name in known}
     values = {name: getattr(model, name) for name in fields}
@@ -71,12 +71,12 @@ def check_space(config: Config) -> None:
         return
     if config.tune.steps > config.train.steps:
         raise SettingsError(f"tune.steps={config.tune.steps} is more than train.steps={config.train.steps}")
-    if "model.likelihood" in config.tune.space and "elbo" in config.tune.objectives:
+    if "model.likelihood" in config.tune.param_space and "elbo" in config.tune.objectives:
         raise SettingsError(
             f"{SPACE}model.likelihood: ELBOs of several likelihoods cannot be compared: search with one, or with "
             "other tune.objectives"
         )
-    space = {key: parse_dimension(text) for key, text in config.tune.space.items()}
+    space = {key: parse_dimension(text) for key, text in config.tune.param_space.items()}
     wrong: dict[tuple[str, Any], str] = {}
     right: set[tuple[str, Any]] = set()
     for values in examples(space, _EXAMPLES):
@@ -92,7 +92,7 @@ def check_space(config: Config) -> None:
 
 def _presets(config: Config) -> dict[str, Any]:
     """What is in the presets that are tried: a search with other contents is another one."""
-    text = config.tune.space.get("preset")
+    text = config.tune.param_space.get("preset")
     dimension = parse_dimension(text) if text else None
     return {name: read_preset(name) for name in dimension.values} if isinstance(dimension, Choices) else {}
 
@@ -113,7 +113,7 @@ class Search:
             raise UserError("no shards to search on: add shard to the stages")
         self.config = config
         self._saving = Lock()
-        fixed = {key: value for key, value in run_settings(config).items() if key not in config.tune.space}
+        fixed = {key: value for key, value in run_settings(config).items() if key not in config.tune.param_space}
         tried = [presets] if (presets := _presets(config)) else []
         key = fingerprint(fixed, identity(config.tune), *tried, dataset.fingerprint)
         self.folder = workspace.path / "searches" / f"{config.model.name}-{config.data.name}-{key}"

@@ -148,9 +148,9 @@ class Session:
         """What MLflow shows a run below its parent by, if both are there."""
         if self._search_run:
             return {PARENT_RUN: self._search_run}
-        if not self.config.parent:
+        if not self.config.init_from:
             return {}
-        record = self.workspace.other_run(self.config.parent).read("run") or {}
+        record = self.workspace.other_run(self.config.init_from).read("run") or {}
         known = record.get("tracking", {})
         here = known == {**self.tracker.home, "run_id": known.get("run_id")}
         return {PARENT_RUN: known["run_id"]} if here else {}
@@ -164,7 +164,7 @@ class Session:
         fresh = {
             "settings": {} if self.config.model_uri else run_settings(self.config),
             "data_fingerprint": self.dataset.fingerprint,
-            "store": self.config.store,
+            "storage_path": self.config.storage_path,
         }
         tags = {"command": command, "data_fingerprint": self.dataset.fingerprint, **self._parent_tag()}
         return self.remembered(

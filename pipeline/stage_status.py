@@ -56,7 +56,7 @@ def _find_checkpoints(workspace: Workspace, run: Run) -> StageStatus:
         return "partial"
     if workspace.config.resume:
         raise UserError(
-            f"resume={workspace.config.resume} has no checkpoint in {run.checkpoint_place}: set store= to where it "
+            f"resume={workspace.config.resume} has no checkpoint in {run.checkpoint_place}: set storage_path= to where it "
             "has, or give the words of the command that began it"
         )
     return "nothing"

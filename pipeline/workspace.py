@@ -156,7 +156,7 @@ class Workspace:
         Raises:
             UserError: there are several such places.
         """
-        place = f"{self.config.store or self.path}/shards"
+        place = f"{self.config.storage_path or self.path}/shards"
         if self.source is not None:
             return f"{place}/{self.data_name}-{fingerprint(self.source.fingerprint)[:8]}"
         folders = (f"{place}/{name}" for name in open_store(place).folders(f"{self.data_name}-"))
@@ -182,10 +182,10 @@ class Workspace:
         """
         if self.data_url is None:
             raise UserError(
-                f"no shards of data={self.config.data.name} in {self.config.store or self.path}: run stage=shard"
+                f"no shards of data={self.config.data.name} in {self.config.storage_path or self.path}: run stage=shard"
             )
         data = self.config.data
-        return DataAccess(self.data_url, data.cache_folder or self.path / "cache", data.cache_bytes)
+        return DataAccess(self.data_url, data.cache_dir or self.path / "cache", data.cache_bytes)
 
     @cached_property
     def source(self) -> Source | None:
@@ -242,7 +242,7 @@ class Workspace:
 
     def other_run(self, name: str) -> Run:
         """A training by the name of its folder."""
-        return Run(self.path / "runs" / name, self.config.store)
+        return Run(self.path / "runs" / name, self.config.storage_path)
 
     def evaluate_key(self) -> str:
         """Changes with the settings of the evaluation and the place of tracking."""

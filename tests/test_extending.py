@@ -30,7 +30,7 @@ def example(name: str) -> Any:
 
 
 def test_the_measure() -> None:
-    score = example("nearest_neighbour_score")
+    score = example("nearest_neighbor_score")
     rng = np.random.default_rng(0)
     codes, factors = rng.normal(size=(200, 3)).astype(np.float32), rng.integers(0, 4, (200, 2))
     nearest = NearestNeighbors(n_neighbors=2).fit(codes).kneighbors(codes, return_distance=False)[:, 1]

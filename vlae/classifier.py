@@ -35,8 +35,8 @@ class Classifier(nn.Module):
 
     def logits(self, images: Tensor) -> Tensor:
         """Images (B, C, H, W) in [0, 1] to log probabilities up to a constant per image, (B, M)."""
-        centred = images - images.mean((1, 2, 3), keepdim=True)
-        logits: Tensor = self.head(self.features(centred).mean((2, 3)))
+        centerd = images - images.mean((1, 2, 3), keepdim=True)
+        logits: Tensor = self.head(self.features(centerd).mean((2, 3)))
         return logits
 
     def forward(self, images: Tensor) -> Tensor:

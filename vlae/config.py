@@ -55,36 +55,40 @@ class BaseModelConfig(SettingsModel):
     )
     latent_dims: LatentDims = Field((4, 4, 10), description="latent dimensions per rung, bottom first")
     width: int = Field(24, ge=1, le=4096, description="channels at half resolution; deeper levels are multiples of it")
-    hidden: Annotated[
+    hidden_dims: Annotated[
         tuple[Annotated[int, Field(ge=1, le=65536)], ...], BeforeValidator(split_commas), Field(min_length=1)
     ] = Field((256,), description="units of the fully connected layers: one number, or one per rung")
-    norm: Literal["group", "batch", "none"] = Field("group", description="normalisation of the hidden layers")
-    sigma: Literal["exp", "sigmoid", "softplus"] = Field(
+    norm: Literal["group", "batch", "none"] = Field("group", description="normalization of the hidden layers")
+    posterior_scale_link: Literal["exp", "sigmoid", "softplus"] = Field(
         "exp", description="from a head to sigma: exp of it, sigmoid (as in the VLAE's code), softplus for its square"
     )
     likelihood: Literal["logistic", "gaussian", "laplace", "bernoulli"] = Field(
-        "logistic", description="p(x|z): discretised logistic, Gaussian, Laplace or Bernoulli"
+        "logistic", description="p(x|z): discretized logistic, Gaussian, Laplace or Bernoulli"
     )
-    scale: Annotated[float | Literal["learned", "optimal"], BeforeValidator(_scale)] = Field(
+    likelihood_scale: Annotated[float | Literal["learned", "optimal"], BeforeValidator(_scale)] = Field(
         "learned", description="of p(x|z), per channel: a number (pixel range [0, 1]), learned, or each batch's optimum"
     )
 
     @property
     def units(self) -> tuple[int, ...]:
         """`hidden` for each rung, bottom first."""
-        return self.hidden if len(self.hidden) > 1 else self.hidden * len(self.latent_dims)
+        return self.hidden_dims if len(self.hidden_dims) > 1 else self.hidden_dims * len(self.latent_dims)
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        if len(self.hidden) not in (1, len(self.latent_dims)):
+        if len(self.hidden_dims) not in (1, len(self.latent_dims)):
             raise ValueError(
-                f"model.hidden has {len(self.hidden)} numbers: give one, or one for each of the "
+                f"model.hidden_dims has {len(self.hidden_dims)} numbers: give one, or one for each of the "
                 f"{len(self.latent_dims)} rungs of model.latent_dims"
             )
-        if self.likelihood == "bernoulli" and self.scale != "learned":
-            raise ValueError(f"model.scale={self.scale} has no effect with model.likelihood=bernoulli, which has none")
-        if self.scale == "optimal" and self.likelihood not in ("gaussian", "laplace"):
-            raise ValueError(f"model.scale=optimal needs model.likelihood=gaussian or laplace, not {self.likelihood}")
+        if self.likelihood == "bernoulli" and self.likelihood_scale != "learned":
+            raise ValueError(
+                f"model.likelihood_scale={self.likelihood_scale} has no effect with model.likelihood=bernoulli, which has none"
+            )
+        if self.likelihood_scale == "optimal" and self.likelihood not in ("gaussian", "laplace"):
+            raise ValueError(
+                f"model.likelihood_scale=optimal needs model.likelihood=gaussian or laplace, not {self.likelihood}"
+            )
         return self
 
 
@@ -92,7 +96,7 @@ class VlaeConfig(BaseModelConfig):
     """Variational ladder autoencoder: each rung has its own noise and its own depth."""
 
     name: Literal["vlae"] = "vlae"
-    prior_power: int = Field(
+    prior_shape: int = Field(
         2,
         ge=2,
         le=8,
@@ -104,11 +108,12 @@ class VlaeConfig(BaseModelConfig):
 class BaseStackedConfig(BaseModelConfig):
     """What the models share whose latents are a chain above the image."""
 
-    norm_heads: bool = Field(False, description="batch norm of the heads themselves (the LVAE's recipe)")
+    batch_norm_heads: bool = Field(False, description="batch norm of the heads themselves (the LVAE's recipe)")
     match_params: bool = Field(
-        False, description="size width and hidden to as many parameters as the vlae of match_dims has, within 5 %"
+        False,
+        description="size width and hidden to as many parameters as the vlae of match_latent_dims has, within 5 %",
     )
-    match_dims: LatentDims = Field((4, 4, 10), description="the ladder that match_params looks at, bottom first")
+    match_latent_dims: LatentDims = Field((4, 4, 10), description="the ladder that match_params looks at, bottom first")
 
 
 class HvaeConfig(BaseStackedConfig):
@@ -137,7 +142,7 @@ AnyModelConfig = VlaeConfig | HvaeConfig | LvaeConfig | VaeConfig
 
 
 class ObjectiveConfig(SettingsModel):
-    """What is minimised: reconstruction + beta * warm-up * KL and the regularisers, in nats per image."""
+    """What is minimized: reconstruction + beta * warm-up * KL and the regularizers, in nats per image."""
 
     beta: PerRung = Field((1.0,), description="weight of the KL: one number, or one per rung")
     warmup: Literal["linear", "exponential"] = Field(
@@ -151,7 +156,7 @@ class ObjectiveConfig(SettingsModel):
     mmd: MmdPerRung = Field(
         (0.0,), description="weight of the MMD between a rung's posterior samples and its prior; one, or one per rung"
     )
-    mmd_steps: int = Field(0, ge=0, description="steps over which the MMD's weights fall to zero; 0: they stay")
+    mmd_decay_steps: int = Field(0, ge=0, description="steps over which the MMD's weights fall to zero; 0: they stay")
 
 
 class ProgressiveConfig(SettingsModel):
@@ -159,8 +164,8 @@ class ProgressiveConfig(SettingsModel):
 
     stage_steps: int = Field(0, ge=0, description="steps before the next rung is added; 0: all rungs from the start")
     fade_steps: int = Field(5000, ge=0, description="steps over which a new rung is faded in; 0: at once")
-    order: Literal["top", "bottom"] = Field(
+    direction: Literal["top", "bottom"] = Field(
         "top",
         description="top: as in proVLAE; bottom: the bottom rung alone, then all, so that what is simple settles there",
     )
-    waiting_kl: float = Field(0.5, ge=0, le=1e4, description="weight of the KL of rungs that are not added yet")
+    inactive_kl_weight: float = Field(0.5, ge=0, le=1e4, description="weight of the KL of rungs that are not added yet")

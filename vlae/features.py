@@ -9,15 +9,15 @@ from torch.nn import functional as F
 _SEED = 1702_08396  # of the weights; never that of a run
 _WIDTH = 16
 _SMALLEST = 16  # pixels; the third layer then still has 4 x 4 positions
-_GAIN = 4.0  # brings edges, which are faint, to the range of the colours beside them
+_GAIN = 4.0  # brings edges, which are faint, to the range of the colors beside them
 
 
 class RandomFeatures(nn.Module):
     """A small convolutional network with random weights, the same for all models, datasets and runs.
 
-    The features are the mean and the standard deviation over the positions, of the colours and of three
-    layers of 3 x 3 convolutions: colour, fine texture, coarser texture. Random weights need no labels and
-    no download, favour no model, and are the same at any image size, so the numbers can be compared over
+    The features are the mean and the standard deviation over the positions, of the colors and of three
+    layers of 3 x 3 convolutions: color, fine texture, coarser texture. Random weights need no labels and
+    no download, favor no model, and are the same at any image size, so the numbers can be compared over
     models on one dataset. They see less of the content than a trained network does: a Frechet distance
     in this space is not FID, and is not to be compared with one.
     """
@@ -28,7 +28,7 @@ class RandomFeatures(nn.Module):
         for layer, channels in enumerate((3, _WIDTH, _WIDTH)):
             weight = torch.randn(_WIDTH, channels, 3, 3, generator=generator)
             if layer == 0:
-                # The colours are features already, and would drown the edges.
+                # The colors are features already, and would drown the edges.
                 weight = _GAIN * (weight - weight.mean((2, 3), keepdim=True))
             self.register_buffer(f"weight_{layer}", weight * math.sqrt(2 / (9 * channels)))
 
@@ -42,7 +42,7 @@ class RandomFeatures(nn.Module):
         """Features of images.
 
         Args:
-            images: (B, C, H, W) in [0, 1], C of 1 (taken as grey) or 3, H and W of 16 or more.
+            images: (B, C, H, W) in [0, 1], C of 1 (taken as gray) or 3, H and W of 16 or more.
 
         Returns:
             (B, F) float32, finite.

@@ -41,7 +41,7 @@ class DiagonalGaussian(NamedTuple):
         return DiagonalGaussian(torch.zeros_like(self.mean), torch.zeros_like(self.mean))
 
     def sample(self, noise: Tensor) -> Tensor:
-        """Reparametrised sample (..., D) from standard normal `noise` of that shape."""
+        """Reparametrized sample (..., D) from standard normal `noise` of that shape."""
         return self.mean + self.log_sigma.exp() * noise
 
     def noise(self, value: Tensor) -> Tensor:
@@ -63,7 +63,7 @@ class DiagonalGaussian(NamedTuple):
         return 0.5 * (distance + torch.exp(ratio) - 1 - ratio)
 
     def times(self, other: "DiagonalGaussian") -> "DiagonalGaussian":
-        """The normalised product of the two densities: precisions add, means are weighted by them.
+        """The normalized product of the two densities: precisions add, means are weighted by them.
 
         This is the precision-weighted merge of the LVAE (Soenderby et al. 2016, eqs. 17-19).
         """

@@ -1,7 +1,7 @@
 """Observation models p(x|z): log-likelihoods of 8-bit images in nats.
 
-Images are float32 in [0, 1] (k / 255 for grey level k). `logistic` gives the probability of
-each grey level itself, `gaussian` and `laplace` the density per grey level, so all are measured in nats
+Images are float32 in [0, 1] (k / 255 for gray level k). `logistic` gives the probability of
+each gray level itself, `gaussian` and `laplace` the density per gray level, so all are measured in nats
 of the 8-bit data, and -log p / (dimensions ln 2) is bits/dim.
 """
 
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 LEVELS = 255.0
-_LOG_FLOOR = -7.0  # a quarter of a grey level
+_LOG_FLOOR = -7.0  # a quarter of a gray level
 _MEMORY = 0.99  # of the running optimal scale, per step
 
 Kind = Literal["logistic", "gaussian", "laplace", "bernoulli"]
@@ -24,8 +24,8 @@ class Likelihood(nn.Module):
     """p(x|location) with one scale per channel.
 
     Args:
-        kind: "logistic" (discretised, as in PixelCNN++, Salimans et al. 2017, eq. 2), "gaussian", "laplace"
-            (the L1 loss of the VLAE's reference code) or "bernoulli" (grey levels taken as probabilities;
+        kind: "logistic" (discretized, as in PixelCNN++, Salimans et al. 2017, eq. 2), "gaussian", "laplace"
+            (the L1 loss of the VLAE's reference code) or "bernoulli" (gray levels taken as probabilities;
             it has no scale).
         channels: image channels C.
         scale: in units of the pixel range [0, 1]. A number: fixed. "learned": a parameter. "optimal": that
@@ -50,7 +50,7 @@ class Likelihood(nn.Module):
     def _log_scale(self, error: Tensor) -> Tensor:
         """The scale's logarithm (C, 1, 1), given absolute errors (B, C, H, W).
 
-        It cannot fall far below a grey level: a perfect fit must not send the density to infinity. At the optimum
+        It cannot fall far below a gray level: a perfect fit must not send the density to infinity. At the optimum
         the likelihood is flat in the scale, so the gradient of a scale that is found there needs not be followed.
         """
         if self.log_scale.requires_grad:
@@ -81,7 +81,7 @@ class Likelihood(nn.Module):
             return losses.flatten(1).sum(1)
         location = self.mean(output)
         if self.kind == "logistic":
-            return _discretised_logistic_nll(images, location, self._log_scale(location)).flatten(1).sum(1)
+            return _discretized_logistic_nll(images, location, self._log_scale(location)).flatten(1).sum(1)
         error = (images - location).abs()
         log_scale = self._log_scale(error)
         scaled = error * torch.exp(-log_scale)
@@ -92,7 +92,7 @@ class Likelihood(nn.Module):
         return (losses + math.log(LEVELS)).flatten(1).sum(1)
 
 
-def _discretised_logistic_nll(images: Tensor, location: Tensor, log_scale: Tensor) -> Tensor:
+def _discretized_logistic_nll(images: Tensor, location: Tensor, log_scale: Tensor) -> Tensor:
     """-log[s(a) - s(b)] at the bin edges a > b, with the outer bins open.
 
     s(a) - s(b) = s(a) s(-b) (1 - exp(b - a)) needs no difference of nearly equal numbers, so the

@@ -1,4 +1,4 @@
-"""From a model's named terms to the one number that is minimised, and to the bound that is reported."""
+"""From a model's named terms to the one number that is minimized, and to the bound that is reported."""
 
 import math
 from collections.abc import Sequence
@@ -19,9 +19,9 @@ def objective_loss(
     prior: Latents | None = None,
     mmd_weights: Sequence[float] = (),
 ) -> Tensor:
-    """Mean over the batch of reconstruction + sum over rungs of weight * KL + regularisers: scalar, nats per image.
+    """Mean over the batch of reconstruction + sum over rungs of weight * KL + regularizers: scalar, nats per image.
 
-    With weights of 1 and no regulariser this is the negative ELBO.
+    With weights of 1 and no regularizer this is the negative ELBO.
 
     Args:
         terms: of one batch.

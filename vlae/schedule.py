@@ -33,7 +33,7 @@ def per_rung(values: Sequence[float], rungs: int) -> list[float]:
 
 
 def mmd_weights(config: ObjectiveConfig, step: int, rungs: int) -> list[float]:
-    """The weight of each rung's MMD at `step`, bottom first: level, or falling linearly to zero in `mmd_steps`.
+    """The weight of each rung's MMD at `step`, bottom first: level, or falling linearly to zero in `mmd_decay_steps`.
 
     In the InfoVAE (Zhao, Song, Ermon 2019) it stays. It keeps the dimensions of a rung from encoding the same thing,
     but for good it costs information (docs/tuning.md).
@@ -41,7 +41,7 @@ def mmd_weights(config: ObjectiveConfig, step: int, rungs: int) -> list[float]:
     Raises:
         ValueError: weights for another number of rungs.
     """
-    share = max(0.0, 1 - step / config.mmd_steps) if config.mmd_steps else 1.0
+    share = max(0.0, 1 - step / config.mmd_decay_steps) if config.mmd_decay_steps else 1.0
     return [weight * share for weight in per_rung(config.mmd, rungs)]
 
 
@@ -58,7 +58,7 @@ def rung_schedule(objective: ObjectiveConfig, progressive: ProgressiveConfig, st
     """The state at `step` of a model with so many rungs.
 
     Progressive training (Li et al. 2020, section 3.2): stage s has the top s rungs. A rung that is not added
-    yet writes nothing, and its KL has the weight `waiting_kl`; what a new one reads and writes is
+    yet writes nothing, and its KL has the weight `inactive_kl_weight`; what a new one reads and writes is
     scaled by min(1, steps in the stage / fade_steps). From the bottom there are two stages, the bottom rung alone
     and all of them: a rung that comes late finds a decoder that can do without it, and dies.
 
@@ -73,7 +73,7 @@ def rung_schedule(objective: ObjectiveConfig, progressive: ProgressiveConfig, st
     stages = added_rungs(progressive, rungs)
     stage = min(step // progressive.stage_steps, len(stages) - 1)
     for rung in chain(*stages[stage + 1 :]):
-        weights[rung], writes[rung] = progressive.waiting_kl * rise, 0.0
+        weights[rung], writes[rung] = progressive.inactive_kl_weight * rise, 0.0
     if stage and progressive.fade_steps:
         fade = min(1.0, (step - stage * progressive.stage_steps) / progressive.fade_steps)
         for rung in stages[stage]:
@@ -83,6 +83,6 @@ def rung_schedule(objective: ObjectiveConfig, progressive: ProgressiveConfig, st
 
 def added_rungs(progressive: ProgressiveConfig, rungs: int) -> list[list[int]]:
     """The rungs that each stage of progressive training adds, the first stage first."""
-    if progressive.order == "bottom":
+    if progressive.direction == "bottom":
         return [[0], list(range(1, rungs))] if rungs > 1 else [[0]]
     return [[rung] for rung in reversed(range(rungs))]

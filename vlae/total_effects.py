@@ -19,8 +19,8 @@ class Effects:
     """
 
     pixels: list[float]  # of the variance of the image
-    colour: list[float]  # of the variance of the mean colour
-    colour_share: list[float]  # of the rung's effect on the image, the part that is a shift of mean colour
+    color: list[float]  # of the variance of the mean color
+    mean_color_share: list[float]  # of the rung's effect on the image, the part that is a shift of mean color
     classifier: list[float] | None  # of the variance of the class probabilities; None without a classifier
     flip_rate: list[float] | None  # how often the likeliest class changes, in [0, 1]
 
@@ -29,7 +29,7 @@ class Effects:
 def total_effects(
     model: HierarchicalModel, count: int, generator: torch.Generator, classify: Classify | None = None
 ) -> Effects:
-    """S_l = E[(f(e) - f(e with rung l redrawn))^2] / (2 Var f) for f = pixels, mean colour, class probabilities.
+    """S_l = E[(f(e) - f(e with rung l redrawn))^2] / (2 Var f) for f = pixels, mean color, class probabilities.
 
     The total effect of Sobol (Homma, Saltelli 1996) by Jansen's estimator (1999), on `count` pairs of prior
     samples per rung. e is the standard normal noise of all rungs: in a stack, what hangs on rung l from
@@ -47,7 +47,7 @@ def total_effects(
     if count < 2:
         raise ValueError(f"a variance takes 2 pairs or more, not {count}")
     base, other = model.noise(count, generator), model.noise(count, generator)
-    spaces = {name: _Space(len(base)) for name in ("pixels", "colour", "classifier")}
+    spaces = {name: _Space(len(base)) for name in ("pixels", "color", "classifier")}
     flips = [0] * len(base)
     size = eval_batch_size(base[0].device)
     for start in range(0, count, size):
@@ -65,11 +65,11 @@ def total_effects(
 
 
 def _effects(spaces: dict[str, "_Space"], flip_rate: list[float] | None) -> Effects:
-    pixels, colour = spaces["pixels"], spaces["colour"]
+    pixels, color = spaces["pixels"], spaces["color"]
     return Effects(
         pixels.shares(),
-        colour.shares(),
-        [_ratio(part, whole) for part, whole in zip(colour.changes, pixels.changes, strict=True)],
+        color.shares(),
+        [_ratio(part, whole) for part, whole in zip(color.changes, pixels.changes, strict=True)],
         None if flip_rate is None else spaces["classifier"].shares(),
         flip_rate,
     )
@@ -78,7 +78,7 @@ def _effects(spaces: dict[str, "_Space"], flip_rate: list[float] | None) -> Effe
 def _views(model: HierarchicalModel, noise: Latents, classify: Classify | None) -> dict[str, Tensor]:
     """f(e) in each space, (B, F) float64."""
     images = model.mean_image(model.prior(noise))
-    views = {"pixels": images.flatten(1).double(), "colour": images.double().mean((2, 3))}
+    views = {"pixels": images.flatten(1).double(), "color": images.double().mean((2, 3))}
     if classify is not None:
         views["classifier"] = classify(images).double()
     return views

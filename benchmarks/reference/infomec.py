@@ -1,4 +1,4 @@
-"""InfoMEC of Hsu et al. (2023) from its definitions, on the train rows; the neighbours are counted by brute force."""
+"""InfoMEC of Hsu et al. (2023) from its definitions, on the train rows; the neighbors are counted by brute force."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,8 +10,8 @@ from sklearn.preprocessing import StandardScaler
 from benchmarks.reference.representations import Representation
 
 
-def neighbour_information(code: NDArray[np.float64], values: NDArray[np.int64], seed: int) -> float:
-    """I(code; values) in nats by the distance to the 10th neighbour of the same value (Ross 2014)."""
+def neighbor_information(code: NDArray[np.float64], values: NDArray[np.int64], seed: int) -> float:
+    """I(code; values) in nats by the distance to the 10th neighbor of the same value (Ross 2014)."""
     # A trace of noise, as Kraskov et al. (2004) advise, orders the rows that are equal.
     code = code + 1e-10 * np.random.default_rng(seed).normal(size=len(code))
     same, within = np.empty(len(code)), np.empty(len(code))
@@ -52,7 +52,7 @@ def golden(data: Representation) -> dict[str, float]:
         for k, values in enumerate(data.train_factors.T):
             share = np.unique(values, return_counts=True)[1] / len(values)
             for j, code in enumerate(active.T):
-                table[j, k] = neighbour_information(code, values, seed) / -(share * np.log(share)).sum()
+                table[j, k] = neighbor_information(code, values, seed) / -(share * np.log(share)).sum()
         modular.append(concentration(table))
         compact.append(concentration(table.T))
     nothing = np.zeros_like(codes)

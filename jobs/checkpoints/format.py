@@ -1,4 +1,4 @@
-"""Checkpoints: weights and optimiser state as safetensors, everything else as JSON, no pickle.
+"""Checkpoints: weights and optimizer state as safetensors, everything else as JSON, no pickle.
 
 A checkpoint is a folder `step-00001500` that carries the sha256 of its files and rebuilds its model without any other
 file; `snapshot.py` writes it, `checkpoints.py` knows where. Its `model.safetensors` are the weights to use: the moving
@@ -65,7 +65,7 @@ def restore(
     ema: AveragedModel | None,
     settings: Mapping[str, str],
 ) -> Restored:
-    """Load weights, their average and optimiser state in place.
+    """Load weights, their average and optimizer state in place.
 
     Args:
         path: of the checkpoint.
@@ -79,7 +79,7 @@ def restore(
     if changed := differences(meta["settings"], settings):
         raise UserError(
             f"{path.name} is of a training with other settings ({changed}): set them back, "
-            "or start a new training from it with parent="
+            "or start a new training from it with init_from="
         )
     _check_shape(meta, model, path.name)
     # Without an average, then or now, the weights to use are the trained ones, and the average begins with them.
@@ -94,14 +94,14 @@ def restore(
 
 
 def _optimizer_state(saved: Mapping[str, Tensor], model: nn.Module) -> dict[int, dict[str, Tensor]]:
-    """State by the number that the optimiser gives a parameter, from state by its name."""
+    """State by the number that the optimizer gives a parameter, from state by its name."""
     trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     state: dict[int, dict[str, Tensor]] = {index: {} for index in range(len(trained))}
     numbers = {name: index for index, (name, _) in enumerate(trained)}
     for key, tensor in saved.items():
         name, _, entry = key.rpartition(":")
         parameter = trained[numbers[name]][1]
-        # A fused optimiser walks parameter and state in memory order: they must be laid out alike.
+        # A fused optimizer walks parameter and state in memory order: they must be laid out alike.
         laid_out = torch.empty_like(parameter).copy_(tensor) if tensor.shape == parameter.shape else tensor
         state[numbers[name]][entry] = laid_out
     return state
@@ -113,12 +113,12 @@ def _check_shape(meta: Mapping[str, Any], model: HierarchicalModel, name: str) -
         shapes = ["x".join(map(str, shape)) for shape in (meta["image_shape"], model.image_shape)]
         raise UserError(
             f"{name} is of a model for images of {shapes[0]}, the data's are {shapes[1]} (channels x height x width): "
-            "use data of that shape, or start without parent= and with force=train"
+            "use data of that shape, or start without init_from= and with force=train"
         )
 
 
 def differences(old: Mapping[str, str], new: Mapping[str, str]) -> str:
-    """Settings that differ, `train.beta2 .9 -> .99, ...`; empty if none does."""
+    """Settings that differ, `train.adam_beta2 .9 -> .99, ...`; empty if none does."""
     keys = sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
     return ", ".join(f"{key} {old.get(key, '(unset)')} -> {new.get(key, '(unset)')}" for key in keys)
 
@@ -208,7 +208,7 @@ def load_model(path: Path) -> HierarchicalModel:
 
 
 def export_model(path: Path, folder: Path) -> None:
-    """Copy what `load_model` needs, and no optimiser state, to an empty or missing `folder`."""
+    """Copy what `load_model` needs, and no optimizer state, to an empty or missing `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in (META, WEIGHTS):
         shutil.copyfile(path / name, folder / name)

@@ -167,7 +167,7 @@ def warm_start(
     with tempfile.TemporaryDirectory(prefix="vlae-") as folder:
         newest = parent.newest(Path(folder))
         if newest is None:
-            raise UserError(f"parent={name} has no whole checkpoint: train it first, or leave parent= out")
+            raise UserError(f"init_from={name} has no whole checkpoint: train it first, or leave init_from= out")
         meta = read_meta(newest)
         _check(meta, name, settings, steps)
         with child.scratch() as scratch:
@@ -192,6 +192,6 @@ def _check(meta: Mapping[str, Any], name: str, settings: Mapping[str, str], step
         for one in (meta["settings"], settings)
     )
     if changed := differences(old, new):
-        raise UserError(f"parent={name} has another model ({changed}): its weights cannot be taken over")
+        raise UserError(f"init_from={name} has another model ({changed}): its weights cannot be taken over")
     if meta["step"] >= steps:
-        raise UserError(f"parent={name} has made {meta['step']} steps: set train.steps above that")
+        raise UserError(f"init_from={name} has made {meta['step']} steps: set train.steps above that")

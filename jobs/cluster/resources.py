@@ -59,7 +59,7 @@ def place(config: TrainConfig, resources: Resources) -> WorkerResources:
             f"{resources.num_cpus}: use fewer train.num_workers, train.cpus_per_worker below 1, or set ray.num_cpus to "
             "share the CPUs"
         )
-    threads = config.threads_per_worker or (1 if config.exact else max(1, int(num_cpus)))
+    threads = config.threads_per_worker or (1 if config.deterministic else max(1, int(num_cpus)))
     return WorkerResources(num_cpus, num_gpus, threads)
 
 

@@ -57,7 +57,7 @@ class Cache:
                     if not path.exists():
                         self._make(path, num_bytes, make)
         except OSError as error:
-            message = f"{error.filename or path}: {error.strerror or error}; mend that, or set data.cache_folder"
+            message = f"{error.filename or path}: {error.strerror or error}; mend that, or set data.cache_dir"
             raise UserError(message) from error
 
     def discard(self, name: str) -> None:
@@ -103,7 +103,7 @@ class Cache:
         if used + num_bytes > self._limit:
             raise CacheFullError(
                 f"data.cache_bytes={self._limit} is too small: {used:,} bytes in {self._folder} are in use and "
-                f"{num_bytes:,} more are needed; raise it, or set train.shuffle_window to fewer shards"
+                f"{num_bytes:,} more are needed; raise it, or set train.shuffle_block_shards to fewer shards"
             )
 
     @contextmanager

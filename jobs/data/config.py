@@ -36,7 +36,7 @@ class BaseDataConfig(SettingsModel):
     encoding: Literal["npy", "png"] = Field(
         "npy", description="of the images in the tars: npy is raw and fast, png two to ten times smaller"
     )
-    cache_folder: Annotated[AbsolutePath | None, BeforeValidator(none_word)] = Field(
+    cache_dir: Annotated[AbsolutePath | None, BeforeValidator(none_word)] = Field(
         None,
         description="node-local copies of what is on S3 or in PNG; none: in the workspace",
         json_schema_extra=EXECUTION,
@@ -52,4 +52,4 @@ class BaseDataConfig(SettingsModel):
 class BaseFilesConfig(BaseDataConfig):
     """A dataset that its publisher gives as files."""
 
-    folder: AbsolutePath = Field(..., description="folder with the publisher's files", json_schema_extra=EXECUTION)
+    root: AbsolutePath = Field(..., description="folder with the publisher's files", json_schema_extra=EXECUTION)

@@ -210,7 +210,7 @@ class ShardedDataset:
         needed, limit = sum(sizes[:count]), self._files.access.cache_bytes
         if needed > limit:
             fitting = limit // (3 * sizes[0])
-            mend = f"set train.shuffle_window={fitting} or less" if fitting else "write smaller shards"
+            mend = f"set train.shuffle_block_shards={fitting} or less" if fitting else "write smaller shards"
             raise UserError(
                 f"data.cache_bytes={limit} is too small for the {needed:,} bytes that are read at a time: "
                 f"raise it, or {mend}"
@@ -225,7 +225,7 @@ def _allow_open_files(count: int) -> None:
     wanted = 2 * count + 512
     if wanted > most:
         raise UserError(
-            f"{count} shards are more files than this process may open at once ({most}): set train.shuffle_window, "
+            f"{count} shards are more files than this process may open at once ({most}): set train.shuffle_block_shards, "
             "write larger shards (data.samples_per_task), or raise `ulimit -n` and vm.max_map_count"
         )
     if resource.RLIM_INFINITY != soft < wanted:

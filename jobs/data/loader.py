@@ -21,7 +21,7 @@ class BatchLoader:
     Args:
         data: the split to read.
         order: of its samples.
-        num_slices: fixed slices of a global batch.
+        num_microbatches: fixed slices of a global batch.
         rank: of this worker.
         world_size: how many workers there are.
         device: where the images go.
@@ -33,14 +33,14 @@ class BatchLoader:
         data: ShardedDataset,
         order: Order,
         *,
-        num_slices: int,
+        num_microbatches: int,
         rank: int = 0,
         world_size: int = 1,
         device: torch.device | None = None,
         resident: torch.device | None = None,
     ) -> None:
         self.data, self.order = data, order
-        self._num_slices, self.slices = num_slices, worker_slices(num_slices, rank, world_size)
+        self._num_slices, self.slices = num_microbatches, worker_slices(num_microbatches, rank, world_size)
         self._places = slice_places(self.slices, self.slice_size)
         self._device = device or torch.device("cpu")
         self._cuda = self._device.type == "cuda"

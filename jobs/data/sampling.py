@@ -72,19 +72,19 @@ def _feistel(value: NDArray[np.uint64], half: int, key: int) -> NDArray[np.uint6
     return (left << shift) | right
 
 
-def worker_slices(num_slices: int, rank: int, world_size: int) -> range:
+def worker_slices(num_microbatches: int, rank: int, world_size: int) -> range:
     """Slices of the global batch that worker `rank` of `world_size` computes: as many as the others', or one more.
 
     Raises:
         ValueError: there are more workers than slices.
     """
-    if world_size > num_slices:
-        raise ValueError(f"{num_slices} slices cannot be shared out to {world_size} workers")
-    return range(rank * num_slices // world_size, (rank + 1) * num_slices // world_size)
+    if world_size > num_microbatches:
+        raise ValueError(f"{num_microbatches} slices cannot be shared out to {world_size} workers")
+    return range(rank * num_microbatches // world_size, (rank + 1) * num_microbatches // world_size)
 
 
 def slice_places(slices: range, slice_size: int) -> range:
-    """Places in the global batch of some neighbouring slices of `slice_size` images."""
+    """Places in the global batch of some neighboring slices of `slice_size` images."""
     return range(slices.start * slice_size, slices.stop * slice_size)
 
 
@@ -121,7 +121,7 @@ class Order:
         return self.share(step, range(self.batch_size))
 
     def share(self, step: int, places: range) -> NDArray[np.int64]:
-        """Samples at some neighbouring places of the global batch of `step`, (len(places),) int64.
+        """Samples at some neighboring places of the global batch of `step`, (len(places),) int64.
 
         A worker that always asks for the same places pays for these alone, however large the global batch is.
         """

@@ -30,7 +30,7 @@ class DataAccess:
     """A dataset's place, and where this node may keep copies of what cannot be read in place."""
 
     url: str
-    cache_folder: Path
+    cache_dir: Path
     cache_bytes: int
 
 
@@ -53,7 +53,7 @@ class ShardFiles:
     def __init__(self, access: DataAccess, manifest: Manifest) -> None:
         self.access, self._manifest = access, manifest
         self._store: Store = open_store(access.url)
-        self._cache = Cache(access.cache_folder, access.cache_bytes)
+        self._cache = Cache(access.cache_dir, access.cache_bytes)
         self._image_bytes = math.prod(manifest.image_shape)
 
     @property
@@ -121,14 +121,14 @@ class ShardFiles:
                 return file
             file.close()
             self._cache.discard(copy)  # the disk has changed it since it was made
-        raise damaged(str(self.access.cache_folder / copy), found, sha256)
+        raise damaged(str(self.access.cache_dir / copy), found, sha256)
 
     def _decode(self, shard: Shard, index: NDArray[np.int64], file: BinaryIO) -> None:
         """Write the images of a PNG shard one after the other: once per node, instead of once per epoch."""
         address = f"{self._store.url}/{tar_file(shard.name)}"
         height, width, channels = self._manifest.image_shape
         file.seek(0)
-        with tempfile.TemporaryFile(dir=self.access.cache_folder) as tar:
+        with tempfile.TemporaryFile(dir=self.access.cache_dir) as tar:
             self._store.fetch(tar_file(shard.name), tar, shard.sha256)
             for offset, length in index[:, :2].tolist():
                 content = os.pread(tar.fileno(), length, offset)

@@ -46,7 +46,7 @@ _GAPS = {
 }
 _UNSUPERVISED: dict[str, Callable[[Array], float]] = {
     "total_correlation": gaussian_total_correlation,
-    "wasserstein_correlation": partial(gaussian_wasserstein_correlation, normalise=True),
+    "wasserstein_correlation": partial(gaussian_wasserstein_correlation, normalize=True),
     "pairwise_information": mean_pairwise_mutual_information,
 }
 
@@ -76,7 +76,7 @@ def classifier_scores(encoded: EncodedDataset, config: EvaluateConfig) -> Scores
     factors = encoded.factors[:_TEST_ROWS]
     for name, score in (("sap", sap_score), ("explicitness", explicitness_score)):
         scores[name] = score(train, encoded.train_factors, test, factors)
-    label = label_name(config.label, encoded.names)
+    label = label_name(config.label_factor, encoded.names)
     if label is not None:
         column = encoded.names.index(label)
         known, asked = encoded.train_factors[:, column], factors[:, column]

@@ -43,7 +43,7 @@ class Codec(NamedTuple):
 
 
 LOSSLESS = Codec("lossless WebP", "image/webp", {"format": "WEBP", "lossless": True})
-# WebP halves the resolution of colour, which shows at 32 x 32; JPEG need not, but takes twice the bytes.
+# WebP halves the resolution of color, which shows at 32 x 32; JPEG need not, but takes twice the bytes.
 _FINE = Codec("JPEG of quality 90", "image/jpeg", {"format": "JPEG", "quality": 90, "subsampling": 0})
 _GOOD = Codec("WebP of quality 80", "image/webp", {"format": "WEBP", "quality": 80}, _MARGIN)
 _FAIR = Codec("WebP of quality 60", "image/webp", {"format": "WEBP", "quality": 60}, _MARGIN)

@@ -29,7 +29,7 @@ _PROBED_IMAGES = 5000  # that a probe learns from
 _CLASSIFIER_IMAGES = 20_000
 _SMALLEST = 16  # pixels that the fixed features need
 FEWEST = 20  # images of a split that a probe or a distance makes sense for
-# Factors that say what the picture is of, where `evaluate.label` names none.
+# Factors that say what the picture is of, where `evaluate.label_factor` names none.
 LABELS = ("digit", "class", "label", "identity", "category", "shape", "object_shape")
 
 
@@ -89,7 +89,7 @@ def label_name(wanted: str, names: Sequence[str]) -> str | None:
     """
     if wanted and wanted not in names:
         known = ", ".join(names) or "none"
-        raise UserError(f"evaluate.label={wanted} is no factor of this dataset; its factors: {known}")
+        raise UserError(f"evaluate.label_factor={wanted} is no factor of this dataset; its factors: {known}")
     return wanted or next((label for label in LABELS if label in names), None)
 
 
@@ -101,7 +101,7 @@ def label_classifier(
     Raises:
         UserError: no factor has the name of `config.label`.
     """
-    name = label_name(config.label, test.names)
+    name = label_name(config.label_factor, test.names)
     column = test.names.index(name) if name else -1
     if column < 0:
         return None, {}

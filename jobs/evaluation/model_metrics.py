@@ -58,7 +58,7 @@ def bound_scores(model: HierarchicalModel, images: Tensor, samples: int, generat
     chunks = torch.split(images, eval_batch_size(images.device))
     found = {
         name: torch.cat([importance_weighted_bound(model, chunk, count, generator) for chunk in chunks])
-        for name, count in (("iw_bound", samples), ("iw_bound_of_one", 1))
+        for name, count in (("iwae_bound", samples), ("iw_bound_of_one", 1))
     }
     return {name: float(values.mean()) for name, values in found.items()}
 
@@ -80,7 +80,7 @@ def hierarchy_scores(information: Floats, complexity: Floats, names: Sequence[st
         **{f"complexity/{name}": float(complexity[column]) for column, name in enumerate(names)},
         "rung_modularity": rung_modularity(information),
         "rung_compactness": rung_compactness(information),
-        "centroid_complexity": complexity_correlation(centroids, complexity),
+        "centroid_complexity_spearman": complexity_correlation(centroids, complexity),
     }
 
 
@@ -92,7 +92,7 @@ def probe_scores(probes: RungProbes | None, names: Sequence[str]) -> Scores:
         **by_rung("probe", probes.alone, names),
         **by_rung("unique", probes.unique_information, names),
         **{f"probe/all/{name}": float(probes.whole[column]) for column, name in enumerate(names)},
-        "upper_unique_share": probes.upper_unique_share,
+        "upper_rung_gain": probes.upper_rung_gain,
     }
 
 
@@ -106,11 +106,11 @@ def by_rung(name: str, values: Floats, columns: Sequence[str]) -> Scores:
 
 
 def effect_scores(effects: Effects) -> Scores:
-    """Total effect of each rung on the image, its mean colour and its class; its colour share and class-flip rate."""
+    """Total effect of each rung on the image, its mean color and its class; its color share and class-flip rate."""
     spaces = {
         "effect": effects.pixels,
-        "colour_effect": effects.colour,
-        "colour_share": effects.colour_share,
+        "color_effect": effects.color,
+        "mean_color_share": effects.mean_color_share,
         "class_effect": effects.classifier,
         "class_flip_rate": effects.flip_rate,
     }
@@ -149,7 +149,7 @@ class ModelMeasures:
 def measure_model(
     model: HierarchicalModel, train: ShardedDataset, test: ShardedDataset, config: EvaluateConfig
 ) -> ModelMeasures:
-    """Bounds, effects of the rungs on image, colour and class, top-k and Gibbs curves.
+    """Bounds, effects of the rungs on image, color and class, top-k and Gibbs curves.
 
     Args:
         model: in evaluation mode, on its device.
@@ -163,7 +163,7 @@ def measure_model(
     device = next(model.parameters()).device
     generator = torch.Generator(device).manual_seed(config.seed + 1)  # other noise than that of the codes
     shown = sample(test, config.num_images, config.seed)
-    pixels = to_device(shown.images[: max(_CHAIN_IMAGES, config.iw_images)], device)
+    pixels = to_device(shown.images[: max(_CHAIN_IMAGES, config.iwae_images)], device)
     few = pixels[:_CHAIN_IMAGES]
     classifier, classified = label_classifier(train, shown, config, device)
     with autocast_bf16(device):
@@ -171,7 +171,7 @@ def measure_model(
         effects = total_effects(model, _EFFECT_PAIRS, generator, classifier)
         top_k = top_k_curve(model, few, generator)
     scores = {
-        **bound_scores(model, pixels[: config.iw_images], config.iw_samples, generator),
+        **bound_scores(model, pixels[: config.iwae_images], config.iwae_samples, generator),
         **effect_scores(effects),
         **redundancy_scores(top_k, chains),
         **classified,

@@ -50,7 +50,7 @@ def sheets(parts: list[tuple[str, Tensor]], columns: int) -> bytes:
 
 
 def heat_map(values: NDArray[np.float64], rows: list[str], columns: list[str], title: str) -> bytes:
-    """A matrix (rows, columns) in [0, 1] as colours with the numbers in them; the last row is at the bottom."""
+    """A matrix (rows, columns) in [0, 1] as colors with the numbers in them; the last row is at the bottom."""
     figure = Figure(figsize=(1.6 + 0.75 * len(columns), 1.4 + 0.5 * len(rows)), layout="constrained", dpi=100)
     axis = figure.subplots()
     axis.imshow(values, vmin=0, vmax=1, cmap="viridis", aspect="auto")

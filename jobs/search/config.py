@@ -8,7 +8,7 @@ from jobs.data.config import EXECUTION
 from jobs.search.space import Range, parse_dimension
 from vlae.config import SettingsModel, split_commas
 
-Objective = Literal["elbo", "mig", "mig_sup", "modularity", "rung_compactness", "rung_modularity", "colour_gap"]
+Objective = Literal["elbo", "mig", "mig_sup", "modularity", "rung_compactness", "rung_modularity", "mean_color_gap"]
 OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
 
 
@@ -32,7 +32,7 @@ def _readable(space: dict[str, str]) -> dict[str, str]:
         try:
             parse_dimension(text)
         except ValueError as error:
-            raise ValueError(f"tune.space.{key}={error}") from None
+            raise ValueError(f"tune.param_space.{key}={error}") from None
     return kept
 
 
@@ -45,9 +45,9 @@ def _once(objectives: tuple[Objective, ...]) -> tuple[Objective, ...]:
 class TuneConfig(SettingsModel):
     """The search: trials are trainings of other settings, judged on the validation split; stage=tune."""
 
-    space: Annotated[dict[str, str], BeforeValidator(_spelled), AfterValidator(_readable)] = Field(
+    param_space: Annotated[dict[str, str], BeforeValidator(_spelled), AfterValidator(_readable)] = Field(
         default_factory=dict,
-        description="tune.space.KEY=a/b/c or low..high or log:low..high for any KEY of a model or its training",
+        description="tune.param_space.KEY=a/b/c or low..high or log:low..high for any KEY of a model or its training",
     )
     trials: int = Field(
         12,
@@ -56,17 +56,17 @@ class TuneConfig(SettingsModel):
         description="of the search, at most; more of them go on with it",
         json_schema_extra=EXECUTION,
     )
-    search: Literal["tpe", "random", "grid"] = Field(
+    algorithm: Literal["tpe", "random", "grid"] = Field(
         "tpe", description="who proposes: Optuna's TPE, chance, or all points one by one"
     )
     objectives: Annotated[
         tuple[Objective, ...], BeforeValidator(split_commas), AfterValidator(_once), Field(min_length=1)
-    ] = Field(("elbo",), description="scores to maximise; of several, the Pareto front is reported")
+    ] = Field(("elbo",), description="scores to maximize; of several, the Pareto front is reported")
     steps: int = Field(0, ge=0, description="of each trial; 0: train.steps, and the best trial is the finished model")
     scheduler: Literal["asha", "none"] = Field(
         "asha", description="asha stops early the trials that the first objective is poor in"
     )
-    grace_steps: int = Field(
+    grace_period: int = Field(
         0,
         ge=0,
         description="of each trial before it may be stopped; 0: a ninth of its steps, or the rise of the learning rate",
@@ -86,11 +86,11 @@ class TuneConfig(SettingsModel):
 
     @model_validator(mode="after")
     def _grid_is_finite(self) -> "TuneConfig":
-        for key, text in self.space.items():
+        for key, text in self.param_space.items():
             dimension = parse_dimension(text)
-            if self.search == "grid" and isinstance(dimension, Range) and not dimension.integer:
+            if self.algorithm == "grid" and isinstance(dimension, Range) and not dimension.integer:
                 raise ValueError(
-                    f"tune.search=grid needs choices: tune.space.{key}={text} is a range, write values between slashes"
+                    f"tune.algorithm=grid needs choices: tune.param_space.{key}={text} is a range, write values between slashes"
                 )
         return self
 
@@ -104,4 +104,4 @@ class TuneConfig(SettingsModel):
         Before the end of the learning rate's rise a small rate looks worse than it is.
         """
         budget = self.budget(steps)
-        return min(budget, self.grace_steps or max(1, budget // 9, lr_warmup_steps))
+        return min(budget, self.grace_period or max(1, budget // 9, lr_warmup_steps))

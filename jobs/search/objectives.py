@@ -1,4 +1,4 @@
-"""What a search maximises, measured on validation images, which neither training nor the final scores look at."""
+"""What a search maximizes, measured on validation images, which neither training nor the final scores look at."""
 
 import math
 from collections.abc import Callable, Collection
@@ -46,9 +46,9 @@ def objective_scores(
         return {}
     scores: dict[str, float] = {}
     device = next(model.parameters()).device
-    if "colour_gap" in objectives:
-        shares = total_effects(model, _PAIRS, torch.Generator(device).manual_seed(seed)).colour_share
-        scores["colour_gap"] = shares[0] - shares[-1] if len(shares) > 1 else math.nan
+    if "mean_color_gap" in objectives:
+        shares = total_effects(model, _PAIRS, torch.Generator(device).manual_seed(seed)).mean_color_share
+        scores["mean_color_gap"] = shares[0] - shares[-1] if len(shares) > 1 else math.nan
     wanted = [name for name in objectives if name in (*_OF_MEANS, *_OF_RUNGS)]
     if wanted:
         shown = sample(validation, _IMAGES, seed)

@@ -28,7 +28,7 @@ from jobs.evaluation.inputs import sample
 from jobs.evaluation.plots import draw_samples, png
 from jobs.search.trials import Status
 
-_COLOURS = "viridis"
+_COLORS = "viridis"
 _MARKERS: dict[Status, str] = {"finished": "o", "stopped": "x"}
 
 
@@ -49,7 +49,7 @@ def parallel_coordinates(trials: Sequence[Drawn], objectives: Sequence[str]) -> 
 
     Args:
         trials: one or more.
-        objectives: the first gives the colour.
+        objectives: the first gives the color.
     """
     settings = list(trials[0].values)
     columns = [[trial.values[name] for trial in trials] for name in settings]
@@ -60,10 +60,10 @@ def parallel_coordinates(trials: Sequence[Drawn], objectives: Sequence[str]) -> 
     heights = np.stack([_heights(axis, place, column) for place, column in enumerate(columns)], axis=1)
     shades = _shades(trials, objectives[0])
     rgba = shades.to_rgba(np.array([trial.scores[objectives[0]] for trial in trials]))
-    colours = {trial.number: colour for trial, colour in zip(trials, rgba, strict=True)}
+    colors = {trial.number: color for trial, color in zip(trials, rgba, strict=True)}
     for trial, line in zip(trials, heights, strict=True):
         style = "-" if trial.status == "finished" else "--"
-        axis.plot(range(len(names)), line, style, color=colours[trial.number], lw=1.8)
+        axis.plot(range(len(names)), line, style, color=colors[trial.number], lw=1.8)
     axis.set_xticks(range(len(names)), names)
     axis.set_yticks([])
     axis.set_xlim(-0.35, len(names) - 0.5)
@@ -110,11 +110,11 @@ def _numbers(column: Sequence[str]) -> list[float] | None:
 
 
 def depth_and_capacity(trials: Sequence[Drawn], objective: str) -> bytes:
-    """Where in the plane of rungs and parameters each trial lies, coloured by its score and named by its number.
+    """Where in the plane of rungs and parameters each trial lies, colored by its score and named by its number.
 
     Args:
         trials: one or more; those of equal depth lie a little apart.
-        objective: gives the colour.
+        objective: gives the color.
     """
     alike = {depth: [one.number for one in trials if one.depth == depth] for depth in {one.depth for one in trials}}
     heights = {
@@ -133,7 +133,7 @@ def depth_and_capacity(trials: Sequence[Drawn], objective: str) -> bytes:
                 [heights[trial.number] for trial in shown],
                 c=[trial.scores[objective] for trial in shown],
                 norm=_range(trials, objective),
-                cmap=_COLOURS,
+                cmap=_COLORS,
                 marker=marker,
                 s=110,
                 label={"finished": "trained to the end", "stopped": "stopped early"}[status],
@@ -155,11 +155,11 @@ def depth_and_capacity(trials: Sequence[Drawn], objective: str) -> bytes:
 
 
 def _shades(trials: Sequence[Drawn], objective: str) -> ScalarMappable:
-    return ScalarMappable(_range(trials, objective), _COLOURS)
+    return ScalarMappable(_range(trials, objective), _COLORS)
 
 
 def _range(trials: Sequence[Drawn], objective: str) -> Normalize:
-    """Of the scores; the poorest of many do not take the colours of the others."""
+    """Of the scores; the poorest of many do not take the colors of the others."""
     scores = [trial.scores[objective] for trial in trials]
     low, high = float(np.percentile(scores, 10)), max(scores)
     return Normalize(low, high if high > low else low + 1, clip=True)

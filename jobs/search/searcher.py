@@ -42,13 +42,13 @@ class OptunaSearcher(Searcher):
         super().__init__()
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._config, self._name, self._begin, self._outcome = config, name, begin, outcome
-        space = {key: parse_dimension(text) for key, text in config.space.items()}
+        space = {key: parse_dimension(text) for key, text in config.param_space.items()}
         self._space = {key: _distribution(dimension) for key, dimension in space.items()}
         # Each command draws from another place: with the same seed it would propose its first points again.
         self._study = optuna.create_study(
             directions=["maximize"] * len(config.objectives), sampler=_sampler(config, config.seed + len(known))
         )
-        listed = grid(space) if config.search == "grid" else iter(())
+        listed = grid(space) if config.algorithm == "grid" else iter(())
         self._listed: Iterator[Values] = chain((trial.values for trial in known), listed)
         self._numbers = {trial.key: trial.number for trial in known}
         self._next = max(self._numbers.values(), default=-1) + 1  # number of a new one
@@ -75,7 +75,7 @@ class OptunaSearcher(Searcher):
             values = next(self._listed, None)
             if values is not None:
                 self._study.enqueue_trial(values)
-            elif self._config.search == "grid":
+            elif self._config.algorithm == "grid":
                 break
             trial = self._study.ask(self._space)
             name = self._name(trial.params)
@@ -124,7 +124,7 @@ def _distribution(dimension: Dimension) -> BaseDistribution:
 
 
 def _sampler(config: TuneConfig, seed: int) -> BaseSampler:
-    if config.search == "tpe":
+    if config.algorithm == "tpe":
         # Trials that are under way count as poor ones, so that those beside them are not the same.
         return TPESampler(seed=seed, multivariate=True, constant_liar=True)
     return RandomSampler(seed=seed)

@@ -71,7 +71,7 @@ def explained(address: str) -> Iterator[None]:
         advice = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile"
         raise UserError(f"{address}: no credentials for S3; {advice}") from error
     except botocore.exceptions.ParamValidationError as error:
-        raise UserError(f"{address}: {' '.join(str(error).split())}: set store= to another") from error
+        raise UserError(f"{address}: {' '.join(str(error).split())}: set storage_path= to another") from error
     except botocore.exceptions.BotoCoreError as error:  # some of these are an OSError too
         raise _silence(address, error) from error
     except OSError as error:
@@ -90,7 +90,7 @@ def _advice(address: str, code: str, text: str) -> UserError:
         advice = "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and their rights"
         return UserError(f"{address}: S3 refuses the credentials ({code}): {advice}")
     if code == "NoSuchBucket":
-        return UserError(f"{address}: the bucket does not exist: create it, or set store= to another")
+        return UserError(f"{address}: the bucket does not exist: create it, or set storage_path= to another")
     return UnavailableError(f"{address}: S3 failed ({' '.join(text.split())}): run again when it works")
 
 

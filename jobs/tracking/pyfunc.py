@@ -61,7 +61,7 @@ def package_model(checkpoint: Path, folder: Path, example: Tensor, model_id: str
 
     Args:
         checkpoint: its folder.
-        folder: of the model: MLmodel, the code, the checkpoint without its optimiser state, an example.
+        folder: of the model: MLmodel, the code, the checkpoint without its optimizer state, an example.
         example: (n, C, H, W) uint8 images, kept with the model to try it on.
         model_id: of the LoggedModel that it will be.
         run_id: that trained it.

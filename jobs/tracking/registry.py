@@ -104,7 +104,7 @@ def register(
     *,
     tags: Mapping[str, str],
     scores: Mapping[str, float],
-    select_by: str,
+    champion_metric: str,
     description: str = "",
 ) -> Registered:
     """Make a LoggedModel a version with its scores; the best one is the champion, the next best the challenger.
@@ -118,7 +118,7 @@ def register(
         model_id: of the LoggedModel.
         tags: `weights_sha256`, and what must be equal for scores to be comparable (`COMPARABLE`).
         scores: by name, to be tags of the version.
-        select_by: which of them decides.
+        champion_metric: which of them decides.
         description: of the version, in Markdown.
 
     Raises:
@@ -134,7 +134,7 @@ def register(
             client.set_model_version_tag(name, version, key, value)
         if description:
             client.update_model_version(name, version, description)
-        alias, note = _place(client, name, version, all_tags, select_by)
+        alias, note = _place(client, name, version, all_tags, champion_metric)
     return Registered(f"models:/{name}/{version}", alias, note)
 
 
@@ -151,7 +151,7 @@ def _version(client: MlflowClient, run_id: str, name: str, model_id: str) -> str
 
 
 def _place(
-    client: MlflowClient, name: str, version: str, tags: Mapping[str, str], select_by: str
+    client: MlflowClient, name: str, version: str, tags: Mapping[str, str], champion_metric: str
 ) -> tuple[Alias | None, str]:
     """Set the aliases by the scores of all versions that can be compared; what this version is then, and why.
 
@@ -162,36 +162,38 @@ def _place(
     for key in COMPARABLE:
         if champion.get(key) != tags.get(key):
             return None, f"the champion has another {key}; set evaluate.model_name to register under another name"
-    if select_by not in tags:
-        return None, f"it has no {select_by} on these data"
+    if champion_metric not in tags:
+        return None, f"it has no {champion_metric} on these data"
     found = {str(found.version): found.tags for found in client.search_model_versions(f"name = '{name}'")}
-    first, *others = ranked(found, tags, select_by)
+    first, *others = ranked(found, tags, champion_metric)
     if others:
         client.set_registered_model_alias(name, CHALLENGER, others[0])
     elif CHALLENGER in aliases:
         client.delete_registered_model_alias(name, CHALLENGER)
     client.set_registered_model_alias(name, CHAMPION, first)
-    mine, best = (format_number(float(one[select_by])) for one in (tags, found[first]))
+    mine, best = (format_number(float(one[champion_metric])) for one in (tags, found[first]))
     if version == first:
         against = (
-            f"the next has {format_number(float(found[others[0]][select_by]))}" if others else "the first of its kind"
+            f"the next has {format_number(float(found[others[0]][champion_metric]))}"
+            if others
+            else "the first of its kind"
         )
-        return CHAMPION, f"{select_by} {mine}, {against}"
-    note = f"{select_by} {mine}, the champion has {best}"
+        return CHAMPION, f"{champion_metric} {mine}, {against}"
+    note = f"{champion_metric} {mine}, the champion has {best}"
     return (CHALLENGER if version == others[0] else None), note
 
 
-def ranked(versions: Mapping[str, Mapping[str, str]], tags: Mapping[str, str], select_by: str) -> list[str]:
+def ranked(versions: Mapping[str, Mapping[str, str]], tags: Mapping[str, str], champion_metric: str) -> list[str]:
     """The versions that can be compared with one of these tags, the highest score first, the older of equals first.
 
     Args:
         versions: tags by version number.
         tags: what `COMPARABLE` must be.
-        select_by: the tag with the score.
+        champion_metric: the tag with the score.
     """
     alike = [
         number
         for number, held in versions.items()
-        if select_by in held and all(held.get(key) == tags.get(key) for key in COMPARABLE)
+        if champion_metric in held and all(held.get(key) == tags.get(key) for key in COMPARABLE)
     ]
-    return sorted(alike, key=lambda number: (-float(versions[number][select_by]), int(number)))
+    return sorted(alike, key=lambda number: (-float(versions[number][champion_metric]), int(number)))

@@ -95,7 +95,7 @@ def train_model(job: TrainJob, worker: Worker, post: Callable[[Event], None]) ->
     """
     if worker.rank:
         post = _say_nothing
-    with memory_errors(job.train), deterministic(job.train.exact), ExitStack() as stack:
+    with memory_errors(job.train), deterministic(job.train.deterministic), ExitStack() as stack:
         training = prepare(job, worker)
         _check_machine(training, post)
         for step in training.restored.passed_over:
@@ -164,18 +164,18 @@ def _check_machine(training: Training, post: Callable[[Event], None]) -> None:
         UserError: this worker has others.
     """
     began = training.restored.machine
-    if not training.job.train.exact or began is None:
+    if not training.job.train.deterministic or began is None:
         return
     here = machine(training.worker.device)
     if began["device"] != here["device"]:
         raise UserError(
-            f"train.exact=true: this training began on {began['device']} and would go on on {here['device']}, which "
+            f"train.deterministic=true: this training began on {began['device']} and would go on on {here['device']}, which "
             f"enters the result: set train.device={began['device']}, with a GPU or a share of one for each worker "
             "(train.gpus_per_worker) if that is cuda"
         )
     if began["threads"] != here["threads"]:
         raise UserError(
-            f"train.exact=true: this training began with {began['threads']} threads per worker, which enter the "
+            f"train.deterministic=true: this training began with {began['threads']} threads per worker, which enter the "
             f"result, and would go on with {here['threads']}: set train.threads_per_worker={began['threads']}"
         )
     if began != here:

@@ -27,8 +27,8 @@ class MetricAccumulator:
     def __init__(self, training: Training, health: TrainingMonitor, post: Callable[[Event], None]) -> None:
         worker, restored = training.worker, training.restored
         self._worker, self._health, self._post = worker, health, post
-        self._exact = training.job.train.exact
-        self._share = 1.0 if self._exact else len(training.loader.slices) / training.job.train.num_slices
+        self._exact = training.job.train.deterministic
+        self._share = 1.0 if self._exact else len(training.loader.slices) / training.job.train.num_microbatches
         self.history = list(restored.history)
         # Rows that are means over all workers already: as one worker's share they count once.
         counted = self._exact or worker.rank == 0

@@ -47,11 +47,11 @@ class TrainingMonitor:
         """
         for wrong in bad:
             self._bad_in_a_row = self._bad_in_a_row + 1 if wrong else 0
-            if self._bad_in_a_row >= self._train.max_bad_steps:
+            if self._bad_in_a_row >= self._train.max_nonfinite_steps:
                 raise TrainingError(
-                    f"up to step {step}, {self._bad_in_a_row} steps in a row (train.max_bad_steps) had a loss or "
+                    f"up to step {step}, {self._bad_in_a_row} steps in a row (train.max_nonfinite_steps) had a loss or "
                     "gradient that is not finite; the weights are as before: use a smaller train.learning_rate or "
-                    "train.grad_clip, or train.precision=fp32"
+                    "train.max_grad_norm, or train.precision=fp32"
                 )
 
     def check_collapse(self, step: int, rates: Sequence[float]) -> None:
@@ -82,7 +82,7 @@ def memory_errors(train: TrainConfig) -> Iterator[None]:
         if not known and not any(text in str(error) for text in _NO_MEMORY):
             raise
         raise TrainingError(
-            f"out of memory with train.batch_size={train.batch_size} in {train.accumulate} passes of each worker: "
-            f"use train.accumulate={2 * train.accumulate}, a smaller train.batch_size or a smaller model; "
+            f"out of memory with train.batch_size={train.batch_size} in {train.gradient_accumulation_steps} passes of each worker: "
+            f"use train.gradient_accumulation_steps={2 * train.gradient_accumulation_steps}, a smaller train.batch_size or a smaller model; "
             "the last checkpoint is kept"
         ) from error

@@ -46,12 +46,12 @@ def subtrees(node: Node, slices: range) -> list[Node]:
 
 
 def sum_over_slices(
-    num_slices: int, rank: int, world_size: int, of_slice: Callable[[int], list[Tensor]]
+    num_microbatches: int, rank: int, world_size: int, of_slice: Callable[[int], list[Tensor]]
 ) -> list[Tensor]:
     """Sum of what `of_slice` returns over all slices of the global batch, bit for bit the same on every worker.
 
     Args:
-        num_slices: V, of the global batch.
+        num_microbatches: V, of the global batch.
         rank, world_size: this worker among the W <= V workers of the process group.
         of_slice: the terms of one slice: float32 tensors, always of the same shapes; they may be changed.
             Called for the slices of this worker, in their order.
@@ -59,14 +59,14 @@ def sum_over_slices(
     Returns:
         float32 tensors of those shapes.
     """
-    root = (0, num_slices)
+    root = (0, num_microbatches)
 
     def leaf(node: Node) -> list[Tensor] | None:
         return of_slice(node[0]) if node[1] - node[0] == 1 else None
 
     if world_size == 1:
         return add_up(root, leaf)
-    nodes = [subtrees(root, worker_slices(num_slices, other, world_size)) for other in range(world_size)]
+    nodes = [subtrees(root, worker_slices(num_microbatches, other, world_size)) for other in range(world_size)]
     sums = [add_up(node, leaf) for node in nodes[rank]]
     return _exchange(root, sums, rank, nodes)
 

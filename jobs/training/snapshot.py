@@ -72,7 +72,7 @@ def take_snapshot(
         "settings": dict(job.settings),
         "data_fingerprint": training.loader.data.manifest.fingerprint,
         "ema_updates": 0 if ema is None else int(ema.n_averaged),
-        "machine": machine(training.worker.device) if job.train.exact else None,
+        "machine": machine(training.worker.device) if job.train.deterministic else None,
         "versions": {name: version(name) for name in ("vlae-pipeline", "torch", "ray")},
     }
     names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]

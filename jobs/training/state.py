@@ -60,15 +60,15 @@ class Training:
     module: nn.Module  # the model as it is called: compiled and distributed where asked for
     optimizer: torch.optim.Optimizer
     ema: AveragedModel | None  # of the weights, if asked for
-    running: list[Tensor]  # changed without a gradient: statistics of batch normalisation, an optimal scale
-    counters: list[Tensor]  # integers of the model's state: batches that batch normalisation has seen
+    running: list[Tensor]  # changed without a gradient: statistics of batch normalization, an optimal scale
+    counters: list[Tensor]  # integers of the model's state: batches that batch normalization has seen
     bad: Tensor  # float32 scalar on the device: 1 if the last step's loss or gradient was not finite
     restored: Restored  # where it was taken up
     step: int  # updates made
 
 
 def prepare(job: TrainJob, worker: Worker) -> Training:
-    """Data, model and optimiser, as the newest whole checkpoint left them.
+    """Data, model and optimizer, as the newest whole checkpoint left them.
 
     Raises:
         UserError: the data is missing or damaged, or the checkpoint is of other settings.
@@ -76,12 +76,12 @@ def prepare(job: TrainJob, worker: Worker) -> Training:
     config, data = job.train, ShardedDataset(job.data, "train")
     resident = keeps_resident(config, data, worker.device)
     if resident is None:
-        data.check_capacity(config.shuffle_window, config.batch_size)
-    order = Order(data.shard_sizes, batch_size=config.batch_size, seed=job.seed, window=config.shuffle_window)
+        data.check_capacity(config.shuffle_block_shards, config.batch_size)
+    order = Order(data.shard_sizes, batch_size=config.batch_size, seed=job.seed, window=config.shuffle_block_shards)
     loader = BatchLoader(
         data,
         order,
-        num_slices=config.num_slices,
+        num_microbatches=config.num_microbatches,
         rank=worker.rank,
         world_size=worker.world_size,
         device=worker.device,
@@ -90,14 +90,14 @@ def prepare(job: TrainJob, worker: Worker) -> Training:
     model = build_model(job.model, data.image_shape, job.seed)
     model = model.to(worker.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, betas=(0.9, config.beta2), weight_decay=config.weight_decay, fused=True)
+    optimizer = torch.optim.AdamW(trained, betas=(0.9, config.adam_beta2), weight_decay=config.weight_decay, fused=True)
     bad = torch.zeros((), device=worker.device)
-    # The fused optimiser leaves weights and moments as they are where this is 1, and nobody has to wait for the device.
+    # The fused optimizer leaves weights and moments as they are where this is 1, and nobody has to wait for the device.
     optimizer.found_inf = bad  # type: ignore[attr-defined]
     ema = average_weights(model, config.ema_decay, bad)
     restored = _take_up(job, worker, model, optimizer, ema)
     module: nn.Module = torch.compile(model) if config.compile else model  # type: ignore[assignment]
-    if not config.exact:  # which adds gradients up itself
+    if not config.deterministic:  # which adds gradients up itself
         module = worker.wrap(module)
     untrained = [tensor for tensor in model.state_dict(keep_vars=True).values() if not tensor.requires_grad]
     running = [tensor for tensor in untrained if tensor.is_floating_point()]
@@ -107,10 +107,10 @@ def prepare(job: TrainJob, worker: Worker) -> Training:
 
 def keeps_resident(config: TrainConfig, data: ShardedDataset, device: torch.device) -> torch.device | None:
     """Where all training images are kept, if they are."""
-    if config.resident == "auto" and device.type == "cuda":
+    if config.preload == "auto" and device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return device if data.num_bytes <= free / 4 else None
-    return {"ram": torch.device("cpu"), "device": device}.get(config.resident)
+    return {"ram": torch.device("cpu"), "device": device}.get(config.preload)
 
 
 def _take_up(

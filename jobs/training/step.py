@@ -44,16 +44,16 @@ def train_step(training: Training, images: Tensor) -> Tensor:
                 model.set_gates(state.reads, state.writes)
     running = training.running
     before = [tensor.detach().clone() for tensor in running]
-    gradients = _exact_gradients if job.train.exact else _plain_gradients
+    gradients = _exact_gradients if job.train.deterministic else _plain_gradients
     values = gradients(training, images, state.kl_weights, before)
-    norm = nn.utils.clip_grad_norm_(training.model.parameters(), job.train.grad_clip)
+    norm = nn.utils.clip_grad_norm_(training.model.parameters(), job.train.max_grad_norm)
     training.bad.copy_(~torch.isfinite(norm))
     training.optimizer.step()
     for tensor, old in zip(running, before, strict=True):
         tensor.data.copy_(torch.where(training.bad > 0, old, tensor.data))
     if training.ema is not None:
         training.ema.update_parameters(training.model)
-    share = 1.0 if job.train.exact else len(training.loader.slices) / job.train.num_slices
+    share = 1.0 if job.train.deterministic else len(training.loader.slices) / job.train.num_microbatches
     shared = torch.stack([norm.detach(), training.bad]) * share
     return torch.cat([values[:NORM], shared.to(worker.device), values[NORM:]])
 
@@ -62,7 +62,7 @@ def _plain_gradients(training: Training, images: Tensor, kl_weights: Sequence[fl
     """Gradients of this worker's share, averaged over the workers by what wraps the module."""
     worker, loader, config = training.worker, training.loader, training.job.train
     count = len(loader.slices)
-    passes = min(config.accumulate, count)
+    passes = min(config.gradient_accumulation_steps, count)
     training.optimizer.zero_grad()
     total: Tensor | float = 0.0
     for number in range(passes):
@@ -71,11 +71,11 @@ def _plain_gradients(training: Training, images: Tensor, kl_weights: Sequence[fl
         with training.module.no_sync() if alone else nullcontext():  # type: ignore[operator]
             rows = images[part.start * loader.slice_size : part.stop * loader.slice_size]
             loss, values = _evaluate(training, rows, loader.slices[part.start : part.stop], kl_weights)
-            share = len(part) / config.num_slices
+            share = len(part) / config.num_microbatches
             _backward(loss, share * worker.world_size)
         total = total + share * values
     if worker.world_size > 1 and training.running:
-        _average_running(training, count / config.num_slices)
+        _average_running(training, count / config.num_microbatches)
     return torch.as_tensor(total)
 
 
@@ -100,10 +100,10 @@ def _exact_gradients(
         training.optimizer.zero_grad()  # gradients are ours now
         return [*gradients, *(tensor.detach().clone() for tensor in training.running), values]
 
-    sums = sum_over_slices(training.job.train.num_slices, worker.rank, worker.world_size, of_slice)
-    means = [tensor.mul_(1 / training.job.train.num_slices) for tensor in sums]
+    sums = sum_over_slices(training.job.train.num_microbatches, worker.rank, worker.world_size, of_slice)
+    means = [tensor.mul_(1 / training.job.train.num_microbatches) for tensor in sums]
     for parameter, mean in zip(reached, means, strict=False):
-        # A fused optimiser walks weights and gradients in memory order: they must be laid out alike.
+        # A fused optimizer walks weights and gradients in memory order: they must be laid out alike.
         parameter.grad = torch.empty_like(parameter).copy_(mean)
     for tensor, mean in zip(training.running, means[len(reached) : -1], strict=True):
         tensor.data.copy_(mean)

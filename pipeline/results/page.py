@@ -16,14 +16,14 @@ FIGURES = tuple((model, "blocks") for model in ("vlae", "grown", "hvae"))
 
 # Title, scores as patterns, what the numbers mean.
 _TABLES = (
-    ("Likelihood and rates", ("elbo", "iw_bound", "bits_per_dim", r"kl/rung_\d+", r"active_units/rung_\d+"),
+    ("Likelihood and rates", ("elbo", "iwae_bound", "bits_per_dim", r"kl/rung_\d+", r"active_units/rung_\d+"),
      "Nats per image of the test split; the bound with 64 importance samples."),
     ("Where factors sit", (r"centroid/.+",),
      "Level centroid: 0 is the bottom rung, 1 the top one."),
-    ("Hierarchy", ("rung_compactness", "rung_modularity", "centroid_complexity", "upper_unique_share"),
+    ("Hierarchy", ("rung_compactness", "rung_modularity", "centroid_complexity_spearman", "upper_rung_gain"),
      "Of 1; the last is the share of what all rungs tell that is lost when only the bottom rung is kept."),
-    ("Colour and class", (r"colour_share/rung_\d+", r"class_flip_rate/rung_\d+", "classifier_accuracy"),
-     "Share of a rung's total effect on the image that is mean colour, or mean grey of grey images; how often its new "
+    ("Color and class", (r"mean_color_share/rung_\d+", r"class_flip_rate/rung_\d+", "classifier_accuracy"),
+     "Share of a rung's total effect on the image that is mean color, or mean gray of gray images; how often its new "
      "noise flips the class, as a classifier of that accuracy sees it. Other machines train other classifiers."),
     ("Gibbs chains on the bottom rung", (r"gibbs_distance/.+",),
      "Frechet distance to test images."),

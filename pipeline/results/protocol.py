@@ -12,14 +12,14 @@ Models = dict[str, dict[int, TrackedRun]]  # model -> seed -> run
 
 LADDERS = ("vlae", "grown", "provlae", "axes")
 STACK = "hvae"
-# Always without colour: of them, the claim of mean colour says nothing.
+# Always without color: of them, the claim of mean color says nothing.
 _GREY = ("mnist", "fashion_mnist", "sprites", "dsprites", "smallnorb")
 
 # By dataset: what others found where the work is the same or nearly, and what differs.
 _PUBLISHED = {
     "digits": (
         "The paper shows pictures of SVHN, photographs of house numbers. Measured on its own published pictures, the "
-        "share of each rung's effect that is mean colour is 85 / 10 / 8 / 9 %, bottom first, for the ladder of four "
+        "share of each rung's effect that is mean color is 85 / 10 / 8 / 9 %, bottom first, for the ladder of four "
         "rungs; in the HVAE of three layers one layer alone has 94.7 % of the variance. What differs: photographs, one "
         "training, hours on a GPU, and variances between the tiles of one picture."
     ),
@@ -64,7 +64,7 @@ def claims(data: str, models: Models) -> list[str]:
     for ladder in LADDERS:
         if runs := models.get(ladder):
             lines += [*_order(ladder, runs), *_unique(ladder, runs, models.get(STACK, {}))]
-            lines += [] if data in _GREY else _colour(ladder, runs)
+            lines += [] if data in _GREY else _color(ladder, runs)
     if data == "sprites":
         lines += _mig(models)
     return [*lines, ""] if lines else []
@@ -79,7 +79,7 @@ def _order(name: str, ladder: Mapping[int, TrackedRun]) -> list[str]:
 
 
 def _unique(name: str, ladder: Mapping[int, TrackedRun], stack: Mapping[int, TrackedRun]) -> list[str]:
-    found = [list(values(runs, "upper_unique_share").values()) for runs in (stack, ladder)]
+    found = [list(values(runs, "upper_rung_gain").values()) for runs in (stack, ladder)]
     if not all(found):
         return []
     low, high = map(interval, found)
@@ -88,13 +88,13 @@ def _unique(name: str, ladder: Mapping[int, TrackedRun], stack: Mapping[int, Tra
     return [_claim(text, holds, f"{_percent(low)} and {_percent(high)}")]
 
 
-def _colour(name: str, ladder: Mapping[int, TrackedRun]) -> list[str]:
-    names = score_names({name: dict(ladder)}, (r"colour_share/rung_\d+",))
+def _color(name: str, ladder: Mapping[int, TrackedRun]) -> list[str]:
+    names = score_names({name: dict(ladder)}, (r"mean_color_share/rung_\d+",))
     shares = [interval(list(values(ladder, one).values())) for one in names]
     if len(shares) < 2:
         return []
     holds = shares[0].mean >= 0.9 and shares[-1].mean <= 0.1
-    text = f"mean colour is 90 % or more of what {name}'s bottom rung changes, 10 % or less of what its top rung does"
+    text = f"mean color is 90 % or more of what {name}'s bottom rung changes, 10 % or less of what its top rung does"
     return [_claim(text, holds, " / ".join(map(_percent, shares)))]
 
 

@@ -11,7 +11,7 @@ from jobs.tracking.query import TrackedRun
 
 _PARAMS = ("data", "seed", "train.steps")
 _OWN = ("preset", *_PARAMS, "run_id", "data_fingerprint", "command", "search")
-_PLACES = ("workspace=", "store=", "tracking.uri=", "ray.address=")
+_PLACES = ("workspace=", "storage_path=", "tracking.uri=", "ray.address=")
 
 
 class ExperimentKey(NamedTuple):

@@ -45,23 +45,26 @@ def command_line(config: Config) -> str:
 
 def search_command(config: Config) -> str:
     """The command that repeats a search, and trains and evaluates its best."""
-    fixed = {key: value for key, value in changed_settings(config).items() if key not in config.tune.space}
+    fixed = {key: value for key, value in changed_settings(config).items() if key not in config.tune.param_space}
     return _command(f"stage={','.join(STAGES)}", fixed | _search(config) | _surroundings(config))
 
 
 def _search(config: Config) -> dict[str, str]:
     """The settings of the search that are not the default."""
-    plain, found = TuneConfig(), {f"{SPACE}{key}": text for key, text in config.tune.space.items()}
+    plain, found = TuneConfig(), {f"{SPACE}{key}": text for key, text in config.tune.param_space.items()}
     for key in TuneConfig.model_fields:
-        if key != "space" and getattr(config.tune, key) != getattr(plain, key):
+        if key != "param_space" and getattr(config.tune, key) != getattr(plain, key):
             found[f"tune.{key}"] = spell(getattr(config.tune, key))
     return found
 
 
 def search_params(config: Config) -> dict[str, str]:
     """What searches are compared by."""
-    searched = {f"{SPACE}{key}": text for key, text in config.tune.space.items()}
-    return {**{f"tune.{key}": value for key, value in identity(config.tune).items() if key != "space"}, **searched}
+    searched = {f"{SPACE}{key}": text for key, text in config.tune.param_space.items()}
+    return {
+        **{f"tune.{key}": value for key, value in identity(config.tune).items() if key != "param_space"},
+        **searched,
+    }
 
 
 def evaluation_command(config: Config, model_uri: str) -> str:
@@ -73,7 +76,7 @@ def evaluation_command(config: Config, model_uri: str) -> str:
 def _surroundings(config: Config) -> dict[str, str]:
     """How a model is evaluated, and where everything is kept, where that is not the default."""
     plain, found = Config(), {}
-    for name in ("workspace", "store"):
+    for name in ("workspace", "storage_path"):
         if getattr(config, name) != getattr(plain, name):
             found[name] = spell(getattr(config, name))
     for name in ("evaluate", "tracking"):

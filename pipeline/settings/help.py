@@ -18,8 +18,8 @@ after a kill it goes on.
 
     python -m pipeline.run
     python -m pipeline.run stage=shard,train,evaluate data=fashion_mnist model=hvae train.steps=3000
-    python -m pipeline.run stage=shard,tune,train,evaluate tune.space.model.latent_dims=18/9,9/6,6,6
-    python -m pipeline.run data=images data.folder=~/pictures model.latent_dims=4,4,10
+    python -m pipeline.run stage=shard,tune,train,evaluate tune.param_space.model.latent_dims=18/9,9/6,6,6
+    python -m pipeline.run data=images data.root=~/pictures model.latent_dims=4,4,10
 
 exit code: 0 well, 1 failed, 2 a wrong word, 130 interrupted
 """

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from pipeline.settings.schema import GROUPS, Config, defining, run_settings, section_of
 
-SPACE = "tune.space."  # what the keys of a search space begin with
+SPACE = "tune.param_space."  # what the keys of a search space begin with
 PRESETS = Path(__file__).with_name("presets")
 _CREDENTIALS = re.compile(r"//\S*@")
 _HELP = "--help lists every key"
@@ -70,14 +70,14 @@ def _resumed(updates: dict[str, Any], preset: str | None) -> Config:
     recorded = apply(Config(), settings)
     tracking = record.get("tracking", {})
     places = {f"tracking.{key}": tracking[key] for key in ("uri", "experiment") if key in tracking}
-    places["store"] = record.get("store", "")
+    places["storage_path"] = record.get("storage_path", "")
     config = apply(recorded, {**places, **(read_preset(preset) if preset else {}), **updates})
     before, now = run_settings(recorded), run_settings(config)
     changed = [f"{key} {before.get(key, '(none)')} -> {now[key]}" for key in now if now[key] != before.get(key)]
     if changed:
         raise SettingsError(
             f"resume={name} would change what it makes ({', '.join(changed)}): leave these words out, or start a new "
-            f"run from its newest checkpoint with parent={name}"
+            f"run from its newest checkpoint with init_from={name}"
         )
     return config
 
@@ -144,7 +144,7 @@ def apply(config: Config, updates: Mapping[str, Any]) -> Config:
         _check_key(key, chosen_members)
         section, _, name = key.partition(".")
         if key.startswith(SPACE):
-            tree["tune"]["space"][key.removeprefix(SPACE)] = value
+            tree["tune"]["param_space"][key.removeprefix(SPACE)] = value
         elif name:
             tree[section][name] = value
         elif key not in GROUPS:

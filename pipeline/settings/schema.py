@@ -72,7 +72,7 @@ class Config(SettingsModel):
     workspace: Annotated[AbsolutePath, AfterValidator(_plain_for_sqlite)] = Field(
         "workspace", validate_default=True, description="folder for shards, runs, MLflow's database and artifacts"
     )
-    store: Annotated[str, AfterValidator(_store_address)] = Field(
+    storage_path: Annotated[str, AfterValidator(_store_address)] = Field(
         "", description="folder or s3://BUCKET/PREFIX for the shards; empty: the workspace"
     )
     seed: int = Field(0, ge=0, lt=2**63, description="of the weights, the order and the noise")
@@ -83,7 +83,7 @@ class Config(SettingsModel):
     resume: Annotated[str, AfterValidator(_run_name)] = Field(
         "", description="run to go on with, by the name of its folder in runs/; its settings are taken from its record"
     )
-    parent: Annotated[str, AfterValidator(_run_name)] = Field(
+    init_from: Annotated[str, AfterValidator(_run_name)] = Field(
         "", description="run whose newest checkpoint a new run of other settings begins with, by its folder in runs/"
     )
     force: Stages = Field((), description="stages to run again although they are done")
@@ -116,12 +116,12 @@ class Config(SettingsModel):
     def _searches_have_a_space(self) -> "Config":
         if "tune" not in self.stage:
             return self
-        if not self.tune.space:
+        if not self.tune.param_space:
             raise ValueError(
-                "stage=tune needs a space to search, such as tune.space.model.latent_dims=18/9,9/6,6,6, or "
+                "stage=tune needs a space to search, such as tune.param_space.model.latent_dims=18/9,9/6,6,6, or "
                 "preset=digits-search, which has one"
             )
-        for key in ("resume", "parent"):
+        for key in ("resume", "init_from"):
             if getattr(self, key):
                 raise ValueError(f"{key}= is of one training, and stage=tune makes many: leave one of them out")
         return self
@@ -144,9 +144,9 @@ class Config(SettingsModel):
                 )
         self._progress_fits()
         share = self.train.smallest_pass
-        heads = getattr(self.model, "norm_heads", False)
+        heads = getattr(self.model, "batch_norm_heads", False)
         if (heads or self.model.norm == "batch") and share < 2:
-            key = "model.norm_heads=true" if heads else "model.norm=batch"
+            key = "model.batch_norm_heads=true" if heads else "model.norm=batch"
             raise ValueError(f"{key} needs 2 images or more in each pass, and this run has {share}")
         return self
 
@@ -207,7 +207,7 @@ def defining(section: type[BaseModel]) -> list[str]:
 
 def run_settings(config: Config) -> dict[str, str]:
     """The settings that define a training run; as `key=value` words they are a command that repeats it."""
-    settings = {"seed": spell(config.seed), **({"parent": config.parent} if config.parent else {})}
+    settings = {"seed": spell(config.seed), **({"init_from": config.init_from} if config.init_from else {})}
     for name in ("data", "model", "objective", "progressive", "train"):
         section = getattr(config, name)
         if name in GROUPS:

@@ -32,12 +32,12 @@ def check_evaluation(session: Session) -> None:
         UserError: it has not.
     """
     config, factors = session.config.evaluate, session.dataset.factors
-    label_name(config.label, [factor.name for factor in factors])
+    label_name(config.label_factor, [factor.name for factor in factors])
     varying = sum(len(factor.values) > 1 for factor in factors)
-    if not session.config.model_uri and varying < _FACTORS_NEEDED[config.select_by]:
+    if not session.config.model_uri and varying < _FACTORS_NEEDED[config.champion_metric]:
         raise UserError(
-            f"evaluate.select_by={config.select_by} needs {_FACTORS_NEEDED[config.select_by]} factors that vary, and "
-            f"this dataset has {varying}: use evaluate.select_by=elbo"
+            f"evaluate.champion_metric={config.champion_metric} needs {_FACTORS_NEEDED[config.champion_metric]} factors that vary, and "
+            f"this dataset has {varying}: use evaluate.champion_metric=elbo"
         )
 
 
@@ -117,7 +117,7 @@ def _register(session: Session, checkpoint: Path, trained: Mapping[str, Any], ev
             "evaluate.seed": str(config.evaluate.seed),
         },
         scores={name: evaluation.scores[name] for name, *_ in HEADLINE_METRICS if name in evaluation.scores},
-        select_by=config.evaluate.select_by,
+        champion_metric=config.evaluate.champion_metric,
         description=text,
     )
     tracker.end_run(origin.run_id, "FINISHED")

@@ -64,20 +64,20 @@ def _begin_with_parent(session: Session) -> None:
         UserError: it cannot be taken over.
     """
     config, run = session.config, session.run
-    if not config.parent or Checkpoints(run.checkpoint_place).steps():
+    if not config.init_from or Checkpoints(run.checkpoint_place).steps():
         return
-    parent = session.workspace.other_run(config.parent)
+    parent = session.workspace.other_run(config.init_from)
     if parent.read("run") is None:
-        raise UserError(f"parent={config.parent} is no run of {parent.folder.parent}: it has the names of all")
+        raise UserError(f"init_from={config.init_from} is no run of {parent.folder.parent}: it has the names of all")
     step = warm_start(
         Checkpoints(parent.checkpoint_place),
         Checkpoints(run.checkpoint_place),
-        config.parent,
+        config.init_from,
         run_settings(config),
         session.dataset.fingerprint,
         config.train.steps,
     )
-    session.report.line(f"{'':<9}a new run, from step {step} of {config.parent}")
+    session.report.line(f"{'':<9}a new run, from step {step} of {config.init_from}")
 
 
 def _origin(session: Session) -> RunProvenance:

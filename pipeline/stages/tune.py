@@ -64,11 +64,11 @@ def _check(session: Session) -> None:
             "stage=tune judges trials on validation images, and there are none: set data.validation_fraction"
         )
     varying = sum(len(factor.values) > 1 for factor in dataset.factors)
-    needed = max({"elbo": 0, "colour_gap": 0, "mig_sup": 2}.get(name, 1) for name in objectives)
+    needed = max({"elbo": 0, "mean_color_gap": 0, "mig_sup": 2}.get(name, 1) for name in objectives)
     if varying < needed:
         raise UserError(
             f"tune.objectives={','.join(objectives)} needs {needed} factors that vary, and this dataset has {varying}: "
-            "use tune.objectives=elbo or colour_gap"
+            "use tune.objectives=elbo or mean_color_gap"
         )
 
 

@@ -88,7 +88,7 @@ def _drawn(session: Session, trial: Trial, objectives: Sequence[str]) -> Drawn |
 
 def _table(config: Config, ranked: Sequence[Trial]) -> str:
     """The trials as CSV, best first, each with the command that reproduces it."""
-    keys, objectives = list(config.tune.space), config.tune.objectives
+    keys, objectives = list(config.tune.param_space), config.tune.objectives
     front = {trial.number for trial in pareto_front(ranked, objectives)}
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
@@ -105,7 +105,7 @@ def _table(config: Config, ranked: Sequence[Trial]) -> str:
 def _description(search: Search, ranked: Sequence[Trial], run_id: str) -> str:
     """Markdown for the search's page in MLflow."""
     config = search.config
-    keys, objectives = list(config.tune.space), config.tune.objectives
+    keys, objectives = list(config.tune.param_space), config.tune.objectives
     front = {trial.number for trial in pareto_front(ranked, objectives)} if len(objectives) > 1 else set()
     rows = []
     for trial in ranked[:100]:

@@ -17,7 +17,7 @@ from vlae.config import ObjectiveConfig, ProgressiveConfig, VlaeConfig
 TRAIN = {
     "steps": 12,
     "batch_size": 16,
-    "num_slices": 4,
+    "num_microbatches": 4,
     "learning_rate": 3e-3,
     "lr_warmup_steps": 2,
     "checkpoint_every": 3,
@@ -28,7 +28,7 @@ TRAIN = {
 
 def small_job(dataset: Path, place: str | Path, **train: object) -> TrainJob:
     return TrainJob(
-        model=VlaeConfig(latent_dims=(2, 3), width=4, hidden=16),
+        model=VlaeConfig(latent_dims=(2, 3), width=4, hidden_dims=16),
         objective=ObjectiveConfig(warmup_steps=5),
         progressive=ProgressiveConfig(),
         train=TrainConfig(**{**TRAIN, **train}),

@@ -14,7 +14,7 @@ CONFIGS: dict[str, Callable[..., VlaeConfig | HvaeConfig | LvaeConfig | VaeConfi
     "hvae": HvaeConfig,
     "lvae": LvaeConfig,
     "vae": VaeConfig,
-    "axes": partial(VlaeConfig, prior_power=4),
+    "axes": partial(VlaeConfig, prior_shape=4),
 }
 STACKS = ["hvae", "lvae", "vae"]
 
@@ -23,7 +23,7 @@ def small(
     name: str, dims: tuple[int, ...] = (2, 3, 4), shape: tuple[int, int, int] = (3, 32, 32), **settings: object
 ) -> HierarchicalModel:
     dims = dims[:1] if name == "vae" else dims
-    return build_model(CONFIGS[name](**{"latent_dims": dims, "width": 4, "hidden": 16} | settings), shape, seed=1)
+    return build_model(CONFIGS[name](**{"latent_dims": dims, "width": 4, "hidden_dims": 16} | settings), shape, seed=1)
 
 
 def batch(model: HierarchicalModel, count: int = 3) -> tuple[torch.Tensor, list[torch.Tensor]]:

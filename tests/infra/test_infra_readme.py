@@ -38,8 +38,8 @@ def test_its_commands_have_known_words(module: str, words: list[str]) -> None:
     config = read_config(words)
     assert str(config.workspace) == "/workspace"
     assert config.tracking.uri
-    if config.store:
-        assert config.data.cache_folder
+    if config.storage_path:
+        assert config.data.cache_dir
 
 
 def test_all_three_ways_have_a_command() -> None:

@@ -34,10 +34,10 @@ def data(digit_dataset: Path) -> ShardedDataset:
 
 def untrained(likelihood: str = "logistic", name: str = "vlae") -> HierarchicalModel:
     config = {"vlae": VlaeConfig, "hvae": HvaeConfig, "lvae": LvaeConfig}[name]
-    return build_model(config(latent_dims=(2, 3), width=4, hidden=8, likelihood=likelihood), (3, 16, 16)).eval()
+    return build_model(config(latent_dims=(2, 3), width=4, hidden_dims=8, likelihood=likelihood), (3, 16, 16)).eval()
 
 
-QUICK = {"classifier_steps": 20, "iw_samples": 2, "gibbs_steps": (1, 2)}
+QUICK = {"classifier_steps": 20, "iwae_samples": 2, "gibbs_steps": (1, 2)}
 
 
 def evaluate(model: HierarchicalModel, data: ShardedDataset, **settings: object) -> Evaluation:
@@ -47,7 +47,7 @@ def evaluate(model: HierarchicalModel, data: ShardedDataset, **settings: object)
 @pytest.fixture(scope="module")
 def whole(data: ShardedDataset) -> Evaluation:
     """Of a ladder, on a few images; what one test of it has seen, another need not make again."""
-    return evaluate(untrained(), data, num_images=60, iw_samples=50)
+    return evaluate(untrained(), data, num_images=60, iwae_samples=50)
 
 
 def documented_names() -> set[str]:
@@ -93,7 +93,7 @@ def test_bernoulli_has_no_bits_of_8_bit_data(data: ShardedDataset) -> None:
 
 
 def test_under_a_flat_prior_a_latent_is_in_use_when_it_costs_more_than_an_idle_one(data: ShardedDataset) -> None:
-    config = VlaeConfig(latent_dims=(2, 3), width=4, hidden=8, prior_power=8)
+    config = VlaeConfig(latent_dims=(2, 3), width=4, hidden_dims=8, prior_shape=8)
     model = build_model(config, (3, 16, 16)).eval()
     with torch.no_grad():
         model.heads[1].linear.weight.zero_()
@@ -118,7 +118,7 @@ def test_codes_do_not_depend_on_the_batch(data: ShardedDataset, name: str, monke
 
 @pytest.mark.slow
 def test_the_same_seed_gives_the_same_evaluation(data: ShardedDataset, whole: Evaluation) -> None:
-    again, other = (evaluate(untrained(), data, num_images=60, iw_samples=50, seed=seed) for seed in (0, 1))
+    again, other = (evaluate(untrained(), data, num_images=60, iwae_samples=50, seed=seed) for seed in (0, 1))
     first = whole
     assert first.scores == again.scores
     assert first.figures == again.figures
@@ -148,7 +148,7 @@ def test_every_measure_has_its_scores(data: ShardedDataset) -> None:
     scores = evaluate(model, data, num_images=150).scores
     for rung in (0, 1):
         assert 0 <= scores[f"information/rung_{rung}/digit"] <= 1
-        assert -1 <= scores[f"unique/rung_{rung}/hue"] <= 1
+        assert -1 <= scores[f"probe_drop/rung_{rung}/hue"] <= 1
         assert 0 <= scores[f"class_flip_rate/rung_{rung}"] <= 1
     assert scores["complexity/hue"] < scores["complexity/digit"]
     assert scores["gibbs_distance/step_2"] > scores["gibbs_distance/step_0"]
@@ -159,15 +159,17 @@ def test_every_measure_has_its_scores(data: ShardedDataset) -> None:
 
 def test_the_bound_of_many_samples_is_above_that_of_one(data: ShardedDataset, whole: Evaluation) -> None:
     scores = whole.scores
-    assert scores["iw_bound"] > scores["iw_bound_of_one"]
+    assert scores["iwae_bound"] > scores["iw_bound_of_one"]
     assert scores["iw_bound_of_one"] == pytest.approx(scores["elbo"], rel=0.02)
     images = data.images(np.arange(2)).float() / 255
     assert bound_scores(untrained(), images, 0, torch.Generator()) == {}
 
 
 def test_the_label_can_be_chosen_and_must_exist(data: ShardedDataset) -> None:
-    with pytest.raises(UserError, match=r"evaluate.label=colour is no factor of this dataset; its factors: hue, "):
-        evaluate(untrained(), data, num_images=60, label="colour")
+    with pytest.raises(
+        UserError, match=r"evaluate.label_factor=color is no factor of this dataset; its factors: hue, "
+    ):
+        evaluate(untrained(), data, num_images=60, label_factor="color")
     assert [label_name(wanted, ["font", "digit", "class"]) for wanted in ("", "font")] == ["digit", "font"]
     assert label_name("", ["hue"]) is None
 
@@ -202,7 +204,7 @@ def test_a_model_that_is_broken_is_said_to_be(data: ShardedDataset) -> None:
 
 
 def test_every_score_is_documented(whole: Evaluation) -> None:
-    factors = "hue|hue_offset|luminance|contrast|scale|rotation|shear|x|y|neighbours|font|digit"
+    factors = "hue|hue_offset|luminance|contrast|scale|rotation|shear|x|y|neighbors|font|digit"
     general = set()
     for name in [*whole.scores, "udr", "few_labels/1000"]:
         written = re.sub(rf"/({factors})$", "/FACTOR", re.sub(r"rung_\d+", "rung_l", name))

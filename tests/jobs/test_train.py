@@ -33,8 +33,8 @@ from vlae.config import ObjectiveConfig, ProgressiveConfig, VlaeConfig
         ({"num_workers": 2, "gpus_per_worker": 0.5}, Resources(8, 1, 8), (4, 0.5, 4)),
         ({"cpus_per_worker": 3}, Resources(8, 0, 8), (3, 0, 3)),
         ({"num_workers": 4, "cpus_per_worker": 0.5}, Resources(2, 0, 2), (0.5, 0, 1)),
-        ({"cpus_per_worker": 3, "exact": True}, Resources(8, 0, 8), (3, 0, 1)),
-        ({"threads_per_worker": 2, "exact": True}, Resources(8, 0, 8), (8, 0, 2)),
+        ({"cpus_per_worker": 3, "deterministic": True}, Resources(8, 0, 8), (3, 0, 1)),
+        ({"threads_per_worker": 2, "deterministic": True}, Resources(8, 0, 8), (8, 0, 2)),
         ({"device": "cpu"}, Resources(4, 4, 4), (4, 0, 4)),
         ({}, Resources(8, 0, 4), (4, 0, 4)),
         ({"num_workers": 4, "min_workers": 1}, Resources(2, 0, 2), (1, 0, 1)),
@@ -64,7 +64,7 @@ def job(digit_dataset: Path, folder: Path, **settings: int) -> TrainJob:
     config = TrainConfig(
         **{"steps": 20, "batch_size": 16, "checkpoint_every": 10, "log_every": 5, "precision": "fp32", **settings}
     )
-    model = VlaeConfig(latent_dims=(2, 3), width=4, hidden=16)
+    model = VlaeConfig(latent_dims=(2, 3), width=4, hidden_dims=16)
     return TrainJob(
         model, ObjectiveConfig(), ProgressiveConfig(), config, 0, local(digit_dataset), str(folder / "checkpoints")
     )

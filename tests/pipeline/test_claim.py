@@ -12,10 +12,10 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 def claim(seeds: str) -> list[str]:
-    left_to_the_presets = {"model.width", "model.hidden", "model.latent_dims"}
+    left_to_the_presets = {"model.width", "model.hidden_dims", "model.latent_dims"}
     words = [word for word in small(stage="shard,tune,evaluate") if word.partition("=")[0] not in left_to_the_presets]
-    presets = "tune.space.preset=claim-vlae/claim-hvae"
-    return ["preset=claim", *words, presets, f"tune.space.seed={seeds}", "tune.trials=4"]
+    presets = "tune.param_space.preset=claim-vlae/claim-hvae"
+    return ["preset=claim", *words, presets, f"tune.param_space.seed={seeds}", "tune.trials=4"]
 
 
 def test_the_claim_from_images_to_the_page(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ def test_a_run_has_its_own_settings(workspace: str) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["train.steps=78", "model.width=8"], r"model\.width \d+ -> 8, train\.steps 77 -> 78.*parent=" + NAME),
+        (["train.steps=78", "model.width=8"], r"model\.width \d+ -> 8, train\.steps 77 -> 78.*init_from=" + NAME),
         (["model=hvae"], "model vlae -> hvae"),
         (["preset=digits-hvae"], "would change what it makes"),
         (["seed=x"], "seed=x"),
@@ -45,7 +45,7 @@ def test_words_that_change_the_run_are_refused(workspace: str, words: list[str],
 
 @pytest.mark.parametrize("name", ["../runs", "vlae", f"{NAME}/x", "vlae-digits-00000000000g"])
 def test_names_of_no_run(workspace: str, name: str) -> None:
-    for key in ("resume", "parent"):
+    for key in ("resume", "init_from"):
         with pytest.raises(SettingsError, match="must be the name of a run's folder"):
             read_config([f"{key}={name}", workspace])
 
@@ -57,10 +57,13 @@ def test_a_run_that_is_not_there(workspace: str) -> None:
 
 def test_a_run_goes_on_where_its_checkpoints_and_its_curve_are(workspace: str, tmp_path: Path) -> None:
     path = tmp_path / "runs" / NAME / "run.json"
-    places = {"store": "s3://bucket/place", "tracking": {"uri": "http://h:5000", "experiment": "e", "run_id": "r"}}
+    places = {
+        "storage_path": "s3://bucket/place",
+        "tracking": {"uri": "http://h:5000", "experiment": "e", "run_id": "r"},
+    }
     path.write_text(json.dumps({**json.loads(path.read_text()), **places}))
     config = read_config([f"resume={NAME}", workspace])
-    assert (config.store, config.tracking.uri, config.tracking.experiment) == (
+    assert (config.storage_path, config.tracking.uri, config.tracking.experiment) == (
         "s3://bucket/place",
         "http://h:5000",
         "e",
@@ -70,7 +73,7 @@ def test_a_run_goes_on_where_its_checkpoints_and_its_curve_are(workspace: str, t
 
 @pytest.mark.slow
 def test_a_child_goes_on_from_its_parent(tmp_path: Path) -> None:
-    words = small(stage="shard,train,evaluate", train__steps=20, store="elsewhere")
+    words = small(stage="shard,train,evaluate", train__steps=20, storage_path="elsewhere")
     first = result_of(run(words, tmp_path))
     assert (tmp_path / "elsewhere") in Path(first["checkpoint"]).parents
     assert (Path(first["checkpoint"]) / "checkpoint.json").exists()
@@ -79,7 +82,7 @@ def test_a_child_goes_on_from_its_parent(tmp_path: Path) -> None:
     again = result_of(run(["stage=train", "workspace=ws", "output=json", f"resume={name}"], tmp_path))
     assert (again["stages"], again["weights_sha256"]) == ({"train": "skipped"}, first["weights_sha256"])
 
-    child = small(stage="train", train__steps=40, train__learning_rate=0.002, parent=name, store="elsewhere")
+    child = small(stage="train", train__steps=40, train__learning_rate=0.002, init_from=name, storage_path="elsewhere")
     done = run(child, tmp_path)
     second = result_of(done)
     assert f"a new run, from step 20 of {name}" in done.stderr
@@ -87,7 +90,7 @@ def test_a_child_goes_on_from_its_parent(tmp_path: Path) -> None:
     client = MlflowClient(f"sqlite:///{tmp_path}/ws/mlflow.db")
     tags = client.get_run(second["run_id"]).data.tags
     assert tags["mlflow.parentRunId"] == first["run_id"]
-    assert f"parent={name}" in tags["command"]
+    assert f"init_from={name}" in tags["command"]
     steps = [point.step for point in client.get_metric_history(second["run_id"], "train/loss")]
     assert steps == list(range(5, 41, 5))
     assert result_of(run(child, tmp_path))["stages"] == {"train": "skipped"}
@@ -96,14 +99,17 @@ def test_a_child_goes_on_from_its_parent(tmp_path: Path) -> None:
     for wrong, message in (
         ({"train__steps": 20}, "has made 20 steps: set train.steps above that"),
         ({"train__steps": 40, "model__width": 8}, "has another model (model.width 4 -> 8)"),
-        ({"train__steps": 40, "parent": "vlae-digits-000000000000"}, "parent=vlae-digits-000000000000 is no run of"),
+        (
+            {"train__steps": 40, "init_from": "vlae-digits-000000000000"},
+            "init_from=vlae-digits-000000000000 is no run of",
+        ),
     ):
-        failed = run(small(**{"stage": "train", "store": "elsewhere", "parent": name, **wrong}), tmp_path)
+        failed = run(small(**{"stage": "train", "storage_path": "elsewhere", "init_from": name, **wrong}), tmp_path)
         assert failed.returncode == 1
         assert message in failed.stderr.splitlines()[-1]
     assert sorted(path.name for path in (tmp_path / "ws/runs").iterdir()) == before
 
     (tmp_path / "ws/runs" / name / "train.json").unlink()
-    lost = run(["stage=shard,train", "workspace=ws", "store=nowhere", f"resume={name}"], tmp_path)
+    lost = run(["stage=shard,train", "workspace=ws", "storage_path=nowhere", f"resume={name}"], tmp_path)
     assert lost.returncode == 1
     assert f"resume={name} has no checkpoint in" in lost.stderr.splitlines()[-1]

@@ -40,10 +40,10 @@ def test_wrong_words(words: list[str], culprit: str, tmp_path: Path) -> None:
     ("words", "culprit"),
     [
         (
-            ["data=fashion_mnist", "data.folder=/nowhere", "data.download=false"],
-            "data.folder=/nowhere lacks train-images-idx3-ubyte",
+            ["data=fashion_mnist", "data.root=/nowhere", "data.download=false"],
+            "data.root=/nowhere lacks train-images-idx3-ubyte",
         ),
-        (["data=images", "data.folder=/nowhere"], "data.folder=/nowhere is not a folder"),
+        (["data=images", "data.root=/nowhere"], "data.root=/nowhere is not a folder"),
         (["workspace=/proc/nowhere"], "workspace=/proc/nowhere cannot be written"),
         (["workspace=file/below"], "cannot be written"),
         (["stage=train"], "train needs the output of shard"),
@@ -74,8 +74,8 @@ def test_dry_run_writes_nothing(tmp_path: Path) -> None:
 
 
 def test_dry_run_says_what_is_missing(tmp_path: Path) -> None:
-    done = run(["dry_run=true", "data=images", "data.folder=/nowhere"], tmp_path)
-    assert "its source is not here: data.folder=/nowhere is not a folder" in done.stdout
+    done = run(["dry_run=true", "data=images", "data.root=/nowhere"], tmp_path)
+    assert "its source is not here: data.root=/nowhere is not a folder" in done.stdout
 
 
 def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:

@@ -11,16 +11,16 @@ from servers.faults import Fault, FaultProxy
 @pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["npy", "png"])
 def test_the_whole_pipeline(s3: str, tmp_path: Path, encoding: str) -> None:
-    words = small(store=f"s3://{s3}/lab", data__encoding=encoding)
+    words = small(storage_path=f"s3://{s3}/lab", data__encoding=encoding)
     first = result_of(run(words, tmp_path))
     assert set(first["stages"].values()) == {"done"}
     assert set(result_of(run(words, tmp_path))["stages"].values()) == {"skipped"}
     # Another machine, which shares nothing but the store, finds the shards.
-    other = result_of(run(small(store=f"s3://{s3}/lab", data__encoding=encoding, workspace="other"), tmp_path))
+    other = result_of(run(small(storage_path=f"s3://{s3}/lab", data__encoding=encoding, workspace="other"), tmp_path))
     assert other["stages"]["shard"] == "skipped"
     assert other["weights_sha256"] == first["weights_sha256"]
     # And a local store makes the same model of the same data.
-    local = result_of(run(small(store="shared", data__encoding=encoding), tmp_path))
+    local = result_of(run(small(storage_path="shared", data__encoding=encoding), tmp_path))
     assert local["weights_sha256"] == first["weights_sha256"]
     for path in tmp_path.rglob("*"):
         assert os.environ["AWS_SECRET_ACCESS_KEY"].encode() not in (path.read_bytes() if path.is_file() else b"")
@@ -28,14 +28,16 @@ def test_the_whole_pipeline(s3: str, tmp_path: Path, encoding: str) -> None:
 
 @pytest.mark.slow
 def test_two_workers_share_the_copies(s3: str, tmp_path: Path) -> None:
-    words = small(store=f"s3://{s3}/lab", train__num_workers=2, train__shuffle_window=1, data__cache_folder="near")
+    words = small(
+        storage_path=f"s3://{s3}/lab", train__num_workers=2, train__shuffle_window=1, data__cache_folder="near"
+    )
     assert set(result_of(run(words, tmp_path))["stages"].values()) == {"done"}
     assert list((tmp_path / "near").glob("*.tar"))
 
 
 @pytest.mark.slow
 def test_force_writes_the_shards_again(s3: str, tmp_path: Path) -> None:
-    words = small(stage="shard", store=f"s3://{s3}/lab")
+    words = small(stage="shard", storage_path=f"s3://{s3}/lab")
     result_of(run(words, tmp_path))
     assert result_of(run([*words, "force=shard"], tmp_path))["stages"] == {"shard": "done"}
 
@@ -55,12 +57,12 @@ def test_a_server_that_stumbles_is_not_noticed(faulty_s3: tuple[str, FaultProxy]
         Fault("truncate", "GET", r"\.tar", first=2),
         Fault("flip_upload", "PUT", r"\.tar"),
     )
-    assert set(result_of(run(small(store=f"s3://{bucket}/lab"), tmp_path))["stages"].values()) == {"done"}
+    assert set(result_of(run(small(storage_path=f"s3://{bucket}/lab"), tmp_path))["stages"].values()) == {"done"}
     assert sum(hit.fault is not None for hit in proxy.hits) == 9
 
 
 def test_refused_credentials_are_one_line(s3: str, tmp_path: Path) -> None:
-    done = run(small(store=f"s3://{s3}/lab"), tmp_path, AWS_SECRET_ACCESS_KEY="not-it")
+    done = run(small(storage_path=f"s3://{s3}/lab"), tmp_path, AWS_SECRET_ACCESS_KEY="not-it")
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert "S3 refuses the credentials" in line
@@ -68,7 +70,7 @@ def test_refused_credentials_are_one_line(s3: str, tmp_path: Path) -> None:
 
 
 def test_a_missing_bucket_is_one_line(s3: str, tmp_path: Path) -> None:
-    done = run(small(store="s3://no-such-bucket/lab"), tmp_path)
+    done = run(small(storage_path="s3://no-such-bucket/lab"), tmp_path)
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert "s3://no-such-bucket/lab" in line

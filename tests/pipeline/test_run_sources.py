@@ -98,7 +98,7 @@ def test_missing_files_are_asked_for_in_one_line(tmp_path: Path, name: str) -> N
     done = run([f"data={name}", "stage=shard"], tmp_path)
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
-    assert f"data.folder={tmp_path / 'datasets' / name}" in line
+    assert f"data.root={tmp_path / 'datasets' / name}" in line
     assert "http" in line
 
 
@@ -114,7 +114,7 @@ def test_a_folder_of_pictures(tmp_path: Path) -> None:
         rows.append(f"{name},{path.parent.name}")
     (tmp_path / "pictures" / "factors.csv").write_text("\n".join(rows))
     settings = {key: value for key, value in SMALL.items() if key not in ("data.num_images", "data.samples_per_task")}
-    words = [f"{key}={value}" for key, value in settings.items()] + ["data=images", "data.folder=pictures"]
+    words = [f"{key}={value}" for key, value in settings.items()] + ["data=images", "data.root=pictures"]
     first = result_of(run(words, tmp_path))
     assert "information/rung_2/kind" in first["scores"]
     assert "mig_sup" not in first["scores"]  # one factor: there is no gap between two

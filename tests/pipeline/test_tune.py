@@ -17,7 +17,7 @@ from jobs.search.trials import Trial, best_first, pareto_front
 
 pytestmark = pytest.mark.slow
 
-LADDERS = "tune.space.model.latent_dims=7/3,4/2,2,3/2,2,2,1"
+LADDERS = "tune.param_space.model.latent_dims=7/3,4/2,2,3/2,2,2,1"
 PICTURES = ["blocks", "gibbs", "manifolds", "reconstructions", "samples"]
 
 
@@ -45,7 +45,7 @@ def children(client: MlflowClient, parent: str) -> dict[str, Run]:
 
 
 def test_a_search_whose_driver_is_killed_goes_on_and_its_best_is_registered(tmp_path: Path) -> None:
-    rates = "tune.space.train.learning_rate=0.003/1e-6"
+    rates = "tune.param_space.train.learning_rate=0.003/1e-6"
     words = search(LADDERS, rates, stage="shard,tune,train,evaluate", tune__trials=6)
     process = subprocess.Popen(
         command(words), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
@@ -120,10 +120,10 @@ def saved(folder: Path, trial: Trial) -> list[Path]:
 
 
 def test_a_broken_trial_is_recorded_and_more_trials_go_on_with_a_search(tmp_path: Path) -> None:
-    space = "tune.space.model.scale=0.1/0.2/1e-30"  # whose square is zero
+    space = "tune.param_space.model.likelihood_scale=0.1/0.2/1e-30"  # whose square is zero
     objectives = "tune.objectives=elbo,mig_sup"
-    words = search(space, objectives, "train.max_bad_steps=2", "model.likelihood=gaussian")
-    words += ["tune.search=grid", "tune.scheduler=none", "stage=shard,tune"]
+    words = search(space, objectives, "train.max_nonfinite_steps=2", "model.likelihood=gaussian")
+    words += ["tune.algorithm=grid", "tune.scheduler=none", "stage=shard,tune"]
     two = result_of(run([*(word for word in words if not word.startswith("tune.trials")), "tune.trials=2"], tmp_path))
     assert {one["number"] for one in two["search"]["trials"]} == {0, 1}
     before = {one.number: one for one in trials_of(tmp_path)}
@@ -145,7 +145,7 @@ def test_a_broken_trial_is_recorded_and_more_trials_go_on_with_a_search(tmp_path
 
 
 def test_ctrl_c_leaves_checkpoints_and_the_same_command_goes_on(tmp_path: Path) -> None:
-    words = search(LADDERS, stage="shard,tune", tune__search="grid", train__steps=900, tune__trials=2)
+    words = search(LADDERS, stage="shard,tune", tune__algorithm="grid", train__steps=900, tune__trials=2)
     process = subprocess.Popen(
         command(words), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
     )
@@ -164,7 +164,7 @@ def test_ctrl_c_leaves_checkpoints_and_the_same_command_goes_on(tmp_path: Path) 
 
 
 def test_trials_of_several_workers_and_a_best_that_is_trained_longer(tmp_path: Path) -> None:
-    words = search(LADDERS, stage="shard,tune,train", tune__search="grid", tune__steps=18, train__num_workers=2)
+    words = search(LADDERS, stage="shard,tune,train", tune__algorithm="grid", tune__steps=18, train__num_workers=2)
     result = result_of(run(words, tmp_path))
     trials = trials_of(tmp_path)
     assert [one.number for one in trials] == [0, 1, 2, 3]

@@ -14,7 +14,12 @@ from servers.browser import keep, mlflow_ui, shown_whole
 
 pytestmark = pytest.mark.slow
 
-SPACE = ["tune.space.model.latent_dims=7/3,4/2,2,3", "tune.search=grid", "tune.scheduler=none", "tune.trials=3"]
+SPACE = [
+    "tune.param_space.model.latent_dims=7/3,4/2,2,3",
+    "tune.algorithm=grid",
+    "tune.scheduler=none",
+    "tune.trials=3",
+]
 
 
 @pytest.fixture(scope="module")

@@ -155,7 +155,7 @@ class FaultProxy:
         async with await asyncio.start_server(self._serve, sock=listener):
             started.set_result(asyncio.get_running_loop())
             await self._stopping.wait()
-        # Tasks are ended by their connections and not cancelled, which could leave a socket open. More than once,
+        # Tasks are ended by their connections and not canceled, which could leave a socket open. More than once,
         # as a client may have come in last, or the server's connection to a task.
         while True:
             for writer in self._writers:

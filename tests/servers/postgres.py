@@ -38,7 +38,7 @@ def postgres_programs() -> Path:
     newest = max(found, key=lambda program: float(program.parts[-3]), default=None)
     if newest is None:
         missing("no PostgreSQL in /usr/lib/postgresql (apt-get install postgresql)")
-    return newest.parent
+    return newest.init_from
 
 
 class PostgresServer:

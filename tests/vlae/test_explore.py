@@ -15,14 +15,14 @@ CONFIGS = {
     "hvae": HvaeConfig,
     "lvae": LvaeConfig,
     "vae": VaeConfig,
-    "axes": partial(VlaeConfig, prior_power=4),
+    "axes": partial(VlaeConfig, prior_shape=4),
 }
 
 
 def tiny(name: str) -> HierarchicalModel:
     """With priors that are far from standard, as those of a trained stack."""
     dims = (3,) if name == "vae" else (3, 2, 2)
-    model = build_model(CONFIGS[name](latent_dims=dims, width=4, hidden=8), (1, 16, 16), seed=3).eval()
+    model = build_model(CONFIGS[name](latent_dims=dims, width=4, hidden_dims=8), (1, 16, 16), seed=3).eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -9,14 +9,14 @@ from vlae.metrics.frechet import frechet_distance
 
 
 def scenes(count: int, channels: int = 3, size: int = 24) -> torch.Tensor:
-    """A disc of one colour on a ground of a shade of it."""
+    """A disc of one color on a ground of a shade of it."""
     draw = torch.Generator().manual_seed(0)
-    colour = torch.rand(count, channels, 1, 1, generator=draw) * torch.tensor([1, 0.7, 0.4]).view(3, 1, 1)[:channels]
+    color = torch.rand(count, channels, 1, 1, generator=draw) * torch.tensor([1, 0.7, 0.4]).view(3, 1, 1)[:channels]
     place = torch.rand(count, 2, 1, 1, generator=draw) - 0.5
     radius = 0.3 + 0.3 * torch.rand(count, 1, 1, generator=draw)
     axis = torch.linspace(-1, 1, size)
     inside = (axis - place[:, 0]).square() + (axis[:, None] - place[:, 1]).square() < radius.square()
-    return colour * torch.where(inside[:, None], 1.0, 0.4)
+    return color * torch.where(inside[:, None], 1.0, 0.4)
 
 
 def distance(first: torch.Tensor, second: torch.Tensor) -> float:
@@ -24,7 +24,7 @@ def distance(first: torch.Tensor, second: torch.Tensor) -> float:
     return float(frechet_distance(features(first).double().numpy(), features(second).double().numpy()))
 
 
-def test_distance_sees_blur_and_mixed_colours() -> None:
+def test_distance_sees_blur_and_mixed_colors() -> None:
     """Each plane from another image keeps every plane's distribution, and breaks what they have in common."""
     images = scenes(1600)
     first, second = images[::2], images[1::2]
@@ -48,7 +48,7 @@ def test_features_are_the_same_in_every_run() -> None:
     assert not list(RandomFeatures().parameters())
 
 
-def test_the_first_features_are_the_colours() -> None:
+def test_the_first_features_are_the_colors() -> None:
     images = scenes(5)
     features = RandomFeatures()(images)
     torch.testing.assert_close(features[:, :3], images.mean((2, 3)))
@@ -57,9 +57,9 @@ def test_the_first_features_are_the_colours() -> None:
 
 @pytest.mark.parametrize("size", [16, 17, 64])
 def test_grey_images_are_three_equal_planes_at_any_size(size: int) -> None:
-    grey = scenes(3, channels=1, size=size)
-    features = RandomFeatures()(grey)
-    torch.testing.assert_close(features, RandomFeatures()(grey.repeat(1, 3, 1, 1)))
+    gray = scenes(3, channels=1, size=size)
+    features = RandomFeatures()(gray)
+    torch.testing.assert_close(features, RandomFeatures()(gray.repeat(1, 3, 1, 1)))
     assert features.isfinite().all()
 
 

@@ -14,7 +14,7 @@ DIMS, WIDTH, HIDDEN = (2, 3, 4, 5), 8, 16
 @pytest.mark.parametrize("kl_weight", [1.0, 0.3])
 def test_loss_and_gradients_are_those_of_the_flat_module(kl_weight: float) -> None:
     generator = torch.Generator().manual_seed(1)
-    model = build_model(VlaeConfig(latent_dims=DIMS, width=WIDTH, hidden=HIDDEN), (3, 64, 64), seed=2)
+    model = build_model(VlaeConfig(latent_dims=DIMS, width=WIDTH, hidden_dims=HIDDEN), (3, 64, 64), seed=2)
     flat = FlatVlae(WIDTH, 64, DIMS, HIDDEN)
     copy_weights(model, flat)
     images = torch.randint(0, 256, (3, 3, 64, 64), generator=generator) / 255  # black and white among them
@@ -35,6 +35,6 @@ def test_loss_and_gradients_are_those_of_the_flat_module(kl_weight: float) -> No
 
 
 def test_weights_of_another_network_are_refused() -> None:
-    model = build_model(VlaeConfig(latent_dims=DIMS, width=WIDTH, hidden=HIDDEN), (3, 64, 64))
+    model = build_model(VlaeConfig(latent_dims=DIMS, width=WIDTH, hidden_dims=HIDDEN), (3, 64, 64))
     with pytest.raises(ValueError, match="same layers"):
         copy_weights(model, FlatVlae(2 * WIDTH, 64, DIMS, HIDDEN))

@@ -12,7 +12,7 @@ LEVELS = torch.arange(256) / 255
 
 
 def nll_by_level(kind: str, output: float, scale: float) -> torch.Tensor:
-    """-log p of each of the 256 grey levels for one pixel."""
+    """-log p of each of the 256 gray levels for one pixel."""
     likelihood = Likelihood(kind, 1, scale)
     with torch.no_grad():
         return likelihood.nll(torch.full((256, 1, 1, 1), output), LEVELS.view(256, 1, 1, 1))
@@ -61,7 +61,7 @@ def test_laplace_is_the_density_per_grey_level() -> None:
 
 
 def noisy_grey(deviation: float) -> torch.Tensor:
-    """One image of noise around 0.5, in grey levels."""
+    """One image of noise around 0.5, in gray levels."""
     generator = torch.Generator().manual_seed(0)
     return (0.5 + deviation * torch.randn(1, 1, 64, 64, generator=generator)).clamp(0, 1).mul(255).round() / 255
 

@@ -73,7 +73,7 @@ def base(config: VaeConfig | VlaeConfig | HvaeConfig | LvaeConfig) -> Hierarchic
     return model.eval()
 
 
-COMMON = {"network": "mlp", "likelihood": "gaussian", "scale": SIGMA, "hidden": 4}
+COMMON = {"network": "mlp", "likelihood": "gaussian", "likelihood_scale": SIGMA, "hidden_dims": 4}
 
 
 def flat() -> tuple[HierarchicalModel, Tensor]:
@@ -146,7 +146,7 @@ MODELS = {"vae": flat, "vlae": ladder, "hvae": bottom_up, "lvae": top_down}
 
 
 def images_and_marginal(covariance: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Images of the model, and log p(x) of each as a density per grey level."""
+    """Images of the model, and log p(x) of each as a density per gray level."""
     noise = SIGMA**2 * torch.eye(PIXELS, dtype=torch.float64)
     law = MultivariateNormal(torch.full((PIXELS,), OFFSET, dtype=torch.float64), covariance + noise)
     root = torch.linalg.cholesky(covariance + noise)

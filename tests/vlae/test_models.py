@@ -65,7 +65,7 @@ def test_shapes_of_published_networks(name: str, network: str, rungs: int, shape
 
 @pytest.mark.parametrize("name", sorted(CONFIGS))
 def test_weights_depend_on_the_seed_alone(name: str) -> None:
-    config = CONFIGS[name](latent_dims=(2,), width=4, hidden=8)
+    config = CONFIGS[name](latent_dims=(2,), width=4, hidden_dims=8)
     before = torch.get_rng_state()
     first = build_model(config, (1, 28, 28), seed=5).state_dict()
     torch.randn(10)
@@ -79,7 +79,7 @@ def test_weights_depend_on_the_seed_alone(name: str) -> None:
 @pytest.mark.parametrize("more", [{}, {"norm": "batch"}, {"network": "medium", "latent_dims": (2, 3, 4, 5)}])
 def test_every_parameter_gets_a_gradient(name: str, more: dict[str, object]) -> None:
     dims = more.get("latent_dims", (2, 3, 4))
-    heads = {"norm_heads": True} if name in STACKS and "norm" in more else {}
+    heads = {"batch_norm_heads": True} if name in STACKS and "norm" in more else {}
     model = small(name, **{**more, **heads, "latent_dims": dims[:1] if name == "vae" else dims})
     generator = torch.Generator().manual_seed(4)
     with torch.no_grad():  # a learned prior that starts at zero passes no gradient to the layers before it
@@ -94,7 +94,7 @@ def test_every_parameter_gets_a_gradient(name: str, more: dict[str, object]) -> 
 @pytest.mark.parametrize("sigma", ["exp", "sigmoid", "softplus"])
 def test_gradients(name: str, sigma: str) -> None:
     """Autograd against finite differences, through encoder, samples, KL, decoder and likelihood."""
-    settings = {"network": "mlp", "hidden": 3, "likelihood": "gaussian", "sigma": sigma}
+    settings = {"network": "mlp", "hidden_dims": 3, "likelihood": "gaussian", "posterior_scale_link": sigma}
     model = small(name, (2, 1), (1, 3, 3), **settings).double()
     images, noise = (
         value.double() if torch.is_tensor(value) else [v.double() for v in value] for value in batch(model)
@@ -174,7 +174,7 @@ def test_a_stacks_image_depends_on_the_bottom_rung_alone(name: str) -> None:
 @pytest.mark.parametrize("norm", ["group", "batch"])
 def test_learned_priors_start_as_standard_normal(norm: str) -> None:
     for sigma, tolerance in (("exp", 1e-6), ("softplus", 1e-5), ("sigmoid", 2e-3)):
-        model = small("hvae", sigma=sigma, norm=norm, norm_heads=norm == "batch")
+        model = small("hvae", posterior_scale_link=sigma, norm=norm, batch_norm_heads=norm == "batch")
         drawn = model.infer(*batch(model))
         for prior in drawn.priors:
             assert prior.mean.abs().max() < 1e-6

@@ -7,8 +7,8 @@ from vlae.config import BaseModelConfig, HvaeConfig, LvaeConfig, VaeConfig, Vlae
 from vlae.models.factory import build_model, match_parameters, num_parameters
 from vlae.models.layers import Layer, build_layers, dense, output_shape, to_feature_map
 
-AUTHORS = {"width": 64, "hidden": 1024, "norm": "batch", "sigma": "sigmoid"}
-PROVLAE = {"network": "provlae", "width": 32, "hidden": 256, "norm": "batch"}
+AUTHORS = {"width": 64, "hidden_dims": 1024, "norm": "batch", "posterior_scale_link": "sigmoid"}
+PROVLAE = {"network": "provlae", "width": 32, "hidden_dims": 256, "norm": "batch"}
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,7 @@ def test_published_sizes(config: VlaeConfig, image_shape: tuple[int, int, int], 
 
 
 def test_counting_makes_no_weights_and_agrees_with_the_model() -> None:
-    config = VlaeConfig(width=4, hidden=16)
+    config = VlaeConfig(width=4, hidden_dims=16)
     built = build_model(config, (3, 32, 32))
     assert num_parameters(config, (3, 32, 32)) == sum(p.numel() for p in built.parameters() if p.requires_grad)
 
@@ -36,7 +36,7 @@ def test_counting_makes_no_weights_and_agrees_with_the_model() -> None:
 @pytest.mark.parametrize("network", ["pyramid", "mlp", "medium"])
 @pytest.mark.parametrize("width", [8, 24])
 def test_matched_models_have_the_ladders_parameters(section: type, network: str, width: int) -> None:
-    config = section(network=network, width=width, match_params=True, match_dims=(4, 4, 4, 10))
+    config = section(network=network, width=width, match_params=True, match_latent_dims=(4, 4, 4, 10))
     wanted = num_parameters(VlaeConfig(network=network, width=width, latent_dims=(4, 4, 4, 10)), (3, 32, 32))
     built = build_model(config, (3, 32, 32))
     assert sum(p.numel() for p in built.parameters() if p.requires_grad) == pytest.approx(wanted, rel=0.05)
@@ -44,16 +44,16 @@ def test_matched_models_have_the_ladders_parameters(section: type, network: str,
 
 
 def test_the_ladder_to_match_has_the_same_hidden_layers() -> None:
-    sizes = {"network": "mlp", "hidden": (64, 32, 16)}
-    config = LvaeConfig(latent_dims=(6, 4, 2), match_params=True, match_dims=(3, 3, 6), **sizes)
+    sizes = {"network": "mlp", "hidden_dims": (64, 32, 16)}
+    config = LvaeConfig(latent_dims=(6, 4, 2), match_params=True, match_latent_dims=(3, 3, 6), **sizes)
     wanted = num_parameters(VlaeConfig(latent_dims=(3, 3, 6), **sizes), (1, 28, 28))
     assert num_parameters(config, (1, 28, 28)) == pytest.approx(wanted, rel=0.05)
-    with pytest.raises(ValueError, match=r"hidden has 3 numbers and model.match_dims 2 rungs"):
-        num_parameters(config.model_copy(update={"match_dims": (3, 3)}), (1, 28, 28))
+    with pytest.raises(ValueError, match=r"hidden has 3 numbers and model.match_latent_dims 2 rungs"):
+        num_parameters(config.model_copy(update={"match_latent_dims": (3, 3)}), (1, 28, 28))
 
 
 def test_what_cannot_be_matched_is_refused() -> None:
-    config = VaeConfig(latent_dims=(4096,), width=1, hidden=1, match_params=True, match_dims=(1, 1))
+    config = VaeConfig(latent_dims=(4096,), width=1, hidden_dims=1, match_params=True, match_latent_dims=(1, 1))
     with pytest.raises(ValueError, match=r"match_params: the ladder has .* set model.width"):
         build_model(config, (1, 28, 28))
 
@@ -79,8 +79,8 @@ def test_what_a_network_is_not_made_for_is_named(
 def test_the_stacks_use_the_ladders_trunk_and_decoder() -> None:
     """The same layers, name by name, but for those that a rung reads and joins with."""
     shape = (3, 32, 32)
-    ladder = build_model(VlaeConfig(network="medium", latent_dims=(3, 3, 3, 6), width=4, hidden=16), shape)
-    stack = build_model(HvaeConfig(network="medium", latent_dims=(6, 4), width=4, hidden=16), shape)
+    ladder = build_model(VlaeConfig(network="medium", latent_dims=(3, 3, 3, 6), width=4, hidden_dims=16), shape)
+    stack = build_model(HvaeConfig(network="medium", latent_dims=(6, 4), width=4, hidden_dims=16), shape)
     of_ladder = {name: tuple(p.shape) for name, p in ladder.named_parameters()}
     of_stack = {name.removeprefix("encoder."): tuple(p.shape) for name, p in stack.named_parameters()}
     trunk = [name for name in of_ladder if name.startswith("trunk.")]
@@ -119,7 +119,7 @@ def test_layers_that_do_not_fit_are_refused() -> None:
 
 
 def test_batch_norm_scores_an_image_alone_as_among_others() -> None:
-    model = build_model(VlaeConfig(width=4, hidden=8, norm="batch"), (3, 32, 32))
+    model = build_model(VlaeConfig(width=4, hidden_dims=8, norm="batch"), (3, 32, 32))
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(8, 3, 32, 32, generator=generator)
     for _ in range(3):

@@ -1,4 +1,4 @@
-"""The loss and its regularisers against hand-made sums, numpy and closed forms."""
+"""The loss and its regularizers against hand-made sums, numpy and closed forms."""
 
 import math
 
@@ -85,7 +85,7 @@ def test_mmd_by_the_sum_it_is_and_in_the_limit() -> None:
     assert mmd(near, far).item() == pytest.approx(2 * within - 2 * between, rel=0.1)
 
 
-def test_regularisers_enter_with_their_weights() -> None:
+def test_regularizers_enter_with_their_weights() -> None:
     batch = terms([[1.0, 0.1], [3.0, 0.3], [0.0, 0.0]])
     generator = torch.Generator().manual_seed(0)
     prior = [torch.randn(3, 2, generator=generator) for _ in range(2)]

@@ -1,4 +1,4 @@
-"""The generalised normal prior against SciPy, quadrature and the normal."""
+"""The generalized normal prior against SciPy, quadrature and the normal."""
 
 import math
 

@@ -29,10 +29,10 @@ def test_one_number_is_for_all_rungs() -> None:
 
 
 def test_mmd_falls_to_zero_or_stays() -> None:
-    falling = ObjectiveConfig(mmd=(8, 0, 4), mmd_steps=8)
+    falling = ObjectiveConfig(mmd=(8, 0, 4), mmd_decay_steps=8)
     assert [mmd_weights(falling, step, 3) for step in (0, 2, 8)] == [[8, 0, 4], [6, 0, 3], [0, 0, 0]]
     assert mmd_weights(ObjectiveConfig(mmd=9), 99, 2) == [9, 9]
-    assert not any(mmd_weights(ObjectiveConfig(mmd_steps=8), 0, 2))
+    assert not any(mmd_weights(ObjectiveConfig(mmd_decay_steps=8), 0, 2))
 
 
 def test_beta_per_rung_rises_with_the_warmup() -> None:
@@ -61,12 +61,12 @@ def test_rungs_are_added_from_the_top(
     step: int, kl_weights: list[float], reads: list[float], writes: list[float]
 ) -> None:
     objective = ObjectiveConfig(beta=8, warmup_steps=0)
-    state = rung_schedule(objective, ProgressiveConfig(stage_steps=100, fade_steps=40, waiting_kl=0.5), step, 3)
+    state = rung_schedule(objective, ProgressiveConfig(stage_steps=100, fade_steps=40, inactive_kl_weight=0.5), step, 3)
     assert (state.kl_weights, state.reads, state.writes) == (kl_weights, reads, writes)
 
 
 def test_the_bottom_rung_is_alone_and_then_all_are_there_if_asked() -> None:
-    progressive = ProgressiveConfig(stage_steps=100, fade_steps=40, waiting_kl=0.5, order="bottom")
+    progressive = ProgressiveConfig(stage_steps=100, fade_steps=40, inactive_kl_weight=0.5, direction="bottom")
     objective = ObjectiveConfig(beta=8, warmup_steps=0)
     states = [rung_schedule(objective, progressive, step, 3) for step in (99, 110, 150, 5000)]
     assert [state.kl_weights for state in states] == [[8, 0.5, 0.5], [8, 8, 8], [8, 8, 8], [8, 8, 8]]

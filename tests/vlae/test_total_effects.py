@@ -37,9 +37,9 @@ def generator() -> torch.Generator:
 def test_total_effects_of_an_additive_model() -> None:
     effects = total_effects(Additive(torch.stack([2 * FLAT, STRIPES, 0 * FLAT])), 20_000, generator())
     assert effects.pixels == pytest.approx([0.8, 0.2, 0], abs=0.02)
-    assert effects.colour == pytest.approx([1, 0, 0], abs=0.02)
-    assert effects.colour_share[:2] == pytest.approx([1, 0], abs=1e-5)
-    assert math.isnan(effects.colour_share[2])
+    assert effects.color == pytest.approx([1, 0, 0], abs=0.02)
+    assert effects.mean_color_share[:2] == pytest.approx([1, 0], abs=1e-5)
+    assert math.isnan(effects.mean_color_share[2])
     assert effects.classifier is None
     assert effects.flip_rate is None
 
@@ -86,7 +86,7 @@ def test_the_variance_is_that_of_torch() -> None:
 
 def test_what_never_varies_has_no_shares() -> None:
     effects = total_effects(Additive(torch.zeros(3, 1, 4, 4)), 500, generator(), lambda images: images.mean((2, 3)))
-    assert all(math.isnan(share) for share in effects.pixels + effects.colour + (effects.classifier or []))
+    assert all(math.isnan(share) for share in effects.pixels + effects.color + (effects.classifier or []))
     assert effects.flip_rate == [0, 0, 0]
 
 

@@ -71,9 +71,9 @@ def _binned(column: Numbers, bins: int) -> Indices:
 
 def factor_labels(factors: NDArray[np.integer]) -> Labels:
     """Values of each factor (N, K) numbered from 0, as labels (K, N); some numbers may not occur."""
-    labelled = [_numbered(column) for column in factors.T]
-    values = np.array([values for values, _ in labelled], np.intp).reshape(len(labelled), len(factors))
-    return Labels(values, np.array([size for _, size in labelled], np.intp))
+    labeled = [_numbered(column) for column in factors.T]
+    values = np.array([values for values, _ in labeled], np.intp).reshape(len(labeled), len(factors))
+    return Labels(values, np.array([size for _, size in labeled], np.intp))
 
 
 def _numbered(column: NDArray[np.integer]) -> tuple[Indices, int]:

@@ -67,7 +67,7 @@ class Discriminants:
     """Fisher's linear discriminants of one factor: axes (D, D), most telling first, of unit spread within a class."""
 
     axes: Floats
-    centre: Floats
+    center: Floats
     class_means: Floats
     share: Floats
 
@@ -77,22 +77,22 @@ def discriminants(samples: Floats, labels: Labels, classes: int) -> Discriminant
     counts = np.bincount(labels, minlength=classes)
     onehot = np.eye(classes)[labels]
     means = onehot.T @ samples / np.maximum(counts, 1)[:, None]
-    centre = samples.mean(0)
-    apart = np.where(counts[:, None] > 0, means - centre, 0)
+    center = samples.mean(0)
+    apart = np.where(counts[:, None] > 0, means - center, 0)
     rest = samples - means[labels]
-    total = ((samples - centre) ** 2).mean()
+    total = ((samples - center) ** 2).mean()
     within = rest.T @ rest / len(samples) + (1e-6 * total + 1e-12) * np.eye(samples.shape[1])
     whiten = np.linalg.inv(np.linalg.cholesky(within))
     scatter = whiten @ (apart.T * counts) @ apart @ whiten.T / len(samples)
     found, vectors = np.linalg.eigh(scatter)
     axes = whiten.T @ vectors[:, ::-1]
     by_chance = (classes - 1) / len(samples) / np.maximum(found[::-1], 1e-12)
-    return Discriminants(axes, centre, apart @ axes * np.maximum(0, 1 - by_chance), (counts + 1) / (counts + 1).sum())
+    return Discriminants(axes, center, apart @ axes * np.maximum(0, 1 - by_chance), (counts + 1) / (counts + 1).sum())
 
 
 def gaussian_beliefs(fit: Discriminants, samples: Floats, asked: Labels) -> list[Floats]:
     """Belief in the asked labels if every class were Gaussian: along 1, 2 and all discriminants, (m,) each."""
-    z = (samples - fit.centre) @ fit.axes
+    z = (samples - fit.center) @ fit.axes
     out = []
     for rank in sorted({1, min(_RANKS, z.shape[1]), z.shape[1]}):
         distance = z[:, None, :rank] - fit.class_means[None, :, :rank]
@@ -108,14 +108,14 @@ def projected_beliefs(
     """Belief in the asked labels by the mixtures as they look along the first one and two discriminants.
 
     Kernels around the posterior means have the mean variance that the posteriors show there, widened; a
-    sample with no neighbour at all falls back on the classes' shares.
+    sample with no neighbor at all falls back on the classes' shares.
 
     Returns:
         (ranks * bandwidths, m).
     """
     axes = fit.axes[:, :_RANKS]
     noise = np.exp(2 * train.log_sigmas).mean(0) @ axes**2
-    points, sampled_posterior_means = ((part - fit.centre) @ axes for part in (samples, train.means))
+    points, sampled_posterior_means = ((part - fit.center) @ axes for part in (samples, train.means))
     points, sampled_posterior_means = points.T.astype(np.float32), sampled_posterior_means.T.astype(np.float32)
     bandwidths = [np.float32(-0.5) / (noise + width**2).astype(np.float32) for width in _BANDWIDTHS]
     share = fit.share.astype(np.float32)

@@ -25,7 +25,7 @@ def beta_vae_score(
 
     For each vote a factor is picked and pairs of rows, each pair with a value of that factor in common; the vote is
     the mean absolute difference of each latent over the pairs. Logistic regression (multinomial, C = 1, the default of
-    scikit-learn) on differences that are not standardised, as in Locatello et al. 2019: the penalty hides latents of
+    scikit-learn) on differences that are not standardized, as in Locatello et al. 2019: the penalty hides latents of
     scales below about .01. Only differences with a deviation above 1 are brought to 1, where the penalty is next to
     nothing already: Newton's method then finds the optimum, whatever the scales. All rows come from the one pool that
     is given; `beta_vae_score_from` draws new images instead.
@@ -63,10 +63,10 @@ def beta_vae_score_from(
     new_fixed, new_distances = _distances(source, eval_votes, pairs, rng)
     if np.ptp(fixed) == 0 or not np.ptp(distances, axis=0).any():  # few votes, or constant codes: nothing to fit
         return float((new_fixed == np.bincount(fixed).argmax()).mean())
-    # With the intercept free the centre is of no account, and at unit deviation the penalty hardly is.
-    centre, scale = distances.mean(axis=0), np.maximum(distances.std(axis=0), 1)
-    fitted = LogisticRegression(solver="newton-cholesky").fit((distances - centre) / scale, fixed)
-    return float((fitted.predict((new_distances - centre) / scale) == new_fixed).mean())
+    # With the intercept free the center is of no account, and at unit deviation the penalty hardly is.
+    center, scale = distances.mean(axis=0), np.maximum(distances.std(axis=0), 1)
+    fitted = LogisticRegression(solver="newton-cholesky").fit((distances - center) / scale, fixed)
+    return float((fitted.predict((new_distances - center) / scale) == new_fixed).mean())
 
 
 def _distances(source: CodeSource, votes: int, pairs: int, rng: np.random.Generator) -> tuple[Indices, Floats]:

@@ -11,7 +11,7 @@ from vlae.metrics._validation import Factors, varies
 Images = NDArray[np.generic]
 Floats = NDArray[np.float64]
 
-_PENALTIES = (0.01, 0.1, 1.0, 10.0, 100.0)  # times the mean squared norm of a centred image
+_PENALTIES = (0.01, 0.1, 1.0, 10.0, 100.0)  # times the mean squared norm of a centerd image
 
 
 def factor_complexity(
@@ -41,8 +41,8 @@ def factor_complexity(
     """
     _check(train_images, train_factors, test_images, test_factors)
     train, test = (part.reshape(len(part), -1).astype(np.float32) for part in (train_images, test_images))
-    centre = train.mean(axis=0)
-    train, test = train - centre, test - centre
+    center = train.mean(axis=0)
+    train, test = train - center, test - center
     gram, cross = (train @ train.T).astype(np.float64), (test @ train.T).astype(np.float64)
     pairs = [_onehot(a, b) for a, b in zip(train_factors.T, test_factors.T, strict=True)]
     targets = [first for first, _ in pairs]
@@ -82,8 +82,8 @@ def _contrast(truth: Floats, guess: Floats, penalty: float) -> _Contrast:
     if truth.shape[1] < 2:
         return _Contrast(float("inf"), penalty, np.ones(1))
     # The last value's number is 0: adding a constant to all changes nothing.
-    error, centred = (truth - guess)[:, :-1], (truth - truth.mean(axis=0))[:, :-1]
-    spread = centred.T @ centred
+    error, centerd = (truth - guess)[:, :-1], (truth - truth.mean(axis=0))[:, :-1]
+    spread = centerd.T @ centerd
     spread += np.eye(len(spread)) * (1e-6 * np.trace(spread) + 1e-12)
     values, vectors = eigh(error.T @ error, spread)
     return _Contrast(float(values[0]), penalty, np.append(vectors[:, 0], 0.0))

@@ -10,7 +10,7 @@ from vlae.metrics._validation import Array, Factors, check_split, varies
 
 
 def explicitness_score(train_codes: Array, train_factors: Factors, test_codes: Array, test_factors: Factors) -> float:
-    """Mean area under the ROC curve of a logistic regression on the standardised code.
+    """Mean area under the ROC curve of a logistic regression on the standardized code.
 
     Per factor one multinomial regression with scikit-learn's penalty (C = 1) is fitted to the train rows; each value
     against the rest gives an area on the test rows; the values have equal weight, and so have the factors (Ridgeway

@@ -20,10 +20,10 @@ def few_label_accuracy(
     seed: int,
     draws: int = 10,
 ) -> float:
-    """Test accuracy of a logistic regression fitted to `count` labelled rows, mean over `draws` choices of them.
+    """Test accuracy of a logistic regression fitted to `count` labeled rows, mean over `draws` choices of them.
 
     The semi-supervised use of a code that Kingma et al. (2014) call M1, with the linear classifier of scikit-learn
-    (C = 1). Codes are standardised by all train rows: those without labels are free. The labelled rows are spread
+    (C = 1). Codes are standardized by all train rows: those without labels are free. The labeled rows are spread
     over the classes as evenly as the classes' sizes allow; with fewer rows than classes some are never predicted.
 
     Args:
@@ -31,7 +31,7 @@ def few_label_accuracy(
         train_labels: (N,) int.
         test_codes: (M, D) float.
         test_labels: (M,) int.
-        count: labelled rows of each choice, 2 to N.
+        count: labeled rows of each choice, 2 to N.
         seed: of the choices.
         draws: choices, at least 1.
 
@@ -40,7 +40,7 @@ def few_label_accuracy(
 
     Returns:
         In [0, 1], plain accuracy; a code that tells nothing gets about 1 / classes, whatever their shares, since the
-        labelled rows are even. NaN for labels with one value in either set.
+        labeled rows are even. NaN for labels with one value in either set.
     """
     if train_labels.ndim != 1 or test_labels.ndim != 1:
         raise ValueError(f"labels must be (N,) and (M,), got {train_labels.shape}, {test_labels.shape}")

@@ -147,7 +147,7 @@ def dcimig_score(codes: Array, factors: Factors, *, bins: int = 20) -> float:
 def jemmig_score(codes: Array, factors: Factors, *, bins: int = 20) -> float:
     """Is each factor held by one latent, and does that latent hold nothing else? (Do & Tran 2020)
 
-    Joint entropy minus mutual information gap, in its normalised form where higher is better: mean over the
+    Joint entropy minus mutual information gap, in its normalized form where higher is better: mean over the
     factors of 1 - (H(v_k, z_j*) - I_(1)k + I_(2)k) / (H(v_k) + log bins), j* the latent that tells most of v_k.
     Of latents that tell equally much, the one with the smallest joint entropy, so that their order does not
     matter. Arguments and errors as for `mig_score`.

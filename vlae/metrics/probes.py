@@ -27,11 +27,11 @@ def probe_accuracy(
 ) -> NDArray[np.float64]:
     """How well each factor can be read from codes: (accuracy - chance) / (1 - chance) on test rows, (K,).
 
-    Two probes on standardised codes, the better one per factor by a fifth of the train rows that neither was
+    Two probes on standardized codes, the better one per factor by a fifth of the train rows that neither was
     fitted to: linear discriminants, which read rotated and circular codes whose values are blobs, and one
-    forest of 100 extremely randomised trees for all factors (Geurts et al. 2006), which reads any shape and
+    forest of 100 extremely randomized trees for all factors (Geurts et al. 2006), which reads any shape and
     is not troubled by useless latents. On twelve rotated latents with eight dead ones the first gets .97 and
-    the second .41; neighbours get .28, and fail wherever there are dead latents.
+    the second .41; neighbors get .28, and fail wherever there are dead latents.
 
     Give it SAMPLES of the posterior: the means of a collapsed rung tell what its samples do not.
 
@@ -93,7 +93,7 @@ class RungProbes:
         return self.whole - self.without
 
     @property
-    def upper_unique_share(self) -> float:
+    def upper_rung_gain(self) -> float:
         """Share of the whole, summed over factors, that is lost if only the bottom rung is kept.
 
         About 0 = the bottom rung tells all, 1 = it tells nothing; NaN if the whole code tells less than .05 of a

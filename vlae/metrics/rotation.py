@@ -29,7 +29,7 @@ def independent_axes(codes: Array) -> NDArray[np.float64]:
         ValueError: as `check_codes`.
 
     Returns:
-        (N, D), centred where they are turned; the codes themselves where fewer than two latents are active or one is
+        (N, D), centerd where they are turned; the codes themselves where fewer than two latents are active or one is
         a linear function of others. The same codes give the same answer.
     """
     check_codes(codes)

@@ -47,12 +47,12 @@ def rung_mutual_information(samples: Array, means: Array, log_sigmas: Array, fac
     """I(z; v_k) in nats between one rung as a block and each factor, by held-out prediction, (K,).
 
     Every sample is judged by log q(v|z) - log q(v), with q(v|z) formed from other images only (ten folds):
-    a posterior would always recognise its own sample. That is the score of a classifier on held-out data, so
+    a posterior would always recognize its own sample. That is the score of a classifier on held-out data, so
     in expectation a lower bound of the information (Barber, Agakov 2003), and blocks of several latents need
     no binning. The classifier mixes several: Bayes' rule by the exact posteriors, q(z|v) being a mixture of
     one Gaussian per image, at three widenings; the same along Fisher's first two discriminants of the factor,
-    because in several dimensions neighbours are rare; Gaussian classes; and the factor's frequencies. The
-    weights maximise the held-out likelihood of one half of the images and are used on the other.
+    because in several dimensions neighbors are rare; Gaussian classes; and the factor's frequencies. The
+    weights maximize the held-out likelihood of one half of the images and are used on the other.
 
     For Gaussian rungs of 1 to 4 latents, 3000 images and ten values it lies .002 to .01 nats below the exact
     value: within 2 % from .33 nats on, 5 % at .12, and a fifth of .02.

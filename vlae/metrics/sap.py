@@ -46,7 +46,7 @@ def svm_accuracies(train_codes: Array, train_factors: Factors, test_codes: Array
     """Test accuracy in [0, 1] of each factor by each latent, (D, K); NaN for a factor with one train value.
 
     The classifier is scikit-learn's `LinearSVC(C=0.01, class_weight="balanced")` on one raw latent: squared hinge,
-    one value against the rest, the offset penalised like the weight. A constant latent is no special case: it
+    one value against the rest, the offset penalized like the weight. A constant latent is no special case: it
     predicts one value always. Test values that no train row has count as mistakes.
 
     Args and errors are those of `sap_score`.

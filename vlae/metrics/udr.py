@@ -54,7 +54,7 @@ def _active(codes: Array) -> Mask:
 
 
 def _standard_ranks(codes: Array) -> Floats:
-    """Ranks of the latents that vary, (N, V), each centred and of length 1."""
+    """Ranks of the latents that vary, (N, V), each centerd and of length 1."""
     ranks = rankdata(codes[:, codes.max(axis=0) > codes.min(axis=0)], axis=0)
     ranks -= ranks.mean(axis=0)
     return np.asarray(ranks / np.linalg.norm(ranks, axis=0))

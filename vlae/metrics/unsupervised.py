@@ -37,7 +37,7 @@ def gaussian_total_correlation(codes: Array) -> float:
     return max(0.0, float(-0.5 * np.log(eigenvalues).sum()))
 
 
-def gaussian_wasserstein_correlation(codes: Array, *, normalise: bool = False) -> float:
+def gaussian_wasserstein_correlation(codes: Array, *, normalize: bool = False) -> float:
     """Squared 2-Wasserstein distance from the Gaussian fitted to the codes to the product of its marginals.
 
     2 tr cov - 2 tr (diag^1/2 cov diag^1/2)^1/2, diag = the diagonal of cov. Defined where the total correlation
@@ -45,13 +45,13 @@ def gaussian_wasserstein_correlation(codes: Array, *, normalise: bool = False) -
 
     Args:
         codes: (N, D) float, posterior means. Constant latents add nothing.
-        normalise: divide by tr cov, so that a common scale of all latents does not matter.
+        normalize: divide by tr cov, so that a common scale of all latents does not matter.
 
     Raises:
         ValueError: as `gaussian_total_correlation`.
 
     Returns:
-        In squared units of the codes, at least 0, or in [0, 2) if `normalise`, where D copies of one latent get
+        In squared units of the codes, at least 0, or in [0, 2) if `normalize`, where D copies of one latent get
         2 - 2 / sqrt(D). 0 = uncorrelated, or fewer than two latents vary.
     """
     correlations, scales = _fitted(codes)
@@ -62,7 +62,7 @@ def gaussian_wasserstein_correlation(codes: Array, *, normalise: bool = False) -
     product = np.outer(relative**2, relative**2) * correlations
     roots = np.sqrt(np.maximum(np.linalg.eigvalsh(product), 0))
     share = max(0.0, float(2 - 2 * roots.sum() / (relative**2).sum()))
-    return share if normalise else share * float((scales**2).sum())
+    return share if normalize else share * float((scales**2).sum())
 
 
 def mean_pairwise_mutual_information(codes: Array, *, bins: int = 20) -> float:
@@ -92,9 +92,9 @@ def _fitted(codes: Array) -> tuple[Array, Array]:
     check_codes(codes)
     varying = codes[:, codes.max(axis=0) > codes.min(axis=0)].astype(np.float64)
     sizes = np.abs(varying).max(axis=0)  # divided out first: squares of the codes may overflow
-    centred = varying / sizes
-    centred -= centred.mean(axis=0)
-    deviations = np.sqrt((centred**2).mean(axis=0))
-    centred /= deviations
+    centerd = varying / sizes
+    centerd -= centerd.mean(axis=0)
+    deviations = np.sqrt((centerd**2).mean(axis=0))
+    centerd /= deviations
     correction = len(codes) / max(len(codes) - 1, 1)  # variances over N - 1, as numpy.cov; of one row none varies
-    return centred.T @ centred / len(codes), deviations * sizes * np.sqrt(correction)
+    return centerd.T @ centerd / len(codes), deviations * sizes * np.sqrt(correction)

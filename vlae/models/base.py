@@ -68,7 +68,7 @@ class HierarchicalModel(nn.Module, ABC):
         super().__init__()
         self.image_shape = image_shape
         self.latent_dims = config.latent_dims
-        self.likelihood = Likelihood(config.likelihood, image_shape[0], config.scale)
+        self.likelihood = Likelihood(config.likelihood, image_shape[0], config.likelihood_scale)
 
     @abstractmethod
     def infer(self, images: Tensor, noise: Latents) -> Inference:

@@ -75,25 +75,28 @@ def num_parameters(config: AnyModelConfig, image_shape: ImageShape) -> int:
 def match_parameters(config: _StackConfig, image_shape: ImageShape) -> _StackConfig:
     """The section with width and hidden layers of a size that gives as many parameters as the ladder has.
 
-    The ladder is the VLAE of `match_dims` with the same network, width and hidden layers. The widest
+    The ladder is the VLAE of `match_latent_dims` with the same network, width and hidden layers. The widest
     trunk that does not exceed it is taken, and the hidden layers make up the rest.
 
     Raises:
         ValueError: no size comes within 5 %.
     """
-    shared = {name: getattr(config, name) for name in ("network", "width", "norm", "sigma", "likelihood", "scale")}
-    if len(config.hidden) not in (1, len(config.match_dims)):
+    shared = {
+        name: getattr(config, name)
+        for name in ("network", "width", "norm", "posterior_scale_link", "likelihood", "likelihood_scale")
+    }
+    if len(config.hidden_dims) not in (1, len(config.match_latent_dims)):
         raise ValueError(
-            f"model.match_params: model.hidden has {len(config.hidden)} numbers and model.match_dims "
-            f"{len(config.match_dims)} rungs; give one number, or as many rungs"
+            f"model.match_params: model.hidden_dims has {len(config.hidden_dims)} numbers and model.match_latent_dims "
+            f"{len(config.match_latent_dims)} rungs; give one number, or as many rungs"
         )
-    ladder = VlaeConfig(latent_dims=config.match_dims, hidden=config.hidden, **shared)
+    ladder = VlaeConfig(latent_dims=config.match_latent_dims, hidden_dims=config.hidden_dims, **shared)
     wanted = num_parameters(ladder, image_shape)
     free = config.model_copy(update={"match_params": False})
 
     def sized(width: int, scale: int) -> _StackConfig:
-        hidden = tuple(max(1, units * scale // _FINE) for units in config.hidden)
-        return free.model_copy(update={"width": width, "hidden": hidden})
+        hidden = tuple(max(1, units * scale // _FINE) for units in config.hidden_dims)
+        return free.model_copy(update={"width": width, "hidden_dims": hidden})
 
     def count(width: int, scale: int) -> int:
         return num_parameters(sized(width, scale), image_shape)
@@ -109,6 +112,6 @@ def match_parameters(config: _StackConfig, image_shape: ImageShape) -> _StackCon
     if abs(got - wanted) > _TOLERANCE * wanted:
         raise ValueError(
             f"model.match_params: the ladder has {wanted:,} parameters, and the nearest {config.name} has {got:,}: "
-            "set model.width and model.hidden yourself"
+            "set model.width and model.hidden_dims yourself"
         )
     return found

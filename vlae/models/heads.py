@@ -18,7 +18,7 @@ class GaussianHead(nn.Module):
         features: F.
         dim: D.
         sigma: how the raw output becomes sigma (`DiagonalGaussian.from_parameters`).
-        norm: `batch` normalises the parameters themselves over the batch (Soenderby et al. 2016, section 3);
+        norm: `batch` normalizes the parameters themselves over the batch (Soenderby et al. 2016, section 3);
             the others leave them as they are.
     """
 

@@ -15,17 +15,17 @@ Shape = tuple[int, ...]  # (channels, height, width), or (features,)
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer with its normalisation and activation.
+    """One layer with its normalization and activation.
 
     Args:
-        kind: `conv`, `deconv` (transposed, doubles the size), `up` (nearest-neighbour doubling, then a
+        kind: `conv`, `deconv` (transposed, doubles the size), `up` (nearest-neighbor doubling, then a
             convolution), or `dense` (flattens what it is given).
         units: output channels, or features.
         kernel: of the convolution, pixels.
         stride: of `conv`, 1 or 2.
-        activation: after the normalisation.
+        activation: after the normalization.
         plane: shape that the features of a `dense` layer are folded into, or None.
-        bare: neither normalised nor activated: an output.
+        bare: neither normalized nor activated: an output.
     """
 
     kind: Literal["conv", "deconv", "up", "dense"]
@@ -67,7 +67,7 @@ def output_shape(layer: Layer, shape: Shape) -> Shape:
     return layer.units, height * scale // layer.stride, width * scale // layer.stride
 
 
-def normalisation(norm: Norm, channels: int, *, planar: bool) -> nn.Module:
+def normalization(norm: Norm, channels: int, *, planar: bool) -> nn.Module:
     """After a hidden layer. Group norm (layer norm of a vector) has no running state, so workers cannot disagree."""
     if norm == "none":
         return nn.Identity()
@@ -81,7 +81,7 @@ def normalisation(norm: Norm, channels: int, *, planar: bool) -> nn.Module:
 
 
 class _Nearest(nn.Module):
-    """Doubling by nearest neighbour: a transposed convolution leaves checkerboards."""
+    """Doubling by nearest neighbor: a transposed convolution leaves checkerboards."""
 
     def forward(self, features: Tensor) -> Tensor:
         return F.interpolate(features, scale_factor=2.0, mode="nearest")
@@ -123,8 +123,8 @@ def build_layers(layers: Sequence[Layer], shape: Shape, norm: Norm) -> tuple[nn.
         out = output_shape(layer, shape)
         modules += _linear_part(layer, shape)
         if not layer.is_output:
-            # A dense layer is normalised as the vector it makes, also where that is folded into a plane next.
-            modules.append(normalisation(norm, layer.units, planar=layer.kind != "dense"))
+            # A dense layer is normalized as the vector it makes, also where that is folded into a plane next.
+            modules.append(normalization(norm, layer.units, planar=layer.kind != "dense"))
             modules.append(_ACTIVATIONS[layer.activation]())
         if layer.to_feature_map:
             modules.append(nn.Unflatten(1, layer.to_feature_map))

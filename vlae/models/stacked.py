@@ -24,14 +24,14 @@ class StackedVae(HierarchicalModel):
     """The generative half, which the stacks share.
 
     Args:
-        config: dims per rung, units between the rungs, likelihood, normalisation.
+        config: dims per rung, units between the rungs, likelihood, normalization.
         image_shape: (channels, height, width).
         network: its trunk is read at the end and its decoder entered at the top; no latent joins on the way.
     """
 
     def __init__(self, config: BaseStackedConfig, image_shape: tuple[int, int, int], network: Network) -> None:
         super().__init__(config, image_shape)
-        self._head_norm: Norm = "batch" if config.norm_heads else "none"
+        self._head_norm: Norm = "batch" if config.batch_norm_heads else "none"
         self.encoder = Encoder(network, image_shape, config.norm)
         self.top_down = nn.ModuleList(
             self._step(config, above, rung + 1, prior_head, below)
@@ -44,7 +44,7 @@ class StackedVae(HierarchicalModel):
         """Two dense layers of rung `rung`'s units and a head: (B, source) -> N over (B, dim)."""
         units = config.units[rung]
         layers, _ = build_layers(dense(units, 2), (source,), config.norm)
-        return nn.Sequential(layers, head(units, dim, config.sigma, self._head_norm))
+        return nn.Sequential(layers, head(units, dim, config.posterior_scale_link, self._head_norm))
 
     def prior(self, noise: Latents, given: FixedLatents | None = None) -> Latents:
         """Top-down: z_{L-1} is the noise, each lower rung a sample of p(z_l|z_{l+1})."""
@@ -67,7 +67,7 @@ class Hvae(StackedVae):
     def __init__(self, config: HvaeConfig | VaeConfig, image_shape: tuple[int, int, int], network: Network) -> None:
         super().__init__(config, image_shape, network)
         dims = config.latent_dims
-        self.head = posterior_head(self.encoder.size, dims[0], config.sigma, self._head_norm)
+        self.head = posterior_head(self.encoder.size, dims[0], config.posterior_scale_link, self._head_norm)
         self.bottom_up = nn.ModuleList(
             self._step(config, below, rung + 1, posterior_head, above)
             for rung, (below, above) in enumerate(pairwise(dims))
@@ -105,7 +105,7 @@ class Lvae(StackedVae):
             build_layers(dense(after, 2), (before,), config.norm)[0] for before, after in pairwise(sizes)
         )
         self.heads = nn.ModuleList(
-            posterior_head(size, dim, config.sigma, self._head_norm)
+            posterior_head(size, dim, config.posterior_scale_link, self._head_norm)
             for size, dim in zip(sizes, config.latent_dims, strict=True)
         )
 

@@ -23,7 +23,7 @@ class Vlae(HierarchicalModel):
     """VLAE with any number of rungs; one rung makes it a flat VAE.
 
     Args:
-        config: dims per rung, prior, likelihood, normalisation.
+        config: dims per rung, prior, likelihood, normalization.
         image_shape: (channels, height, width).
         network: with as many rungs.
     """
@@ -38,11 +38,11 @@ class Vlae(HierarchicalModel):
         for rung, dim in enumerate(config.latent_dims):
             reader, size = rung_reader(network, rung, self.trunk.shapes, config.norm)
             self.rung_encoders.append(reader)
-            self.heads.append(posterior_head(size, dim, config.sigma))
+            self.heads.append(posterior_head(size, dim, config.posterior_scale_link))
         self.decoder = Decoder(network, image_shape, top, joining, config.norm)
-        self._prior = GeneralizedNormal(config.prior_power)
+        self._prior = GeneralizedNormal(config.prior_shape)
         # Under N(0, I) all turns of a rung are the same.
-        self.rotations = Rotations(config.latent_dims) if config.prior_power > 2 else None
+        self.rotations = Rotations(config.latent_dims) if config.prior_shape > 2 else None
         self._taps = network.feature_levels
         # Factors of what each rung reads and of what it lays into the decoder. A schedule that moves them sets them
         # at every step; without one they cost nothing.

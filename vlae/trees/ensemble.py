@@ -37,7 +37,7 @@ def boosted_trees(
 ) -> Boosted:
     """Fit 100 stages of trees of depth 3 with learning rate 0.1, one tree per stage and class, one for two classes.
 
-    Thresholds are the middles between all distinct neighbours in the train codes; leaves are Newton steps (Friedman
+    Thresholds are the middles between all distinct neighbors in the train codes; leaves are Newton steps (Friedman
     2001, algorithm 6; for two classes algorithm 5); latents that are equally good are chosen between at random. An
     importance is the share of the decrease of the squared error.
 
@@ -76,7 +76,7 @@ def _boost(
     draws: Floats,
     work: Workspace,
 ) -> Floats:
-    """Importances (D,), not normalised; adds the trees' values to the scores of train and test rows."""
+    """Importances (D,), not normalized; adds the trees' values to the scores of train and test rows."""
     trees, rows = own.shape
     gradients = np.empty((trees, rows))
     lanes = np.zeros(((trees + SIMD_WIDTH - 1) // SIMD_WIDTH, rows, SIMD_WIDTH))

@@ -11,7 +11,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 BINS = 128  # at most 256: bins are numbered in uint8
-GAP = np.float32(1e-7)  # neighbours no further apart are one value, as in scikit-learn
+GAP = np.float32(1e-7)  # neighbors no further apart are one value, as in scikit-learn
 
 Floats = NDArray[np.float64]
 Function = TypeVar("Function", bound=Callable[..., Any])

@@ -19,7 +19,7 @@ def read_picture(file: Path | IO[bytes], name: str, image_size: int, channels: i
         file: where it is.
         name: of the picture in an error message.
         image_size: height and width of the result, pixels.
-        channels: 3 for colour, 1 for grey.
+        channels: 3 for color, 1 for gray.
 
     Returns:
         (image_size, image_size, channels) uint8.
@@ -35,7 +35,7 @@ def read_picture(file: Path | IO[bytes], name: str, image_size: int, channels: i
 
 
 def fit_square(image: Image.Image, image_size: int, channels: int) -> NDArray[np.uint8]:
-    """Centre-crop to a square and resize; transparency becomes white.
+    """Center-crop to a square and resize; transparency becomes white.
 
     Returns:
         (image_size, image_size, channels) uint8.
@@ -46,7 +46,7 @@ def fit_square(image: Image.Image, image_size: int, channels: int) -> NDArray[np
 
 
 def _opaque(image: Image.Image) -> Image.Image:
-    """Eight bits per channel and no transparency: 16-bit grey is scaled, and white shows through what is clear."""
+    """Eight bits per channel and no transparency: 16-bit gray is scaled, and white shows through what is clear."""
     if image.mode.startswith("I"):
         return Image.fromarray((np.asarray(image).astype(np.uint32) // 257).astype(np.uint8))
     if not image.has_transparency_data:

@@ -30,7 +30,7 @@ def require(folder: Path, dataset: str, files: Sequence[PublishedFile]) -> list[
     missing = [file for file in files if not (folder / file.name).is_file()]
     if missing:
         wanted = ", ".join(f"{file.name} ({_size(file)}from {file.url})" for file in missing)
-        raise UserError(f"data={dataset} needs {wanted}: put that into data.folder={folder}")
+        raise UserError(f"data={dataset} needs {wanted}: put that into data.root={folder}")
     return [folder / file.name for file in files]
 
 

@@ -53,31 +53,31 @@ def open_source(config: DataConfig, downloads: Path, *, fetch: bool) -> Source:
         case DigitsConfig():
             return DigitScenes(config.num_images, config.image_size, config.channels, config.scene_seed)
         case ImagesConfig():
-            return ImageFolder(config.folder, config.image_size, config.channels)
+            return ImageFolder(config.root, config.image_size, config.channels)
         case FashionMnistConfig():
             return _open_idx(FASHION_MNIST, config, downloads, fetch=fetch)
         case MnistConfig():
             return _open_idx(MNIST, config, downloads, fetch=fetch)
         case SvhnConfig():
-            return Svhn(config.folder, config.extra)
+            return Svhn(config.root, config.extra)
         case CelebaConfig():
-            return CelebA(config.folder, config.crop, config.image_size)
+            return CelebA(config.root, config.crop, config.image_size)
         case SmallNorbConfig():
-            return SmallNorb(config.folder, config.image_size)
+            return SmallNorb(config.root, config.image_size)
         case Cars3dConfig():
-            return Cars3d(config.folder, config.image_size)
+            return Cars3d(config.root, config.image_size)
         case DspritesConfig():
-            return DSprites(config.folder)
+            return DSprites(config.root)
         case SpritesConfig():
             return Sprites(config.num_images)
         case Shapes3dConfig():
-            return Shapes3D(config.folder)
+            return Shapes3D(config.root)
         case RoomsConfig():
             return Rooms(config.num_images, config.image_size)
         case Mpi3dConfig():
-            return Mpi3d(config.folder, config.variant)
+            return Mpi3d(config.root, config.variant)
         case WebdatasetConfig():
-            return WebDatasetTars(config.folder, config.image_size, config.channels)
+            return WebDatasetTars(config.root, config.image_size, config.channels)
 
 
 def _open_idx(dataset: IdxDataset, config: BaseIdxConfig, downloads: Path, *, fetch: bool) -> IdxImages:
@@ -86,12 +86,12 @@ def _open_idx(dataset: IdxDataset, config: BaseIdxConfig, downloads: Path, *, fe
     def lacking(folder: Path) -> list[str]:
         return [name for name in names if not find_file(folder, name)]
 
-    folder, fetched = config.folder, downloads / dataset.name
+    folder, fetched = config.root, downloads / dataset.name
     if lacking(folder):
         # Someone who names a folder wants what is in it, and may have mistyped it.
-        chosen = folder != type(config).model_fields["folder"].default.absolute()
+        chosen = folder != type(config).model_fields["root"].default.absolute()
         if chosen or (lacking(fetched) and not (config.download and fetch)):
-            raise UserError(f"data.folder={folder} lacks {', '.join(lacking(folder))} (plain or .gz): put them there")
+            raise UserError(f"data.root={folder} lacks {', '.join(lacking(folder))} (plain or .gz): put them there")
         folder = fetched
         download(dataset, folder)
     return IdxImages(dataset, folder, config.image_size)

@@ -37,7 +37,7 @@ _BUFFER = 2**18  # bytes that are uncompressed at once
 
 @dataclass(frozen=True)
 class Cars3d:
-    """Source of the cars in colour, 0 to 255, each from all azimuths and elevations.
+    """Source of the cars in color, 0 to 255, each from all azimuths and elevations.
 
     Samples are in the order of the archive, so that it is read once; in a car the azimuth runs fastest.
 

@@ -54,11 +54,11 @@ class _Table:
 
 @dataclass(frozen=True)
 class CelebA:
-    """Source of the faces in colour, 0 to 255; the factors are the attributes, each no or yes.
+    """Source of the faces in color, 0 to 255; the factors are the attributes, each no or yes.
 
     Args:
         folder: holds img_align_celeba.zip, list_attr_celeba.txt and list_eval_partition.txt.
-        crop: height and width that are cut out of the centre of the 218x178 pixels, at most 178.
+        crop: height and width that are cut out of the center of the 218x178 pixels, at most 178.
         image_size: height and width of the result, pixels.
     """
 

@@ -34,7 +34,7 @@ class DigitsConfig(BaseDataConfig):
     name: Literal["digits"] = "digits"
     num_images: int = Field(30_000, ge=10, le=10**9, description="scenes to draw")
     image_size: ImageSize = Field(32, description="height and width, pixels")
-    channels: Channels = Field(3, description="3 for colour, 1 for grey")
+    channels: Channels = Field(3, description="3 for color, 1 for gray")
     scene_seed: int = Field(0, ge=0, lt=2**63, description="seed of the scenes (part of the data)")
 
 
@@ -52,56 +52,56 @@ class BaseIdxConfig(BaseFilesConfig):
 
 
 class FashionMnistConfig(BaseIdxConfig):
-    """Fashion-MNIST: 70,000 grey images of clothes, 28x28, with the publisher's test split."""
+    """Fashion-MNIST: 70,000 gray images of clothes, 28x28, with the publisher's test split."""
 
     name: Literal["fashion_mnist"] = "fashion_mnist"
-    folder: AbsolutePath = Field(
+    root: AbsolutePath = Field(
         DEBIAN_FASHION_MNIST, description="folder with the four IDX files, .gz or not", json_schema_extra=EXECUTION
     )
 
 
 class MnistConfig(BaseIdxConfig):
-    """MNIST: 70,000 grey images of handwritten digits, 28x28, with the publisher's test split."""
+    """MNIST: 70,000 gray images of handwritten digits, 28x28, with the publisher's test split."""
 
     name: Literal["mnist"] = "mnist"
-    folder: AbsolutePath = files_in("mnist", "the four IDX files, .gz or not")
+    root: AbsolutePath = files_in("mnist", "the four IDX files, .gz or not")
 
 
 class SvhnConfig(BaseFilesConfig):
-    """SVHN, cropped digits: 32x32 colour photographs of house numbers, with the publisher's test split."""
+    """SVHN, cropped digits: 32x32 color photographs of house numbers, with the publisher's test split."""
 
     name: Literal["svhn"] = "svhn"
-    folder: AbsolutePath = files_in("svhn", "train_32x32.mat and test_32x32.mat")
+    root: AbsolutePath = files_in("svhn", "train_32x32.mat and test_32x32.mat")
     extra: bool = Field(False, description="add the 531,131 easier images of extra_32x32.mat to the training split")
 
 
 class CelebaConfig(BaseFilesConfig):
-    """CelebA: 202,599 aligned faces in colour with 40 attributes and the publisher's three splits."""
+    """CelebA: 202,599 aligned faces in color with 40 attributes and the publisher's three splits."""
 
     name: Literal["celeba"] = "celeba"
-    folder: AbsolutePath = files_in("celeba", "img_align_celeba.zip, list_attr_celeba.txt and list_eval_partition.txt")
+    root: AbsolutePath = files_in("celeba", "img_align_celeba.zip, list_attr_celeba.txt and list_eval_partition.txt")
     validation_fraction: float = Field(
         0.0, ge=0, lt=0.5, description="share of the training split, moved to the publisher's validation split"
     )
     crop: Annotated[Literal[148, 108], BeforeValidator(whole_number)] = Field(
-        148, description="height and width cut out of the centre of the 178x218 pixels"
+        148, description="height and width cut out of the center of the 178x218 pixels"
     )
     image_size: ImageSize = Field(64, description="the crop is resized to this, pixels")
 
 
 class SmallNorbConfig(BaseFilesConfig):
-    """Small NORB: 48,600 grey images of toys with five factors and the publisher's test split."""
+    """Small NORB: 48,600 gray images of toys with five factors and the publisher's test split."""
 
     name: Literal["smallnorb"] = "smallnorb"
-    folder: AbsolutePath = files_in("smallnorb", "the dat, cat and info files of training and testing, .gz or not")
+    root: AbsolutePath = files_in("smallnorb", "the dat, cat and info files of training and testing, .gz or not")
     image_size: ImageSize = Field(64, description="images are resized to this, pixels; 96: as they are")
 
 
 class Cars3dConfig(BaseFilesConfig):
-    """Cars3D: 17,568 colour images of 183 cars from 24 azimuths and 4 elevations."""
+    """Cars3D: 17,568 color images of 183 cars from 24 azimuths and 4 elevations."""
 
     name: Literal["cars3d"] = "cars3d"
-    folder: AbsolutePath = files_in("cars3d", "nips2015-analogy-data.tar.gz")
+    root: AbsolutePath = files_in("cars3d", "nips2015-analogy-data.tar.gz")
     image_size: ImageSize = Field(64, description="images are resized to this, pixels; 128: as they are")
 
 
@@ -109,16 +109,16 @@ class ImagesConfig(BaseDataConfig):
     """A folder of PNG and JPEG pictures, at any depth, with an optional factors.csv."""
 
     name: Literal["images"] = "images"
-    folder: AbsolutePath = Field(..., description="folder of pictures; its factors.csv has columns file, factor, ...")
-    image_size: ImageSize = Field(64, description="pictures are centre-cropped to a square and resized to this, pixels")
-    channels: Channels = Field(3, description="3 for colour, 1 for grey")
+    root: AbsolutePath = Field(..., description="folder of pictures; its factors.csv has columns file, factor, ...")
+    image_size: ImageSize = Field(64, description="pictures are center-cropped to a square and resized to this, pixels")
+    channels: Channels = Field(3, description="3 for color, 1 for gray")
 
 
 class DspritesConfig(BaseFilesConfig):
     """dSprites: 737,280 binary images of one shape, 64x64, with five factors."""
 
     name: Literal["dsprites"] = "dsprites"
-    folder: AbsolutePath = files_in("dsprites", "the published .npz or .hdf5")
+    root: AbsolutePath = files_in("dsprites", "the published .npz or .hdf5")
 
 
 class SpritesConfig(BaseDataConfig):
@@ -131,10 +131,10 @@ class SpritesConfig(BaseDataConfig):
 
 
 class Shapes3dConfig(BaseFilesConfig):
-    """3DShapes: 480,000 colour images of a room with one object, 64x64, with six factors."""
+    """3DShapes: 480,000 color images of a room with one object, 64x64, with six factors."""
 
     name: Literal["shapes3d"] = "shapes3d"
-    folder: AbsolutePath = files_in("shapes3d", "3dshapes.h5")
+    root: AbsolutePath = files_in("shapes3d", "3dshapes.h5")
 
 
 class RoomsConfig(BaseDataConfig):
@@ -148,10 +148,10 @@ class RoomsConfig(BaseDataConfig):
 
 
 class Mpi3dConfig(BaseFilesConfig):
-    """MPI3D: 1,036,800 colour images of a robot's arm, 64x64, with seven factors."""
+    """MPI3D: 1,036,800 color images of a robot's arm, 64x64, with seven factors."""
 
     name: Literal["mpi3d"] = "mpi3d"
-    folder: AbsolutePath = files_in("mpi3d", "mpi3d_toy.npz, mpi3d_realistic.npz or mpi3d_real.npz")
+    root: AbsolutePath = files_in("mpi3d", "mpi3d_toy.npz, mpi3d_realistic.npz or mpi3d_real.npz")
     variant: Literal["toy", "realistic", "real"] = Field("real", description="which of the three")
 
 
@@ -159,11 +159,11 @@ class WebdatasetConfig(BaseDataConfig):
     """WebDataset tars that others wrote: PNG, JPEG, WebP or .npy images with .cls or .json labels."""
 
     name: Literal["webdataset"] = "webdataset"
-    folder: AbsolutePath = Field(
+    root: AbsolutePath = Field(
         ..., description="folder of tars (.tar, .tar.gz, .tgz), at any depth", json_schema_extra=EXECUTION
     )
-    image_size: ImageSize = Field(64, description="images are centre-cropped to a square and resized to this, pixels")
-    channels: Channels = Field(3, description="3 for colour, 1 for grey")
+    image_size: ImageSize = Field(64, description="images are center-cropped to a square and resized to this, pixels")
+    channels: Channels = Field(3, description="3 for color, 1 for gray")
 
 
 DataConfig = Annotated[

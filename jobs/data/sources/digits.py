@@ -1,4 +1,4 @@
-"""Digit scenes: coloured digits on coloured ground, with every factor known (an SVHN whose truth is at hand).
+"""Digit scenes: colored digits on colored ground, with every factor known (an SVHN whose truth is at hand).
 
 The palette (hue, hue offset, luminance, contrast) is the simple end of the hierarchy, the pose the
 middle, digit and font the complex end. Factors are independent and uniform; sample i of a seed is a
@@ -39,7 +39,7 @@ POSE = (
     Factor("y", _grid(-0.14, 0.14, 7)),
 )
 FORM = (
-    Factor("neighbours", ("none", "left", "right", "both")),
+    Factor("neighbors", ("none", "left", "right", "both")),
     Factor("font", FACES),
     Factor("digit", tuple(str(digit) for digit in range(10))),
 )
@@ -54,7 +54,7 @@ class DigitScenes:
     Args:
         num_images: how many scenes.
         image_size: height and width, pixels.
-        channels: 3, or 1 for grey scenes, which have no hues.
+        channels: 3, or 1 for gray scenes, which have no hues.
         scene_seed: of the scenes; it is part of the data, not of the training.
     """
 
@@ -103,7 +103,7 @@ class DigitScenes:
         }
 
     def render(self, factors: dict[str, NDArray[np.int64]], index: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Draw scenes (N, size, size, channels) with these factors; `index` picks the neighbour digits."""
+        """Draw scenes (N, size, size, channels) with these factors; `index` picks the neighbor digits."""
         value: dict[str, Array] = {
             factor.name: np.take(np.asarray(factor.values, np.float32), factors[factor.name])[:, None, None]
             for factor in PALETTE + LIGHT + POSE
@@ -112,14 +112,14 @@ class DigitScenes:
         half = value["contrast"] * np.float32(0.5)
         ground, stroke = value["luminance"] - half, value["luminance"] + half
         if self.channels == 3:
-            ground = _colour(ground, value["hue"])
-            stroke = _colour(stroke, value["hue"] + value["hue_offset"])
+            ground = _color(ground, value["hue"])
+            stroke = _color(stroke, value["hue"] + value["hue_offset"])
         else:
             ground, stroke = ground[..., None], stroke[..., None]
         return np.asarray(np.rint((ground + (stroke - ground) * ink) * np.float32(255)), np.uint8)
 
     def _ink(self, value: dict[str, Array], factors: dict[str, NDArray[np.int64]], index: NDArray[np.int64]) -> Array:
-        """Coverage by the digit and its neighbours, (N, size, size) in [0, 1]."""
+        """Coverage by the digit and its neighbors, (N, size, size) in [0, 1]."""
         axis = (np.arange(self.image_size, dtype=np.float32) * 2 + 1) / self.image_size - 1
         x, y = axis[None, None, :] - value["x"], axis[None, :, None] - value["y"]
         cos = _cosine(value["rotation"])
@@ -130,7 +130,7 @@ class DigitScenes:
         u = u - value["shear"] * v
         atlas, font, digit = load_atlas(), factors["font"], factors["digit"]
         ink = _sample(atlas[font, digit], u, v)
-        beside = factors["neighbours"]
+        beside = factors["neighbors"]
         for side, (bit, step) in enumerate(((1, 1.15), (2, -1.15))):
             other = (splitmix64(self.scene_seed, index, 100 + side) % np.uint64(10)).astype(np.int64)
             shown = ((beside & bit) > 0)[:, None, None]
@@ -138,7 +138,7 @@ class DigitScenes:
         return ink
 
 
-def _colour(luminance: Array, hue: Array) -> Array:
+def _color(luminance: Array, hue: Array) -> Array:
     """RGB in [0, 1], (N, 1, 1, 3), whose mean is the luminance; the swing l (1 - l) cannot leave the gamut."""
     phase = np.arange(3) / 3
     swing = _cosine(2 * np.pi * (hue[..., None].astype(np.float64) - phase))

@@ -1,7 +1,7 @@
-"""Atlas of digit glyphs: 12 faces x 10 digits, 40x40 grey, as a committed PNG.
+"""Atlas of digit glyphs: 12 faces x 10 digits, 40x40 gray, as a committed PNG.
 
 It is committed because FreeType's pixels change from version to version. `python -m jobs.data.sources.glyphs`
-draws it again from the fonts in matplotlib's wheel (DejaVu, STIX, Computer Modern: free licences).
+draws it again from the fonts in matplotlib's wheel (DejaVu, STIX, Computer Modern: free licenses).
 """
 
 import hashlib
@@ -48,7 +48,7 @@ def load_atlas() -> NDArray[np.float32]:
 
 
 def draw_atlas() -> NDArray[np.uint8]:
-    """Draw the atlas, (12 * 40, 10 * 40) uint8: each digit 28 px high, centred in its cell."""
+    """Draw the atlas, (12 * 40, 10 * 40) uint8: each digit 28 px high, centerd in its cell."""
     import matplotlib as mpl  # noqa: PLC0415  (only who redraws the atlas needs it)
 
     fonts = Path(mpl.get_data_path()) / "fonts" / "ttf"

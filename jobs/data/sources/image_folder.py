@@ -22,13 +22,13 @@ FACTOR_NAME = re.compile(r"[A-Za-z0-9_.-][A-Za-z0-9_. -]*")  # it becomes part o
 class ImageFolder:
     """Source of every PNG and JPEG below a folder, in the order of their paths.
 
-    Pictures are centre-cropped to a square and resized. `factors.csv` has a header `file,NAME,NAME...`
+    Pictures are center-cropped to a square and resized. `factors.csv` has a header `file,NAME,NAME...`
     and a row per picture, by its path below the folder; the values of a column, sorted, are the factor's.
 
     Args:
         folder: where the pictures are.
         image_size: height and width of the result, pixels.
-        channels: 3 for colour, 1 for grey.
+        channels: 3 for color, 1 for gray.
     """
 
     folder: Path
@@ -47,11 +47,11 @@ class ImageFolder:
             UserError: no folder, or no picture in it.
         """
         if not self.folder.is_dir():
-            raise UserError(f"data.folder={self.folder} is not a folder: set it to one with PNG or JPEG pictures")
+            raise UserError(f"data.root={self.folder} is not a folder: set it to one with PNG or JPEG pictures")
         found = (path for path in self.folder.rglob("*") if path.suffix.lower() in EXTENSIONS and path.is_file())
         files = tuple(sorted(path.relative_to(self.folder).as_posix() for path in found))
         if not files:
-            raise UserError(f"data.folder={self.folder} holds no picture ({', '.join(EXTENSIONS)})")
+            raise UserError(f"data.root={self.folder} holds no picture ({', '.join(EXTENSIONS)})")
         return files
 
     @cached_property

@@ -78,7 +78,7 @@ MNIST = IdxDataset(
 
 @dataclass(frozen=True)
 class IdxImages:
-    """Source of the training and test images of 28x28 pixels, grey, 0 to 255; one factor, the class.
+    """Source of the training and test images of 28x28 pixels, gray, 0 to 255; one factor, the class.
 
     Args:
         dataset: which.
@@ -215,7 +215,7 @@ def download(dataset: IdxDataset, folder: Path) -> None:
             reason = getattr(error, "reason", error)
             raise UserError(
                 f"{dataset.title} is not on this machine and {url} cannot be reached ({reason}): {dataset.hint}"
-                f"set data.folder to a folder with {', '.join(name for name, _ in dataset.files)} (plain or .gz)"
+                f"set data.root to a folder with {', '.join(name for name, _ in dataset.files)} (plain or .gz)"
             ) from error
         folder.mkdir(parents=True, exist_ok=True)
         partial = folder / f"{name}.partial.gz"

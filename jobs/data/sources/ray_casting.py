@@ -45,7 +45,7 @@ class Hit(NamedTuple):
 
 
 def cast(image_size: int, scale: float, shape: str, orientation: float) -> NDArray[np.uint16]:
-    """Light to each pixel from the floor, the walls and the object, as shares of 4096 of their colours.
+    """Light to each pixel from the floor, the walls and the object, as shares of 4096 of their colors.
 
     Args:
         image_size: height and width, pixels.
@@ -142,7 +142,7 @@ def _nearest(hits: list[Hit]) -> Hit:
 
 
 def _ball(rays: Rays, radius: float, height: float) -> Hit:
-    """A sphere whose centre is on the axis."""
+    """A sphere whose center is on the axis."""
     (x, y, z), (dx, dy, dz) = rays.eye, rays.direction
     y = y - height
     square, product = dx * dx + dy * dy + dz * dz, x * dx + y * dy + z * dz

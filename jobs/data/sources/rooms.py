@@ -34,7 +34,7 @@ SIZES = tuple(len(factor.values) for factor in FACTORS)
 # Bump when a change of this file or of ray_cast.py changes the pixels.
 _REVISION = 1
 _CACHE = 2**28  # bytes of light that are kept; all of 64x64 is 12 MB
-_BATCH = 2**20  # pixels that are coloured at once
+_BATCH = 2**20  # pixels that are colored at once
 
 
 @dataclass(frozen=True)
@@ -97,11 +97,11 @@ def draw(places: NDArray[np.int64], image_size: int) -> NDArray[np.uint8]:
         (N, image_size, image_size, 3) uint8.
     """
     light = np.stack([_light(image_size)(*place) for place in places[:, 3:].tolist()]).astype(np.int32)
-    colours = _colours()[places[:, :3]]  # (N, parts, 3)
+    colors = _colors()[places[:, :3]]  # (N, parts, 3)
     # Whole numbers, so that the order of the sum cannot matter.
     image = np.full((*light.shape[:3], 3), FULL // 2, np.int32)
     for part in range(3):
-        image += light[..., part, None] * colours[:, None, None, part]
+        image += light[..., part, None] * colors[:, None, None, part]
     return (image // FULL).astype(np.uint8)
 
 
@@ -124,7 +124,7 @@ def light_of(image_size: int, scale: int, shape: int, orientation: int) -> NDArr
 
 
 @cache
-def _colours() -> NDArray[np.int32]:
+def _colors() -> NDArray[np.int32]:
     """Red, green and blue of each hue, (10, 3), 0..255."""
     hues = FACTORS[0].values
     return np.array([[round(255 * c) for c in colorsys.hsv_to_rgb(float(hue), 0.8, 1)] for hue in hues], np.int32)

@@ -47,7 +47,7 @@ _NATIVE = 96
 
 @dataclass(frozen=True)
 class SmallNorb:
-    """Source of the left camera's images, grey, 0 to 255.
+    """Source of the left camera's images, gray, 0 to 255.
 
     Args:
         folder: holds dat, cat and info of training and testing, each plain or as .gz.

@@ -100,7 +100,7 @@ def draw(places: NDArray[np.int64]) -> NDArray[np.uint8]:
 
 
 def fill(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.uint8]:
-    """Fill polygons by the even-odd rule, sampled at the centres of the pixels.
+    """Fill polygons by the even-odd rule, sampled at the centers of the pixels.
 
     Args:
         x: (N, K) columns of the corners, pixels from the left edge, inside the picture.
@@ -112,14 +112,14 @@ def fill(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.uint8]:
     polygons, corners = x.shape
     next_x, next_y = np.roll(x, -1, 1).ravel(), np.roll(y, -1, 1).ravel()
     x, y = x.ravel(), y.ravel()
-    # Each edge crosses the centre lines of the rows first..last-1.
+    # Each edge crosses the center lines of the rows first..last-1.
     first = np.ceil(np.minimum(y, next_y) - 0.5).astype(np.int64)
     count = np.ceil(np.maximum(y, next_y) - 0.5).astype(np.int64) - first
     edge = np.repeat(np.arange(len(x)), count)
     row = first[edge] + np.arange(len(edge)) - np.repeat(np.cumsum(count) - count, count)
     slope = (next_x - x)[edge] / (next_y - y)[edge]
     crossing = x[edge] + (row + 0.5 - y[edge]) * slope
-    column = np.ceil(crossing - 0.5).astype(np.int64)  # the first centre that is not left of it
+    column = np.ceil(crossing - 0.5).astype(np.int64)  # the first center that is not left of it
     place = (edge // corners * SIZE + row) * (SIZE + 1) + column
     crossings = np.bincount(place, minlength=polygons * SIZE * (SIZE + 1)).astype(np.uint8)
     inside = np.bitwise_xor.accumulate(crossings.reshape(polygons, SIZE, SIZE + 1) & 1, axis=2)
@@ -135,7 +135,7 @@ def _turns() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
 
 @cache
 def _outlines() -> NDArray[np.float64]:
-    """Corners at scale 1, pixels to the right of and below the centre, (3 shapes, corners, 2).
+    """Corners at scale 1, pixels to the right of and below the center, (3 shapes, corners, 2).
 
     The last corner of the simpler shapes is repeated: an edge without length crosses nothing.
     """

@@ -28,7 +28,7 @@ _BATCH = 256  # images in memory at once
 
 @dataclass(frozen=True)
 class Svhn:
-    """Source of the 32x32 colour images around one digit, 0 to 255; the factor is the digit.
+    """Source of the 32x32 color images around one digit, 0 to 255; the factor is the digit.
 
     Args:
         folder: holds train_32x32.mat, test_32x32.mat and, if asked for, extra_32x32.mat.

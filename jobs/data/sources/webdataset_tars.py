@@ -66,7 +66,7 @@ class _Labels:
 
 
 @dataclass(frozen=True)
-class _Catalogue:
+class _Catalog:
     """What one pass over the tars found."""
 
     counts: tuple[int, ...]  # samples of each tar
@@ -79,14 +79,14 @@ class WebDatasetTars:
     """Source of the samples of every tar below a folder, in the order of the tars' paths.
 
     A sample is a run of members with one key. Its image is .png, .jpg, .jpeg, .webp or .npy (uint8, height x
-    width with 1, 3 or 4 channels or none), centre-cropped to a square and resized. Its factors are `class`,
+    width with 1, 3 or 4 channels or none), center-cropped to a square and resized. Its factors are `class`,
     the whole number in .cls, and the whole numbers, short texts and truth values of a flat .json that every
     sample has, as text; what has more than 1000 different values is left out.
 
     Args:
         folder: where the tars are; .tar.gz and .tgz are read, too.
         image_size: height and width of the result, pixels.
-        channels: 3 for colour, 1 for grey.
+        channels: 3 for color, 1 for gray.
     """
 
     folder: Path
@@ -105,34 +105,34 @@ class WebDatasetTars:
             UserError: no folder, or no tar in it.
         """
         if not self.folder.is_dir():
-            raise UserError(f"data.folder={self.folder} is not a folder: set it to one with WebDataset tars")
+            raise UserError(f"data.root={self.folder} is not a folder: set it to one with WebDataset tars")
         found = (path for path in self.folder.rglob("*") if path.name.endswith(ENDINGS) and path.is_file())
         tars = tuple(sorted(path.relative_to(self.folder).as_posix() for path in found))
         if not tars:
-            raise UserError(f"data.folder={self.folder} holds no tar ({', '.join(ENDINGS)})")
+            raise UserError(f"data.root={self.folder} holds no tar ({', '.join(ENDINGS)})")
         return tars
 
     @cached_property
-    def _catalogue(self) -> _Catalogue:
+    def _catalog(self) -> _Catalog:
         """One pass over all tars, which keeps counts and values only.
 
         Raises:
             UserError: a tar is damaged, or holds a sample without an image or with odd labels.
         """
         labels = _Labels()
-        counts = tuple(_catalogue_tar(self.folder / tar, labels) for tar in self.tars)
+        counts = tuple(_catalog_tar(self.folder / tar, labels) for tar in self.tars)
         if not sum(counts):
-            raise UserError(f"data.folder={self.folder} holds tars without a sample: put others there")
+            raise UserError(f"data.root={self.folder} holds tars without a sample: put others there")
         remarks = (f"{self.folder}: {name[:50]!r} is no factor, {reason}" for name, reason in labels.dropped.items())
-        return _Catalogue(counts, labels.factors(), tuple(remarks))
+        return _Catalog(counts, labels.factors(), tuple(remarks))
 
     @property
     def factors(self) -> tuple[Factor, ...]:
-        return self._catalogue.factors
+        return self._catalog.factors
 
     @property
     def num_samples(self) -> int:
-        return sum(self._catalogue.counts)
+        return sum(self._catalog.counts)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -146,12 +146,12 @@ class WebDatasetTars:
         return True
 
     def check(self) -> list[str]:
-        return list(self._catalogue.remarks)
+        return list(self._catalog.remarks)
 
     def read(self, start: int, stop: int) -> Iterator[Sample]:
         index = {factor.name: {value: i for i, value in enumerate(factor.values)} for factor in self.factors}
         first = 0
-        for tar, count in zip(self.tars, self._catalogue.counts, strict=True):
+        for tar, count in zip(self.tars, self._catalog.counts, strict=True):
             begin, end = max(start - first, 0), min(stop - first, count)
             first += count
             if begin < end:
@@ -179,7 +179,7 @@ class WebDatasetTars:
         return Sample(digest[:24], image, places)
 
 
-def _catalogue_tar(path: Path, labels: _Labels) -> int:
+def _catalog_tar(path: Path, labels: _Labels) -> int:
     """Count the samples of a tar and note their labels."""
     digests = array("Q")  # eight bytes per sample, to see a key that comes twice
     for key, parts in _samples(path, _LABELS):

@@ -132,12 +132,12 @@ def test_what_cannot_be_taken_over_is_said(parent: TrainJob, tmp_path: Path) -> 
         assert list((tmp_path / "child").glob("*")) == []
 
     nothing = str(tmp_path / "nothing")
-    wrong("parent=my-parent has no whole checkpoint: train it first, or leave parent= out", {}, place=nothing)
-    wrong(r"parent=my-parent has another model \(model.width 4 -> 8\)", {"model.width": "8"})
+    wrong("init_from=my-parent has no whole checkpoint: train it first, or leave init_from= out", {}, place=nothing)
+    wrong(r"init_from=my-parent has another model \(model.width 4 -> 8\)", {"model.width": "8"})
     wrong(r"another model \(model \(unset\) -> lvae\)", {"model.width": "4", "model": "lvae"})
-    wrong(r"another model \(model.width 4 -> \(unset\)\)", {"train.beta2": "0.9"})
+    wrong(r"another model \(model.width 4 -> \(unset\)\)", {"train.adam_beta2": "0.9"})
     for steps in (2, 3):
-        wrong("parent=my-parent has made 3 steps: set train.steps above that", {"model.width": "4"}, steps)
+        wrong("init_from=my-parent has made 3 steps: set train.steps above that", {"model.width": "4"}, steps)
     weights = newest(parent) / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
     wrong("has no whole checkpoint", {"model.width": "4"})
@@ -146,8 +146,8 @@ def test_what_cannot_be_taken_over_is_said(parent: TrainJob, tmp_path: Path) -> 
 def test_other_settings_are_named(parent: TrainJob) -> None:
     training = prepare(parent, Worker())
     before = {name: tensor.clone() for name, tensor in state(training).items()}
-    settings = {"model.width": "4", "train.steps": "20", "train.beta2": "0.9"}
-    said = r"step-00000003 is .* \(train.beta2 \(unset\) -> 0.9, train.steps 12 -> 20\): set them back, or .* parent="
+    settings = {"model.width": "4", "train.steps": "20", "train.adam_beta2": "0.9"}
+    said = r"step-00000003 is .* \(train.adam_beta2 \(unset\) -> 0.9, train.steps 12 -> 20\): set them back, or .* init_from="
     with pytest.raises(UserError, match=said):
         restore(newest(parent), training.model, training.optimizer, training.ema, settings)
     assert same(state(training), before)

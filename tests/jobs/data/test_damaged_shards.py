@@ -67,7 +67,7 @@ def test_decoded_copies_are_made_once_and_mended(png_dataset: Path, tmp_path: Pa
     access = local(folder)
     numbers = np.arange(20)
     expected = ShardedDataset(access, "train").images(numbers)
-    (pixels,) = access.cache_folder.glob("*.pixels")
+    (pixels,) = access.cache_dir.glob("*.pixels")
     before = pixels.stat().st_ino
     assert torch.equal(ShardedDataset(access, "train").images(numbers), expected)
     assert pixels.stat().st_ino == before

@@ -73,7 +73,7 @@ def loader(
     data: ShardedDataset, seed: int = 0, window: int = 0, rank: int = 0, world_size: int = 1, batch_size: int = 48
 ) -> BatchLoader:
     order = Order(data.shard_sizes, batch_size=batch_size, seed=seed, window=window)
-    return BatchLoader(data, order, num_slices=SLICES, rank=rank, world_size=world_size)
+    return BatchLoader(data, order, num_microbatches=SLICES, rank=rank, world_size=world_size)
 
 
 def fingerprint(loaders: list[BatchLoader], step: int) -> str:
@@ -119,7 +119,7 @@ def test_other_seeds_and_windows_are_other_orders(digit_dataset: Path) -> None:
 def test_resident_images_are_the_same(digit_dataset: Path) -> None:
     data = open_split(digit_dataset, "train")
     order = Order(data.shard_sizes, batch_size=48, seed=0)
-    kept = BatchLoader(data, order, num_slices=SLICES, resident=torch.device("cpu"))
+    kept = BatchLoader(data, order, num_microbatches=SLICES, resident=torch.device("cpu"))
     for step, images in zip(range(9), kept.batches(0, 9), strict=True):
         assert torch.equal(images, loader(data).images(step))
 
@@ -151,7 +151,7 @@ def test_a_cache_that_is_too_small_is_refused_early(many_shards: Path) -> None:
     data = ShardedDataset(replace(local(many_shards), cache_bytes=60_000), "train")
     data.check_capacity(1, batch_size=8)
     for window, batch_size in ((0, 8), (2, 8), (1, 100)):
-        with pytest.raises(UserError, match=r"cache_bytes=60000 is too small .*shuffle_window=1 or less"):
+        with pytest.raises(UserError, match=r"cache_bytes=60000 is too small .*shuffle_block_shards=1 or less"):
             data.check_capacity(window, batch_size)
     with pytest.raises(UserError, match="write smaller shards"):
         ShardedDataset(replace(local(many_shards), cache_bytes=30_000), "train").check_capacity(1, 8)
@@ -160,7 +160,7 @@ def test_a_cache_that_is_too_small_is_refused_early(many_shards: Path) -> None:
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_windows_keep_to_the_cache(many_shards: Path, tmp_path: Path, ranks: int) -> None:
     """Room for four of the shards; every sample is read all the same, by ranks that share the copies, too."""
-    access = replace(local(many_shards), cache_folder=tmp_path / "small", cache_bytes=60_000)
+    access = replace(local(many_shards), cache_dir=tmp_path / "small", cache_bytes=60_000)
     whole = loader(open_split(many_shards, "train"), window=1, batch_size=24)
     small = [
         loader(ShardedDataset(access, "train"), window=1, batch_size=24, rank=rank, world_size=ranks)
@@ -172,18 +172,18 @@ def test_windows_keep_to_the_cache(many_shards: Path, tmp_path: Path, ranks: int
         assert torch.equal(torch.cat(parts), whole.images(step))
     for one in small:
         one.data._pool.shutdown()  # while files come and go, their sizes cannot be added up
-    assert size_of(access.cache_folder) <= 60_000
+    assert size_of(access.cache_dir) <= 60_000
 
 
 def test_any_samples_with_few_shards_open(many_shards: Path, tmp_path: Path) -> None:
-    access = replace(local(many_shards), cache_folder=tmp_path / "small", cache_bytes=40_000)
+    access = replace(local(many_shards), cache_dir=tmp_path / "small", cache_bytes=40_000)
     small, whole = ShardedDataset(access, "train"), open_split(many_shards, "train")
     numbers = np.random.default_rng(0).permutation(len(whole))
     images, factors = small.read(numbers)
     assert torch.equal(images, whole.images(numbers))
     np.testing.assert_array_equal(factors, whole.factors(numbers))
     order = Order(whole.shard_sizes, batch_size=48, seed=0)
-    kept = BatchLoader(ShardedDataset(access, "train"), order, num_slices=SLICES, resident=torch.device("cpu"))
+    kept = BatchLoader(ShardedDataset(access, "train"), order, num_microbatches=SLICES, resident=torch.device("cpu"))
     assert torch.equal(kept.images(3), loader(whole).images(3))
 
 

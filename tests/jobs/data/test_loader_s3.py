@@ -46,7 +46,7 @@ def test_batches_are_those_of_a_local_dataset(access: DataAccess, digit_dataset:
     there, here = ShardedDataset(access, "train"), open_split(digit_dataset, "train")
     assert there.manifest == here.manifest
     order = Order(here.shard_sizes, batch_size=24, seed=5)
-    streams = [BatchLoader(data, order, num_slices=4).batches(0, 12) for data in (there, here)]
+    streams = [BatchLoader(data, order, num_microbatches=4).batches(0, 12) for data in (there, here)]
     for far, near in zip(*streams, strict=True):
         assert torch.equal(far, near)
     numbers = np.arange(len(here))
@@ -90,7 +90,7 @@ def test_damaged_objects_are_named(access: DataAccess, name: str, damage: str) -
 @pytest.mark.slow
 def test_a_copy_that_the_disk_changed_is_fetched_again(access: DataAccess) -> None:
     expected = all_images(ShardedDataset(access, "train"))
-    for path in access.cache_folder.glob("*.tar"):
+    for path in access.cache_dir.glob("*.tar"):
         content = bytearray(path.read_bytes())
         content[2000] ^= 1
         path.write_bytes(content)
@@ -112,6 +112,6 @@ def test_a_small_cache_reads_everything_in_windows(access: DataAccess, digit_dat
     small = ShardedDataset(replace(access, cache_bytes=480_000), "train")
     with pytest.raises(UserError, match=r"cache_bytes=480000 is too small"):
         small.check_capacity(0, 24)
-    streams = [BatchLoader(data, order, num_slices=4).batches(0, 30) for data in (small, here)]
+    streams = [BatchLoader(data, order, num_microbatches=4).batches(0, 30) for data in (small, here)]
     for far, near in zip(*streams, strict=True):
         assert torch.equal(far, near)

@@ -30,8 +30,8 @@ def test_permutations_look_random() -> None:
     images = np.stack([permute(np.arange(n), n, key) for key in range(40)])
     assert np.abs(images - np.arange(n)).mean() == pytest.approx(n / 3, rel=0.02)
     assert (images == np.arange(n)).sum(1).mean() == pytest.approx(1, abs=0.6)
-    neighbours = np.corrcoef(images[:, :-1].ravel(), images[:, 1:].ravel())[0, 1]
-    assert abs(neighbours) < 0.02
+    neighbors = np.corrcoef(images[:, :-1].ravel(), images[:, 1:].ravel())[0, 1]
+    assert abs(neighbors) < 0.02
 
 
 sizes = st.lists(st.integers(1, 40), min_size=1, max_size=12)

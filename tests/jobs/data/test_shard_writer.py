@@ -105,10 +105,10 @@ def test_png_tars_hold_the_same_images(digit_scenes: DigitScenes, digits_config:
     for sample in digit_scenes.read(0, 300):
         np.testing.assert_array_equal(read[sample.key]["png"], sample.image)
         assert read[sample.key]["json"] == sample.factors
-    grey = DigitScenes(300, 16, 1, 0)
-    write_dataset(grey, tmp_path / "grey", digits_config.model_copy(update={"encoding": "png"}))
-    read = {sample["__key__"]: sample for sample in stock_samples(tmp_path / "grey", "*.tar", "l8")}
-    for sample in grey.read(0, 300):
+    gray = DigitScenes(300, 16, 1, 0)
+    write_dataset(gray, tmp_path / "gray", digits_config.model_copy(update={"encoding": "png"}))
+    read = {sample["__key__"]: sample for sample in stock_samples(tmp_path / "gray", "*.tar", "l8")}
+    for sample in gray.read(0, 300):
         np.testing.assert_array_equal(read[sample.key]["png"], sample.image[..., 0])
 
 

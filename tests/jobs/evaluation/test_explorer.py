@@ -46,7 +46,7 @@ class Noisy:
 
 
 def tiny(config: type[VlaeConfig | HvaeConfig] = VlaeConfig) -> HierarchicalModel:
-    return build_model(config(latent_dims=(2, 3), width=4, hidden=8), (3, 20, 16)).eval()
+    return build_model(config(latent_dims=(2, 3), width=4, hidden_dims=8), (3, 20, 16)).eval()
 
 
 def pixels(count: int, shape: tuple[int, int, int] = (3, 20, 16)) -> torch.Tensor:
@@ -201,13 +201,13 @@ def test_a_page_that_cannot_be_small_is_refused(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("side", [28, 32])
 def test_tiles_do_not_bleed_into_each_other(plan: Plan, channels: int, side: int) -> None:
-    """Each is of one colour, whatever stands beside it."""
-    colours = torch.rand(6, channels, 1, 1, generator=torch.Generator().manual_seed(0))
+    """Each is of one color, whatever stands beside it."""
+    colors = torch.rand(6, channels, 1, 1, generator=torch.Generator().manual_seed(0))
     data = {"tile": [side, side], "pitch": [plan.pitch(side)] * 2, "margin": plan.codec.margin}
-    sprite = plan.sprite(colours.expand(-1, -1, side, side), 3)
+    sprite = plan.sprite(colors.expand(-1, -1, side, side), 3)
     assert sheet(sprite).shape == (2 * plan.pitch(side), 3 * plan.pitch(side), 3)
-    for number, colour in enumerate(colours):
-        assert np.abs(tile(data, sprite, number, 3).astype(int) - drawn(colour)).max() <= 16
+    for number, color in enumerate(colors):
+        assert np.abs(tile(data, sprite, number, 3).astype(int) - drawn(color)).max() <= 16
 
 
 def test_large_images_are_averaged_down() -> None:

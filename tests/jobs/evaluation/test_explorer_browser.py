@@ -28,7 +28,7 @@ CONTROLS = """Array.from(document.querySelectorAll('a, button, summary, input'))
     (each) => each.type !== 'radio' || each.checked)"""
 NAMELESS = """Array.from(document.querySelectorAll('input, button, canvas:not([aria-hidden])')).filter((each) =>
     !(each.getAttribute('aria-label') || each.textContent.trim() || each.labels?.[0]?.textContent.trim()))"""
-COLOUR = """name => {
+COLOR = """name => {
     document.body.style.outlineColor = `var(--${name})`;
     return getComputedStyle(document.body).outlineColor;
 }"""
@@ -37,7 +37,7 @@ LOWEST = "\N{MINUS SIGN}3.00"
 
 @pytest.fixture(scope="module")
 def html() -> str:
-    model = build_model(VlaeConfig(latent_dims=(2, 3), width=4, hidden=8), (3, 16, 16)).eval()
+    model = build_model(VlaeConfig(latent_dims=(2, 3), width=4, hidden_dims=8), (3, 16, 16)).eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():  # strangers' weights make all images alike
@@ -165,10 +165,10 @@ def test_rungs_are_swapped(frame: Frame, tab: Page) -> None:
     assert frame.locator("input[name=end-b]").nth(0).is_checked()
 
 
-def test_the_colours_are_toggled_and_stand_out(frame: Frame) -> None:
+def test_the_colors_are_toggled_and_stand_out(frame: Frame) -> None:
     def contrast(front: str, back: str) -> float:
         def light(name: str) -> float:
-            channels = [float(part) / 255 for part in frame.evaluate(COLOUR, name)[4:-1].split(",")]
+            channels = [float(part) / 255 for part in frame.evaluate(COLOR, name)[4:-1].split(",")]
             linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
             return float(np.dot(linear, [0.2126, 0.7152, 0.0722]))
 
@@ -177,7 +177,7 @@ def test_the_colours_are_toggled_and_stand_out(frame: Frame) -> None:
 
     button, back = frame.locator("#theme"), "getComputedStyle(document.body).backgroundColor"
     seen = set()
-    for name in ("Dark colours", "Light colours"):
+    for name in ("Dark colors", "Light colors"):
         seen.add(frame.evaluate(back))
         for front, ground, least in [
             ("ink", "paper", 7),

@@ -16,7 +16,7 @@ def pixels(png: bytes) -> NDArray[np.uint8]:
 
 
 def blue(png: bytes) -> NDArray[np.int64]:
-    """How many pixels of each row are in the first colour of the plots."""
+    """How many pixels of each row are in the first color of the plots."""
     return np.asarray((pixels(png) == (31, 119, 180)).all(-1).sum(1))
 
 
@@ -38,10 +38,10 @@ def test_bars_bear_what_is_missing(values: list[float]) -> None:
 
 
 def test_a_curve_has_its_levels_beside_it() -> None:
-    first, second = (255, 127, 14), (44, 160, 44)  # the second and third colour of the plots
+    first, second = (255, 127, 14), (44, 160, 44)  # the second and third color of the plots
     levels = {"ancestral": 12.0, "start": 1.0}
     shown = pixels(curve([1, 5, 20], [2, 3, 14], levels, "t", x_label="steps", y_label="distance"))
-    heights = [np.flatnonzero((shown == colour).all(-1).sum(1) > 200) for colour in (first, second)]
+    heights = [np.flatnonzero((shown == color).all(-1).sum(1) > 200) for color in (first, second)]
     assert all(len(rows) for rows in heights)
     assert heights[0].max() < heights[1].min()  # 12 is above 1
     bare = pixels(curve([1, 5, 20], [2, 3, 14], {}, "t", x_label="steps", y_label="distance"))

@@ -24,9 +24,9 @@ def test_they_are_the_scores_of_the_evaluation(digit_dataset: Path, tmp_path: Pa
     found = objective_scores(model, split, OBJECTIVES, seed=5)
     shown = sample(split, len(split), 5)
     codes = encode(model, shown.images, torch.Generator().manual_seed(5))
-    colour = total_effects(model, 4000, torch.Generator().manual_seed(1)).colour_share
-    assert abs(colour[0] - colour[-1]) > 0.06  # a wrong sign would be seen
-    assert found.pop("colour_gap") == pytest.approx(colour[0] - colour[-1], abs=0.04)
+    color = total_effects(model, 4000, torch.Generator().manual_seed(1)).mean_color_share
+    assert abs(color[0] - color[-1]) > 0.06  # a wrong sign would be seen
+    assert found.pop("mean_color_gap") == pytest.approx(color[0] - color[-1], abs=0.04)
     means, shares = np.concatenate(codes.means, axis=1), information(codes, shown.factors)
     assert found == {
         "mig": mig_score(means, shown.factors),

@@ -17,9 +17,9 @@ def pixels(png: bytes) -> NDArray[np.uint8]:
         return np.asarray(picture.convert("RGB"))
 
 
-def centre(shown: NDArray[np.uint8], colour: tuple[int, int, int]) -> tuple[float, float]:
-    """Row and column of the middle of what has a colour, left of the colour bar."""
-    near = (np.abs(shown[:, : int(shown.shape[1] * 0.8)].astype(int) - colour).sum(-1) < 12).nonzero()
+def center(shown: NDArray[np.uint8], color: tuple[int, int, int]) -> tuple[float, float]:
+    """Row and column of the middle of what has a color, left of the color bar."""
+    near = (np.abs(shown[:, : int(shown.shape[1] * 0.8)].astype(int) - color).sum(-1) < 12).nonzero()
     assert len(near[0]) > 20
     return float(near[0].mean()), float(near[1].mean())
 
@@ -30,7 +30,7 @@ def drawn(number: int, score: float, depth: int = 1, parameters: int = 1000, **v
 
 def test_deeper_is_higher_and_larger_is_further_right() -> None:
     shown = pixels(depth_and_capacity([drawn(0, 1.0, 3, 10_000), drawn(1, 0.0, 1, 1_000)], "elbo"))
-    (high, right), (low, left) = centre(shown, BEST), centre(shown, WORST)
+    (high, right), (low, left) = center(shown, BEST), center(shown, WORST)
     assert high < low - 50
     assert right > left + 100
 

@@ -178,8 +178,8 @@ def test_a_trial_that_is_told_to_stop_says_so_when_it_has_its_checkpoint(
 
 
 def test_a_score_that_is_not_finite_is_a_failure(stage: Stage, digit_dataset: Path, tmp_path: Path) -> None:
-    job = small_job(digit_dataset, tmp_path, max_bad_steps=100)
-    model = VlaeConfig(latent_dims=(2, 3), width=4, hidden=(16,), likelihood="gaussian", scale=1e-30)
+    job = small_job(digit_dataset, tmp_path, max_nonfinite_steps=100)
+    model = VlaeConfig(latent_dims=(2, 3), width=4, hidden_dims=(16,), likelihood="gaussian", likelihood_scale=1e-30)
     go(stage, plan(lambda values: replace(job, model=model)))
     assert stage.reports == [{"failed": 1}]
     assert [one.reason for one in stage.of(WorkerFailed)] == [

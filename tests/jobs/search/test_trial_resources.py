@@ -22,7 +22,7 @@ from jobs.search.config import TuneConfig
         (16, 0, 16, {}, {"trials": 3}, 3, 5, 5),
         (64, 0, 16, {}, {"trials": 2}, 2, 16, 16),  # no trial is larger than a node
         (8, 0, 4, {"cpus_per_worker": 2}, {"trials": 100}, 4, 2, 2),
-        (8, 0, 8, {"exact": True}, {"trials": 2}, 2, 4, 1),
+        (8, 0, 8, {"deterministic": True}, {"trials": 2}, 2, 4, 1),
         (2, 0, 2, {"num_workers": 2}, {}, 1, 1, 1),
         (9, 0, 9, {"num_workers": 2}, {}, 4, 1, 1),
         (16, 2, 16, {}, {"trials": 12}, 2, 8, 8),  # the CPUs are for as many trials as there are GPUs

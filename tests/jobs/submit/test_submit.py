@@ -27,8 +27,8 @@ WORKSPACE = "workspace=/shared/ws"
         ([], "workspace= is missing"),
         (["workspace=ws"], "workspace=ws is relative"),
         (["workspace=~/ws"], "workspace=~/ws is relative"),
-        ([WORKSPACE, "store=shards"], "store=shards is relative"),
-        ([WORKSPACE, "data.folder=pictures"], "data.folder=pictures is relative"),
+        ([WORKSPACE, "storage_path=shards"], "storage_path=shards is relative"),
+        ([WORKSPACE, "data.root=pictures"], "data.root=pictures is relative"),
         ([WORKSPACE, "train"], "'train' is not key=value"),
         ([WORKSPACE, "seed=1", "seed=2"], "'seed' is given twice: seed=1 and seed=2"),
         ([WORKSPACE, "ray.address=auto"], "address="),
@@ -114,7 +114,7 @@ def test_a_preset_that_is_not_there() -> None:
 
 def test_what_the_cluster_gets(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_SECRET", "hunter2")
-    own = "data.folder=/shared/my pictures; $(rm -rf x) 'y'"
+    own = "data.root=/shared/my pictures; $(rm -rf x) 'y'"
     with Dashboard(log="a log\n") as dashboard:
         assert main([f"address={dashboard.address}", "name=mine", "env=MY_SECRET", WORKSPACE, own]) == 0
     [job] = dashboard.submitted

@@ -125,13 +125,18 @@ def test_left_running_stopped_and_gone_on_with(cluster: RayCluster, tmp_path: Pa
     assert before < step < 100_000
     onward = [word for word in long if not word.startswith("train.steps=")]  # a run of its own, begun with that one
     [run] = [path.name for path in tmp_path.glob("ws/runs/*")]
-    code, out, _ = done(submit(cluster, [*onward, f"train.steps={step + 20}", f"parent={run}"]))
+    code, out, _ = done(submit(cluster, [*onward, f"train.steps={step + 20}", f"init_from={run}"]))
     assert code == 0, out
     assert f"from step {step} of" in out
 
 
 def test_a_search_has_its_trials_on_several_nodes(cluster: RayCluster, tmp_path: Path) -> None:
-    space = ["tune.space.model.latent_dims=7/3,4/2,2,3", "tune.search=grid", "tune.scheduler=none", "tune.trials=3"]
+    space = [
+        "tune.param_space.model.latent_dims=7/3,4/2,2,3",
+        "tune.algorithm=grid",
+        "tune.scheduler=none",
+        "tune.trials=3",
+    ]
     one = {"train__num_workers": 1, "train__min_workers": 0, "train__steps": 400, "train__checkpoint_every": 50}
     process = submit(cluster, [*words(tmp_path, stage="shard,tune,train,evaluate", **one), *space])
     wait_for(lambda: len(set(cluster.where_actors_live("ImplicitFunc"))) >= 2, process, 200)

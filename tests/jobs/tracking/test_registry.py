@@ -28,7 +28,7 @@ IMAGES = torch.randint(0, 256, (5, 3, 16, 16), dtype=torch.uint8, generator=torc
 
 
 def checkpoint(folder: Path, seed: int = 0, kind: type[VlaeConfig | HvaeConfig] = VlaeConfig, step: int = 12) -> Path:
-    config = kind(latent_dims=(2, 3), width=4, hidden=8)
+    config = kind(latent_dims=(2, 3), width=4, hidden_dims=8)
     model = build_model(config, (3, 16, 16), seed)
     history = [
         MetricPoint(step - 2, 1_700_000_000_000, {"validation/elbo": -3.0}),
@@ -86,11 +86,13 @@ class Registry:
         self.tracker, self.client, self.run_id = tracker, client, origin(tracker).run_id
         self.models = [logged(tracker, folder, seed) for seed in range(4)]
 
-    def register(self, number: int, scores: dict[str, float], select_by: str = "elbo", **tags: str) -> str:
+    def register(self, number: int, scores: dict[str, float], champion_metric: str = "elbo", **tags: str) -> str:
         """`1 champion`, `2 challenger`, `3 None`."""
         model_id, weights = self.models[number]
         known = {"data_fingerprint": "abc", "likelihood": "logistic", "weights_sha256": weights, **tags}
-        made = register(self.tracker, self.run_id, "digits", model_id, tags=known, scores=scores, select_by=select_by)
+        made = register(
+            self.tracker, self.run_id, "digits", model_id, tags=known, scores=scores, champion_metric=champion_metric
+        )
         return f"{made.uri.removeprefix('models:/digits/')} {made.alias}"
 
     @property
@@ -135,9 +137,9 @@ def test_aliases_that_a_kill_left_half_moved_are_mended(registry: Registry, clie
 
 def test_a_score_that_is_missing_gives_no_alias(registry: Registry) -> None:
     registry.register(0, {"elbo": -100.0})
-    assert registry.register(1, {"elbo": -90.0}, select_by="mig") == "2 None"
+    assert registry.register(1, {"elbo": -90.0}, champion_metric="mig") == "2 None"
     assert registry.aliases == {"champion": 1}
-    assert registry.register(2, {"elbo": -95.0, "mig": 0.3}, select_by="mig") == "3 champion"
+    assert registry.register(2, {"elbo": -95.0, "mig": 0.3}, champion_metric="mig") == "3 champion"
     assert registry.aliases == {"champion": 3}
 
 
@@ -158,7 +160,7 @@ def registered_model(tracker: Tracker, folder: Path) -> str:
     model_id, weights = logged(tracker, folder)
     tags = {"data_fingerprint": "abc", "likelihood": "logistic", "weights_sha256": weights}
     run_id = origin(tracker).run_id
-    return register(tracker, run_id, "digits", model_id, tags=tags, scores={"elbo": -1.0}, select_by="elbo").uri
+    return register(tracker, run_id, "digits", model_id, tags=tags, scores={"elbo": -1.0}, champion_metric="elbo").uri
 
 
 @pytest.mark.filterwarnings("ignore:.*already imported.*")

@@ -19,8 +19,10 @@ from vlae.config import ObjectiveConfig, ProgressiveConfig, VlaeConfig
 
 
 def job(dataset: Path, folder: Path, **settings: object) -> TrainJob:
-    train = TrainConfig(batch_size=16, exact=True, checkpoint_every=100, log_every=50, cpus_per_worker=1, **settings)
-    model = VlaeConfig(latent_dims=(2, 3), width=4, hidden=16)
+    train = TrainConfig(
+        batch_size=16, deterministic=True, checkpoint_every=100, log_every=50, cpus_per_worker=1, **settings
+    )
+    model = VlaeConfig(latent_dims=(2, 3), width=4, hidden_dims=16)
     return TrainJob(model, ObjectiveConfig(), ProgressiveConfig(), train, 0, local(dataset), str(folder))
 
 

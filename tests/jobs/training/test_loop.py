@@ -57,7 +57,7 @@ def test_it_learns(job: TrainJob) -> None:
     assert losses[-1] < losses[0] - 100
 
 
-SIZE = {"latent_dims": (2, 3), "width": 4, "hidden": 16}
+SIZE = {"latent_dims": (2, 3), "width": 4, "hidden_dims": 16}
 
 
 @pytest.mark.parametrize(
@@ -65,11 +65,13 @@ SIZE = {"latent_dims": (2, 3), "width": 4, "hidden": 16}
     [
         (VlaeConfig(**SIZE), {}),
         (HvaeConfig(**SIZE), {"train": TrainConfig(**{**TRAIN, "checkpoint_every": 5, "ema_decay": 0})}),
-        (LvaeConfig(norm="batch", norm_heads=True, **SIZE), {}),
+        (LvaeConfig(norm="batch", batch_norm_heads=True, **SIZE), {}),
         (
-            VlaeConfig(likelihood="gaussian", scale="optimal", prior_power=4, **SIZE),
+            VlaeConfig(likelihood="gaussian", likelihood_scale="optimal", prior_shape=4, **SIZE),
             {
-                "objective": ObjectiveConfig(beta=(2, 1), total_correlation=1, mmd=(10, 0), mmd_steps=6, free_bits=0.1),
+                "objective": ObjectiveConfig(
+                    beta=(2, 1), total_correlation=1, mmd=(10, 0), mmd_decay_steps=6, free_bits=0.1
+                ),
                 "progressive": ProgressiveConfig(stage_steps=4, fade_steps=3),
             },
         ),

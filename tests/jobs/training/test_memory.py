@@ -18,8 +18,8 @@ STEPS = 8_000
 
 @pytest.mark.slow
 def test_memory_stays_flat(digit_dataset: Path, tmp_path: Path) -> None:
-    train = TrainConfig(steps=STEPS, batch_size=8, num_slices=2, checkpoint_every=200, log_every=25)
-    model = VlaeConfig(network="mlp", latent_dims=(2, 3), hidden=16)
+    train = TrainConfig(steps=STEPS, batch_size=8, num_microbatches=2, checkpoint_every=200, log_every=25)
+    model = VlaeConfig(network="mlp", latent_dims=(2, 3), hidden_dims=16)
     job = TrainJob(
         model, ObjectiveConfig(), ProgressiveConfig(), train, 0, local(digit_dataset), str(tmp_path / "checkpoints")
     )

@@ -24,7 +24,7 @@ from jobs.training.step import BAD, LOSS, NORM, train_step
 from vlae.config import LvaeConfig, ObjectiveConfig, ProgressiveConfig, VlaeConfig
 from vlae.models.base import ElboTerms
 
-SIZE = {"latent_dims": (2, 3), "width": 4, "hidden": 16}
+SIZE = {"latent_dims": (2, 3), "width": 4, "hidden_dims": 16}
 NO_WARMUP = ObjectiveConfig(warmup_steps=0)
 NO_STAGES = ProgressiveConfig()
 
@@ -76,11 +76,11 @@ def test_not_a_rung_that_waits_or_fades_in() -> None:
 
 
 def test_bad_steps_in_a_row_are_counted_across_points() -> None:
-    health = TrainingMonitor(TrainConfig(max_bad_steps=4), NO_WARMUP, NO_STAGES, [0.0], lambda message: None)
+    health = TrainingMonitor(TrainConfig(max_nonfinite_steps=4), NO_WARMUP, NO_STAGES, [0.0], lambda message: None)
     health.check_finite(3, [True, True, True])
     health.check_finite(6, [False, True, True])
     health.check_finite(7, [True])
-    said = r"up to step 9, 4 steps in a row \(train.max_bad_steps\) had .* not finite.*: use a smaller train.learning_r"
+    said = r"up to step 9, 4 steps in a row \(train.max_nonfinite_steps\) had .* not finite.*: use a smaller train.learning_r"
     with pytest.raises(UserError, match=said):
         health.check_finite(9, [True, False])
 
@@ -110,12 +110,14 @@ def state(training: Training) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("value", [-float("inf"), float("nan")])
-@pytest.mark.parametrize("how", [{}, {"accumulate": 4}, {"exact": True}, {"ema_decay": 0.5, "precision": "bf16"}])
+@pytest.mark.parametrize(
+    "how", [{}, {"gradient_accumulation_steps": 4}, {"deterministic": True}, {"ema_decay": 0.5, "precision": "bf16"}]
+)
 @pytest.mark.parametrize(
     "model",
     [
-        LvaeConfig(norm="batch", norm_heads=True, **SIZE),
-        VlaeConfig(likelihood="gaussian", scale="optimal", **SIZE),
+        LvaeConfig(norm="batch", batch_norm_heads=True, **SIZE),
+        VlaeConfig(likelihood="gaussian", likelihood_scale="optimal", **SIZE),
     ],
 )
 def test_a_skipped_step_changes_nothing(job: TrainJob, model: Any, how: dict[str, object], value: float) -> None:
@@ -125,7 +127,7 @@ def test_a_skipped_step_changes_nothing(job: TrainJob, model: Any, how: dict[str
     for one in (training, plain):
         train_step(one, one.loader.images(0))
     before, images = state(training), training.loader.images(1)
-    passes = 4 if {"accumulate", "exact"} & how.keys() else 1
+    passes = 4 if {"gradient_accumulation_steps", "deterministic"} & how.keys() else 1
     handle = training.module.register_forward_hook(infinite_loss(value, lambda call: call == passes - 1))
     values = train_step(training, images)
     handle.remove()
@@ -150,7 +152,7 @@ def averages(names: Iterable[str]) -> set[str]:
 
 def test_too_many_of_them_end_the_training(job: TrainJob) -> None:
     """All from the sixth on; the checkpoint between has the weights of the last good step."""
-    train = {"max_bad_steps": 7, "log_every": 3, "checkpoint_every": 5, "steps": 10**5}
+    train = {"max_nonfinite_steps": 7, "log_every": 3, "checkpoint_every": 5, "steps": 10**5}
     job = replace(job, train=job.train.model_copy(update=train))
 
     def wrap(module: torch.nn.Module) -> torch.nn.Module:
@@ -158,7 +160,7 @@ def test_too_many_of_them_end_the_training(job: TrainJob) -> None:
         return module
 
     messages: list[Event] = []
-    with pytest.raises(UserError, match=r"up to step 12, 7 steps in a row \(train.max_bad_steps\) .* not finite"):
+    with pytest.raises(UserError, match=r"up to step 12, 7 steps in a row \(train.max_nonfinite_steps\) .* not finite"):
         train_model(job, Worker(wrap=wrap), messages.append)
     points = [message for message in messages if isinstance(message, MetricPoint) and len(message.metrics) > 1]
     assert [(point.step, point.metrics["train/skipped_steps"]) for point in points] == [(3, 0), (6, 1), (9, 4)]
@@ -173,8 +175,10 @@ def test_too_many_of_them_end_the_training(job: TrainJob) -> None:
 
 def test_a_likelihood_that_overflows(job: TrainJob) -> None:
     """Pixels are so many scales away from the decoder's that the square is no float32 any more."""
-    train = job.train.model_copy(update={"max_bad_steps": 4, "log_every": 2, "steps": 10**5, "checkpoint_every": 10**5})
-    model = VlaeConfig(likelihood="gaussian", scale=1e-25, **SIZE)
+    train = job.train.model_copy(
+        update={"max_nonfinite_steps": 4, "log_every": 2, "steps": 10**5, "checkpoint_every": 10**5}
+    )
+    model = VlaeConfig(likelihood="gaussian", likelihood_scale=1e-25, **SIZE)
     with pytest.raises(UserError, match="up to step 4, 4 steps in a row"):
         run(replace(job, model=model, train=train))
     assert Checkpoints(job.checkpoints).steps() == []
@@ -192,14 +196,14 @@ def little_memory(megabytes: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_AS, limits)
 
 
-@pytest.mark.parametrize("size", [{"width": 512, "hidden": 4096}, {"width": 256}])
+@pytest.mark.parametrize("size", [{"width": 512, "hidden_dims": 4096}, {"width": 256}])
 def test_a_full_memory_is_one_clear_error(job: TrainJob, size: dict[str, int]) -> None:
     """There is no room for the weights, or for what they make of a batch."""
-    train = job.train.model_copy(update={"batch_size": 208, "accumulate": 2})
+    train = job.train.model_copy(update={"batch_size": 208, "gradient_accumulation_steps": 2})
     large = replace(job, model=VlaeConfig(**{**SIZE, **size}), train=train)
     place = Checkpoints(job.checkpoints)
     put(place, prepare(large if size["width"] == 256 else job, Worker()), 1)
-    said = "out of memory with train.batch_size=208 in 2 passes of each worker: use train.accumulate=4, .* is kept$"
+    said = "out of memory with train.batch_size=208 in 2 passes of each worker: use train.gradient_accumulation_steps=4, .* is kept$"
     with little_memory(150), pytest.raises(UserError, match=said) as error:
         run(large)
     assert "allocate memory" in str(error.value.__cause__)

@@ -20,7 +20,7 @@ from jobs.training.ordered_sum import add_up, subtrees
 from jobs.training.state import TrainJob, Worker
 from vlae.config import HvaeConfig, LvaeConfig, ObjectiveConfig, ProgressiveConfig, VlaeConfig
 
-SIZE = {"latent_dims": (2, 3), "width": 4, "hidden": 16}
+SIZE = {"latent_dims": (2, 3), "width": 4, "hidden_dims": 16}
 
 
 def pairwise(values: np.ndarray) -> np.float32:
@@ -31,21 +31,21 @@ def pairwise(values: np.ndarray) -> np.float32:
     return np.float32(pairwise(values[:middle]) + pairwise(values[middle:]))
 
 
-@pytest.mark.parametrize("num_slices", [1, 2, 5, 8, 13])
-def test_the_sum_is_the_same_for_any_number_of_workers(num_slices: int) -> None:
-    values = np.random.default_rng(num_slices).normal(0, 1e4, num_slices).astype(np.float32)
-    root = (0, num_slices)
-    for world_size in range(1, num_slices + 1):
+@pytest.mark.parametrize("num_microbatches", [1, 2, 5, 8, 13])
+def test_the_sum_is_the_same_for_any_number_of_workers(num_microbatches: int) -> None:
+    values = np.random.default_rng(num_microbatches).normal(0, 1e4, num_microbatches).astype(np.float32)
+    root = (0, num_microbatches)
+    for world_size in range(1, num_microbatches + 1):
         known = {}
         for rank in range(world_size):
-            slices = worker_slices(num_slices, rank, world_size)
+            slices = worker_slices(num_microbatches, rank, world_size)
             for node in subtrees(root, slices):
                 known[node] = add_up(node, lambda n: [torch.tensor(values[n[0]])] if n[1] - n[0] == 1 else None)
         covered = sorted(number for first, last in known for number in range(first, last))
-        assert covered == list(range(num_slices))
+        assert covered == list(range(num_microbatches))
         (total,) = add_up(root, known.get)
         assert total.numpy() == pairwise(values)
-    if num_slices == 13:  # the order does matter
+    if num_microbatches == 13:  # the order does matter
         assert pairwise(values) != np.cumsum(values)[-1]
 
 
@@ -72,13 +72,19 @@ def test_at_most_a_logarithm_of_sums_is_held() -> None:
 @pytest.fixture
 def job(digit_dataset: Path, tmp_path: Path) -> TrainJob:
     train = TrainConfig(
-        steps=14, batch_size=16, num_slices=8, learning_rate=3e-3, lr_warmup_steps=2, checkpoint_every=4, log_every=3
+        steps=14,
+        batch_size=16,
+        num_microbatches=8,
+        learning_rate=3e-3,
+        lr_warmup_steps=2,
+        checkpoint_every=4,
+        log_every=3,
     )
     return TrainJob(
         model=VlaeConfig(**SIZE),
         objective=ObjectiveConfig(warmup_steps=5),
         progressive=ProgressiveConfig(),
-        train=train.model_copy(update={"exact": True}),
+        train=train.model_copy(update={"deterministic": True}),
         seed=0,
         data=local(digit_dataset),
         checkpoints=str(tmp_path / "one"),
@@ -114,12 +120,14 @@ def test_two_workers(job: TrainJob, tmp_path: Path) -> None:
     [
         ((2, 4, 8), VlaeConfig(**SIZE), {}),
         ((4,), HvaeConfig(**SIZE), {}),
-        ((3,), LvaeConfig(norm="batch", norm_heads=True, **SIZE), {}),
+        ((3,), LvaeConfig(norm="batch", batch_norm_heads=True, **SIZE), {}),
         (
             (2,),
-            VlaeConfig(likelihood="gaussian", scale="optimal", prior_power=4, **SIZE),
+            VlaeConfig(likelihood="gaussian", likelihood_scale="optimal", prior_shape=4, **SIZE),
             {
-                "objective": ObjectiveConfig(beta=(2, 1), total_correlation=1, mmd=(10, 0), mmd_steps=6, free_bits=0.1),
+                "objective": ObjectiveConfig(
+                    beta=(2, 1), total_correlation=1, mmd=(10, 0), mmd_decay_steps=6, free_bits=0.1
+                ),
                 "progressive": ProgressiveConfig(stage_steps=6, fade_steps=3),
             },
         ),
@@ -151,10 +159,10 @@ def test_any_workers_any_stops(
 @pytest.mark.parametrize("accumulate", [1, 3])
 def test_plain_workers_train_the_same_model(job: TrainJob, tmp_path: Path, workers: int, accumulate: int) -> None:
     """Shares of different sizes and several passes: the gradient is that of the whole batch all the same."""
-    settings = {"exact": False, "steps": 6, "precision": "fp32"}
+    settings = {"deterministic": False, "steps": 6, "precision": "fp32"}
     job = replace(job, train=job.train.model_copy(update=settings))
     alone = curve(train(job, 1))
-    several = replace(job, train=job.train.model_copy(update={"accumulate": accumulate}))
+    several = replace(job, train=job.train.model_copy(update={"gradient_accumulation_steps": accumulate}))
     found = curve(train(at(several, tmp_path / "several"), workers))
     assert list(found) == list(alone)
     for step, metrics in alone.items():

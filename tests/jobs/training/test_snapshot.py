@@ -14,7 +14,7 @@ from vlae.config import LvaeConfig
 
 def test_a_snapshot_is_a_copy(digit_dataset: Path, tmp_path: Path) -> None:
     """Also of what is laid out channels-last, which is copied anyway, and of buffers and counters, which are not."""
-    model = LvaeConfig(latent_dims=(2, 3), width=4, hidden=16, norm="batch", norm_heads=True)
+    model = LvaeConfig(latent_dims=(2, 3), width=4, hidden_dims=16, norm="batch", batch_norm_heads=True)
     training = prepare(replace(small_job(digit_dataset, tmp_path / "none"), model=model), Worker())
     train_step(training, training.loader.images(0))
     live = [*training.model.state_dict().values(), *training.ema.state_dict().values()]

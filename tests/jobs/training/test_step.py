@@ -26,7 +26,7 @@ def step(training: Training) -> torch.Tensor:
 
 
 def test_the_mmd_is_in_the_loss_until_its_weight_is_zero(job: TrainJob) -> None:
-    objective = ObjectiveConfig(warmup_steps=0, mmd=(1000, 0), mmd_steps=4)
+    objective = ObjectiveConfig(warmup_steps=0, mmd=(1000, 0), mmd_decay_steps=4)
     job = replace(job, objective=objective, train=job.train.model_copy(update={"learning_rate": 1e-12}))
     training = prepare(job, Worker())
     beside = []  # what the loss has beside reconstruction and KL
@@ -49,7 +49,7 @@ def test_the_mmd_is_to_the_prior_of_the_model(job: TrainJob, monkeypatch: pytest
 def test_noise_belongs_to_the_slice(job: TrainJob) -> None:
     training = prepare(job, Worker())
     data, order = training.loader.data, training.loader.order
-    halves = [BatchLoader(data, order, num_slices=4, rank=rank, world_size=2) for rank in range(2)]
+    halves = [BatchLoader(data, order, num_microbatches=4, rank=rank, world_size=2) for rank in range(2)]
 
     def draw(loader: BatchLoader, seed: int = 0, step: int = 3) -> list[torch.Tensor]:
         return slice_noise(training.model, loader.slices, 4, seed, step, torch.device("cpu"))
@@ -106,7 +106,7 @@ def test_a_skipped_step_leaves_the_average(job: TrainJob) -> None:
 
 def test_rungs_that_wait_do_not_touch_the_image(job: TrainJob) -> None:
     """Until its stage the bottom rung gets gradients from its KL alone: with no weight on it, none."""
-    waiting = ProgressiveConfig(stage_steps=10, waiting_kl=0)
+    waiting = ProgressiveConfig(stage_steps=10, inactive_kl_weight=0)
     training = prepare(replace(job, progressive=waiting), Worker())
     step(training)
     head = training.model.heads[0].linear.weight

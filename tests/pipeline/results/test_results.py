@@ -25,11 +25,11 @@ def scores(model: str, seed: int) -> Scores:
     ladder = model == "vlae"
     found = {
         "elbo": -14_000 - 500 * (not ladder) + draw.normal(0, 20),
-        "upper_unique_share": (0.4 if ladder else 0.02) + draw.normal(0, 0.005),
+        "upper_rung_gain": (0.4 if ladder else 0.02) + draw.normal(0, 0.005),
         "centroid/hue": 0.01 + draw.uniform(0, 0.02),
         "centroid/digit": 0.8 + draw.normal(0, 0.05),
-        "colour_share/rung_0": 0.95 + draw.uniform(0, 0.02),
-        "colour_share/rung_1": 0.05 + draw.uniform(0, 0.02),
+        "mean_color_share/rung_0": 0.95 + draw.uniform(0, 0.02),
+        "mean_color_share/rung_1": 0.05 + draw.uniform(0, 0.02),
         "gibbs_distance/step_5": 3 + draw.normal(0, 0.1),
     }
     return {name: float(value) for name, value in found.items()}
@@ -140,8 +140,8 @@ def test_the_claims_are_judged_by_the_numbers(workspace: Path) -> None:
     assert all(line.startswith("- **Holds**") for line in said)
     client = MlflowClient(f"sqlite:///{workspace / 'mlflow.db'}")
     for run in client.search_runs([client.get_experiment_by_name("claim").experiment_id]):  # type: ignore[union-attr]
-        client.log_metric(run.info.run_id, "test/upper_unique_share", 0.06, step=1)
-        client.log_metric(run.info.run_id, "test/colour_share/rung_1", 0.11, step=1)
+        client.log_metric(run.info.run_id, "test/upper_rung_gain", 0.06, step=1)
+        client.log_metric(run.info.run_id, "test/mean_color_share/rung_1", 0.11, step=1)
         client.log_metric(run.info.run_id, "test/centroid/digit", 0.02, step=1)
     main([f"out={workspace}/docs", f"workspace={workspace}"])
     said = [line for line in (workspace / "docs" / "results.md").read_text().splitlines() if line.startswith("- **")]
@@ -224,10 +224,10 @@ def test_the_gap_of_the_factors_that_others_count_is_judged_too() -> None:
 
 
 @pytest.mark.parametrize(("data", "judged"), [("digits", True), ("mine", True), ("fashion_mnist", False)])
-def test_grey_images_say_nothing_about_colour(data: str, judged: bool) -> None:
-    shares = {"colour_share/rung_0": 0.1, "colour_share/rung_1": 0.2}
+def test_grey_images_say_nothing_about_color(data: str, judged: bool) -> None:
+    shares = {"mean_color_share/rung_0": 0.1, "mean_color_share/rung_1": 0.2}
     runs = {seed: TrackedRun(str(seed), "", "", "", {}, {}, dict(shares)) for seed in range(2)}
-    assert any("mean colour" in line for line in claims(data, {"vlae": runs})) == judged
+    assert any("mean color" in line for line in claims(data, {"vlae": runs})) == judged
 
 
 @pytest.mark.parametrize(

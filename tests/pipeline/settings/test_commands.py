@@ -19,15 +19,15 @@ from pipeline.settings.schema import run_settings
 COMMANDS = [
     [],
     ["preset=fashion-mnist", "model=hvae", "seed=3"],
-    ["data=images", "data.folder=/some pictures", "objective.beta=1,2,3"],
+    ["data=images", "data.root=/some pictures", "objective.beta=1,2,3"],
     ["preset=release-svhn"],
-    ["preset=claim-hvae", "model=lvae", "model.norm_heads=true"],
-    ["evaluate.model_name=foo", "evaluate.seed=3", "evaluate.gibbs_steps=1,2", "store=s3://bucket/there"],
+    ["preset=claim-hvae", "model=lvae", "model.batch_norm_heads=true"],
+    ["evaluate.model_name=foo", "evaluate.seed=3", "evaluate.gibbs_steps=1,2", "storage_path=s3://bucket/there"],
     [
         "workspace=/some where",
         "tracking.uri=http://127.0.0.1:5000",
         "tracking.experiment=a b",
-        "evaluate.select_by=mig",
+        "evaluate.champion_metric=mig",
     ],
 ]
 
@@ -39,7 +39,7 @@ def test_the_command_and_the_settings_file_name_the_same_run(words: list[str], t
     assert (python, flag, module) == ("python", "-m", "pipeline.run")
     repeated = read_config(again)
     assert run_settings(repeated) == run_settings(config)
-    for name in ("evaluate", "tracking", "workspace", "store"):
+    for name in ("evaluate", "tracking", "workspace", "storage_path"):
         assert getattr(repeated, name) == getattr(config, name)
     file = tmp_path / "settings.yaml"
     file.write_text(settings_file(run_settings(config)))
@@ -53,12 +53,12 @@ def test_only_what_is_not_the_default_is_in_the_command() -> None:
 
 
 def test_params_hold_depth_and_capacity() -> None:
-    found = params(read_config(["model.latent_dims=2,3", "train.beta2=0.9"]), 1234)
+    found = params(read_config(["model.latent_dims=2,3", "train.adam_beta2=0.9"]), 1234)
     assert {
         "capacity.depth": "2",
         "capacity.latents": "5",
         "capacity.parameters": "1234",
-        "train.beta2": "0.9",
+        "train.adam_beta2": "0.9",
     }.items() <= found.items()
     assert len(found) < 15
     assert sorted(found)[:3] == ["capacity.depth", "capacity.latents", "capacity.parameters"]

@@ -24,20 +24,22 @@ def test_words() -> None:
             "model=hvae",
             "model.latent_dims=3,3,4",
             "train.steps=20000",
-            "model.scale=0.1",
+            "model.likelihood_scale=0.1",
             "seed=7",
         ]
     )
     assert config.stage == ("shard", "evaluate")
     assert config.model.name == "hvae"
     assert config.model.latent_dims == (3, 3, 4)
-    assert (config.train.steps, config.model.scale, config.seed) == (20000, 0.1, 7)
+    assert (config.train.steps, config.model.likelihood_scale, config.seed) == (20000, 0.1, 7)
     assert read_config(["model.latent_dims=8"]).model.latent_dims == (8,)
-    assert read_config(["model.scale=optimal", "model.likelihood=laplace"]).model.scale == "optimal"
+    assert (
+        read_config(["model.likelihood_scale=optimal", "model.likelihood=laplace"]).model.likelihood_scale == "optimal"
+    )
     assert read_config(["objective.beta=4,1,1"]).objective.beta == (4, 1, 1)
-    assert read_config(["data.cache_folder=none"]).data.cache_folder is None
-    assert read_config(["store=s3://bucket/a/b/"]).store == "s3://bucket/a/b"
-    assert read_config(["store=here"]).store == str(Path.cwd() / "here")
+    assert read_config(["data.cache_dir=none"]).data.cache_dir is None
+    assert read_config(["storage_path=s3://bucket/a/b/"]).storage_path == "s3://bucket/a/b"
+    assert read_config(["storage_path=here"]).storage_path == str(Path.cwd() / "here")
 
 
 @pytest.mark.parametrize(
@@ -54,23 +56,29 @@ def test_words() -> None:
         (["stage=shrad"], "stage=shrad is not one of shard, tune, train, evaluate; did you mean 'shard'?"),
         (["stage="], "stage= is not one of"),
         (["model=vae2"], "model=vae2 is not one of vlae, hvae, lvae, vae"),
-        (["data=images"], "data.folder is missing: set it to a folder of pictures"),
+        (["data=images"], "data.root is missing: set it to a folder of pictures"),
         (
-            ["data.folder=/x"],
-            "'data.folder' belongs to data=",
+            ["data.root=/x"],
+            "'data.root' belongs to data=",
         ),
         (["data=fashion_mnist", "data.num_images=5"], "'data.num_images' belongs to data=digits"),
         (["train.steps=1", "train.steps=2"], "'train.steps' is given twice: train.steps=1 and train.steps=2"),
         (["--steps"], "'--steps' is not key=value; --help lists every key"),
         (["=3"], "'=3' is not key=value"),
-        (["train.batch_size=10"], "train.batch_size=10 is no multiple of train.num_slices=8"),
-        (["train.num_workers=9"], "train.num_workers=9 is more than train.num_slices=8"),
+        (["train.batch_size=10"], "train.batch_size=10 is no multiple of train.num_microbatches=8"),
+        (["train.num_workers=9"], "train.num_workers=9 is more than train.num_microbatches=8"),
         (["preset=nope"], "preset=nope does not exist; --help lists them; a .yaml file is one too"),
         (["preset=release-mnits"], "preset=release-mnits does not exist; did you mean release-mnist, "),
-        (["model.scale=abc"], "model.scale=abc: must be a number above 0 and up to 1, or learned, or optimal"),
-        (["model.scale=2"], "model.scale=2: must be a number above 0"),
-        (["model.scale=optimal"], "model.scale=optimal needs model.likelihood=gaussian or laplace, not logistic"),
-        (["model.hidden=3,4"], "model.hidden has 2 numbers: give one, or one for each of the 3 rungs"),
+        (
+            ["model.likelihood_scale=abc"],
+            "model.likelihood_scale=abc: must be a number above 0 and up to 1, or learned, or optimal",
+        ),
+        (["model.likelihood_scale=2"], "model.likelihood_scale=2: must be a number above 0"),
+        (
+            ["model.likelihood_scale=optimal"],
+            "model.likelihood_scale=optimal needs model.likelihood=gaussian or laplace, not logistic",
+        ),
+        (["model.hidden_dims=3,4"], "model.hidden_dims has 2 numbers: give one, or one for each of the 3 rungs"),
         (["model=vae", "model.latent_dims=3,4"], "model.latent_dims=3,4: value should have at most 1 item"),
         (["model.match_params=true"], "'model.match_params' belongs to model=hvae|lvae|vae"),
         (["objective.beta=1,2"], "objective.beta has 2 numbers: give one, or one for each of the 3 rungs"),
@@ -79,7 +87,7 @@ def test_words() -> None:
         (["objective.mmd=3", "model=hvae"], "objective.mmd needs rungs that are independent given the image"),
         (["objective.total_correlation=3", "model=lvae"], "objective.total_correlation needs rungs that are"),
         (["progressive.stage_steps=9", "model=lvae"], "progressive.stage_steps adds the rungs of a ladder"),
-        (["model.likelihood=bernoulli", "model.scale=0.3"], "model.scale=0.3 has no effect with"),
+        (["model.likelihood=bernoulli", "model.likelihood_scale=0.3"], "model.likelihood_scale=0.3 has no effect with"),
         (
             ["progressive.stage_steps=400"],
             "progressive.fade_steps=5000 is longer than a stage, progressive.stage_steps=400",
@@ -90,8 +98,8 @@ def test_words() -> None:
             "norm=batch needs 2 images or more in each pass",
         ),
         (
-            ["model=lvae", "model.norm_heads=true", "train.batch_size=1", "train.num_slices=1"],
-            "norm_heads=true needs 2",
+            ["model=lvae", "model.batch_norm_heads=true", "train.batch_size=1", "train.num_microbatches=1"],
+            "batch_norm_heads=true needs 2",
         ),
         (["evaluate.gibbs_steps=5,1"], "evaluate.gibbs_steps=5,1: must rise from one to the next"),
         (
@@ -101,10 +109,10 @@ def test_words() -> None:
         (["preset=/nowhere/x.yaml"], "preset=/nowhere/x.yaml does not exist"),
         (["tracking.uri=http://me:secret@host"], "must hold no credentials"),
         (["tracking.uri=ftp://host"], "must begin with http:// or https://"),
-        (["store=http://host/x"], "store=http://host/x: must be a folder or s3://BUCKET/PREFIX"),
-        (["store=s3://me:secret@bucket/x"], "must be s3://BUCKET or s3://BUCKET/PREFIX; credentials come from"),
-        (["store=s3:/bucket"], "must be s3://BUCKET"),
-        (["store=s3://bucket/../x"], "must be s3://BUCKET"),
+        (["storage_path=http://host/x"], "storage_path=http://host/x: must be a folder or s3://BUCKET/PREFIX"),
+        (["storage_path=s3://me:secret@bucket/x"], "must be s3://BUCKET or s3://BUCKET/PREFIX; credentials come from"),
+        (["storage_path=s3:/bucket"], "must be s3://BUCKET"),
+        (["storage_path=s3://bucket/../x"], "must be s3://BUCKET"),
         (["data.encoding=jpg"], "data.encoding=jpg is not one of npy, png"),
         (["data.cache_bytes=5"], "data.cache_bytes=5: input should be greater"),
         (["workspace=a?b"], "must hold neither ? nor %"),
@@ -155,7 +163,7 @@ def test_presets_compose_and_open_with_what_to_expect(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [[], ["model=hvae", "model.scale=0.2"], ["data=fashion_mnist", "model.latent_dims=2,2"]]
+    "words", [[], ["model=hvae", "model.likelihood_scale=0.2"], ["data=fashion_mnist", "model.latent_dims=2,2"]]
 )
 def test_run_settings_are_a_command_that_repeats_the_run(words: list[str]) -> None:
     config = read_config(words)

@@ -41,7 +41,7 @@ def gap(preset: str, error: float) -> float:
     """What an error in every value of the pixel range [0, 1] costs, nats per image."""
     config = read_config([f"preset={preset}"])
     shape = SHAPES[config.data.name]
-    likelihood = Likelihood(config.model.likelihood, shape[0], config.model.scale)
+    likelihood = Likelihood(config.model.likelihood, shape[0], config.model.likelihood_scale)
     output, images = torch.zeros(1, *shape), torch.full((1, *shape), 0.5)
     return (likelihood.nll(output, images + error) - likelihood.nll(output, images)).item()
 

@@ -13,11 +13,11 @@ FACTORS = np.stack([RNG.integers(0, 4, 800), RNG.integers(0, 5, 800), RNG.intege
 
 
 def scenes() -> np.ndarray:
-    """Factor 0: which of four patches is bright; 1: a level of grey; 2: whether two noisy pixels agree."""
+    """Factor 0: which of four patches is bright; 1: a level of gray; 2: whether two noisy pixels agree."""
     images = RNG.integers(0, 40, (800, 3, 8, 8), dtype=np.uint8)
-    for image, (patch, grey, agree) in zip(images, FACTORS, strict=True):
+    for image, (patch, gray, agree) in zip(images, FACTORS, strict=True):
         image[0, 2 * patch : 2 * patch + 2] = 200
-        image[1] += np.uint8(40 * grey)
+        image[1] += np.uint8(40 * gray)
         sign = RNG.integers(0, 2)
         image[2, 0, :2] = 200 * sign, 200 * (sign if agree else 1 - sign)
     return images

@@ -25,10 +25,10 @@ def test_agrees_with_the_matrix_root(dims: int) -> None:
 def test_shift_and_scale_by_hand() -> None:
     """A shift by s costs |s|^2; a scale by c costs (c - 1)^2 tr S: also where the covariance is singular."""
     a = features(0, 10, 20)
-    centred = a - a.mean(0)
+    centerd = a - a.mean(0)
     assert frechet_distance(a, a) == pytest.approx(0, abs=1e-5)
     assert frechet_distance(a, a + 2.0) == pytest.approx(20 * 4, abs=1e-5)
-    assert frechet_distance(centred, 3 * centred) == pytest.approx(4 * np.trace(np.cov(a, rowvar=False)), rel=1e-6)
+    assert frechet_distance(centerd, 3 * centerd) == pytest.approx(4 * np.trace(np.cov(a, rowvar=False)), rel=1e-6)
 
 
 def test_collapsed_features() -> None:

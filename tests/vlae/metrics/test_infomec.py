@@ -87,7 +87,7 @@ def test_nothing_to_know() -> None:
         assert np.isnan([nothing.infom, nothing.infoc, nothing.infoe]).all()
 
 
-def test_few_rows_have_fewer_neighbours() -> None:
+def test_few_rows_have_fewer_neighbors() -> None:
     codes = np.array([[0.0, 5.0], [0.1, 1.0], [3.0, 4.0], [3.1, 2.0], [9.0, 3.0]])
     found = info_mec_scores(codes, np.array([[0, 0], [0, 1], [1, 0], [1, 1], [2, 0]]))
     assert np.isfinite([found.infom, found.infoc, found.infoe]).all()
@@ -101,7 +101,7 @@ def test_seed_and_refusals() -> None:
         info_mec_scores(CODES[1:], FACTORS)
     with pytest.raises(ValueError, match="not finite"):
         info_mec_scores(np.full((500, 2), np.inf), FACTORS)
-    with pytest.raises(ValueError, match="neighbours 0"):
-        info_mec_scores(CODES, FACTORS, neighbours=0)
+    with pytest.raises(ValueError, match="neighbors 0"):
+        info_mec_scores(CODES, FACTORS, neighbors=0)
     with pytest.raises(ValueError, match="need latents"):
         info_mec_scores(CODES[:, :0], FACTORS)

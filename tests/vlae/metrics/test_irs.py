@@ -33,7 +33,7 @@ def test_by_hand() -> None:
 
 
 def test_values_that_share_a_bin_spread_the_code() -> None:
-    """40 values in 20 bins: two neighbours each, half a step from their mean."""
+    """40 values in 20 bins: two neighbors each, half a step from their mean."""
     values = np.arange(40)[:, None]
     assert irs_score(values.astype(float), values) == pytest.approx(1 - 0.5 / 19.5)
     assert irs_score(values.astype(float), values, bins=40) == pytest.approx(1)

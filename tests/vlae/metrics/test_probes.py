@@ -69,7 +69,7 @@ def test_each_rung_holds_its_own() -> None:
     np.testing.assert_allclose(found.whole, 1, atol=0.02)
     np.testing.assert_allclose(found.unique_information, [[1, 0, 0], [0, 1, 1]], atol=0.12)
     np.testing.assert_array_equal(found.alone[0], found.without[1])
-    assert found.upper_unique_share == pytest.approx(2 / 3, abs=0.05)
+    assert found.upper_rung_gain == pytest.approx(2 / 3, abs=0.05)
 
 
 def test_duplicated_and_collapsed_rungs_are_not_unique() -> None:
@@ -77,20 +77,20 @@ def test_duplicated_and_collapsed_rungs_are_not_unique() -> None:
     found = probes([code, code, NOISE[:, 3:5]])
     np.testing.assert_allclose(found.unique_information, 0, atol=0.02)
     np.testing.assert_allclose(found.alone, [[1] * 3, [1] * 3, [0] * 3], atol=0.12)
-    assert found.upper_unique_share == pytest.approx(0, abs=0.02)
+    assert found.upper_rung_gain == pytest.approx(0, abs=0.02)
 
 
 def test_one_rung_is_all_there_is() -> None:
     found = probes([FACTORS.astype(float)])
     np.testing.assert_array_equal(found.without, np.zeros((1, 3)))
     np.testing.assert_array_equal(found.unique_information[0], found.whole)
-    assert found.upper_unique_share == 0
+    assert found.upper_rung_gain == 0
 
 
 def test_upper_share_by_hand() -> None:
     alone, whole = np.array([[0.2, 0.4, np.nan], [0.5, 0.1, np.nan]]), np.array([0.6, 0.4, np.nan])
-    assert RungProbes(alone, whole, alone[::-1]).upper_unique_share == pytest.approx(0.4)
-    assert np.isnan(RungProbes(alone, 0 * whole, alone).upper_unique_share)
+    assert RungProbes(alone, whole, alone[::-1]).upper_rung_gain == pytest.approx(0.4)
+    assert np.isnan(RungProbes(alone, 0 * whole, alone).upper_rung_gain)
 
 
 @pytest.mark.parametrize(

@@ -116,7 +116,7 @@ def test_weak_information_of_gaussian_rungs_is_within_a_hundredth_of_a_nat(
     assert exact - 0.01 < found < exact + 0.003
 
 
-def test_narrow_posteriors_do_not_recognise_themselves() -> None:
+def test_narrow_posteriors_do_not_recognize_themselves() -> None:
     rng = np.random.default_rng(0)
     means = rng.normal(size=(2000, 8))
     factors = np.stack([rng.integers(0, size, 2000) for size in (2, 10)], axis=1)

@@ -36,7 +36,7 @@ def test_two_gaussians(correlation: float, scales: tuple[float, float]) -> None:
     if scales == (1.0, 1.0):
         expected = 4 - 2 * (np.sqrt(1 + correlation) + np.sqrt(1 - correlation))
         assert gaussian_wasserstein_correlation(codes) == pytest.approx(expected, abs=1e-9)
-        assert gaussian_wasserstein_correlation(codes, normalise=True) == pytest.approx(expected / 2, abs=1e-9)
+        assert gaussian_wasserstein_correlation(codes, normalize=True) == pytest.approx(expected / 2, abs=1e-9)
 
 
 @pytest.mark.parametrize("name", DEPENDENT)
@@ -49,7 +49,7 @@ def test_definitions(name: str) -> None:
     distance = 2 * np.trace(covariance) - 2 * np.trace(root).real
     trace = np.trace(covariance)
     assert gaussian_wasserstein_correlation(codes) == pytest.approx(distance, abs=1e-6 * trace)
-    assert gaussian_wasserstein_correlation(codes, normalise=True) == pytest.approx(distance / trace, abs=1e-6)
+    assert gaussian_wasserstein_correlation(codes, normalize=True) == pytest.approx(distance / trace, abs=1e-6)
 
 
 @pytest.mark.parametrize("name", sorted(set(NAMES) - {"one_latent"}))
@@ -67,7 +67,7 @@ def test_copies() -> None:
     assert gaussian_total_correlation(copies) == np.inf
     assert mean_pairwise_mutual_information(copies) == pytest.approx(-(counts * np.log(counts)).sum())
     same = np.stack([code] * 4, axis=1)
-    assert gaussian_wasserstein_correlation(same, normalise=True) == pytest.approx(2 - 2 / np.sqrt(4), abs=1e-6)
+    assert gaussian_wasserstein_correlation(same, normalize=True) == pytest.approx(2 - 2 / np.sqrt(4), abs=1e-6)
 
 
 def test_linear_functions_and_few_rows_are_singular() -> None:
@@ -83,8 +83,8 @@ def test_linear_functions_and_few_rows_are_singular() -> None:
 def test_tiny_and_huge_codes(scale: float) -> None:
     codes = _with_covariance(np.array([[1, 0.5], [0.5, 2]]))
     assert gaussian_total_correlation(codes * scale) == pytest.approx(gaussian_total_correlation(codes))
-    found = gaussian_wasserstein_correlation(codes * scale, normalise=True)
-    assert found == pytest.approx(gaussian_wasserstein_correlation(codes, normalise=True))
+    found = gaussian_wasserstein_correlation(codes * scale, normalize=True)
+    assert found == pytest.approx(gaussian_wasserstein_correlation(codes, normalize=True))
 
 
 def test_constant_latents() -> None:
@@ -100,7 +100,7 @@ def test_constant_latents() -> None:
 def test_fewer_than_two_latents_that_vary(codes: np.ndarray) -> None:
     assert gaussian_total_correlation(codes) == 0
     assert gaussian_wasserstein_correlation(codes) == 0
-    assert gaussian_wasserstein_correlation(codes, normalise=True) == 0
+    assert gaussian_wasserstein_correlation(codes, normalize=True) == 0
     found = mean_pairwise_mutual_information(codes)
     assert found == 0 if codes.shape[1] > 1 else np.isnan(found)
 

@@ -36,7 +36,7 @@ def agree(codes: np.ndarray, values: np.ndarray, train: int, stages: int = 100) 
 @pytest.mark.parametrize("size", [2, 3])
 @pytest.mark.parametrize(("scale", "decimals"), [(1.0, 9), (1.0, 1), (1e3, 9), (1e-3, 9), (1e-6, 1)])
 def test_one_latent_is_the_references_to_rounding(size: int, scale: float, decimals: int) -> None:
-    """Equal values, and at 1e-6 neighbours closer than the limit below which they are one value."""
+    """Equal values, and at 1e-6 neighbors closer than the limit below which they are one value."""
     codes, values = data(size, 1)
     agree((scale * codes.round(decimals)).astype(np.float32), values, 300)
 

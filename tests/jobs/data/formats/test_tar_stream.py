@@ -165,7 +165,7 @@ def test_memory_does_not_grow_with_the_members(tmp_path: Path) -> None:
         tracemalloc.stop()
 
 
-def test_a_name_may_come_twice_in_neighbouring_samples_only(tmp_path: Path) -> None:
+def test_a_name_may_come_twice_in_neighboring_samples_only(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "0.tar", "w") as tar:
         for name in ("0.cls", "1.cls", "0.CLS", "0.cls"):
             tar.addfile(tarfile.TarInfo(name), io.BytesIO())

@@ -23,7 +23,7 @@ SPLITS = [0, 0, 2, 1, 0, 2, 1]
 
 
 def jpeg(number: int, size: tuple[int, int] = (178, 218)) -> bytes:
-    """A picture whose colours say where a crop was taken."""
+    """A picture whose colors say where a crop was taken."""
     x, y = np.meshgrid(np.arange(size[0]), np.arange(size[1]))
     pixels = np.stack([x, y, np.full_like(x, 20 * number)], axis=-1).astype(np.uint8)
     file = io.BytesIO()

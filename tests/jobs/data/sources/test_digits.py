@@ -59,7 +59,7 @@ def test_every_factor_is_seen(name: str) -> None:
 
 
 def test_the_palette_leaves_light_and_form_alone() -> None:
-    """Hues change the colours but not the luminance: the mean of the channels stays."""
+    """Hues change the colors but not the luminance: the mean of the channels stays."""
     for factor in PALETTE:
         before, after = change(factor.name, 3)
         assert np.abs(before.mean(-1) - after.mean(-1)).max() <= 1.0
@@ -67,7 +67,7 @@ def test_the_palette_leaves_light_and_form_alone() -> None:
 
 def test_light_is_what_the_factors_say() -> None:
     source, index = scenes(channels=1), np.arange(40)
-    factors = {**source.draw_factors(index), "neighbours": np.zeros(40, int)}
+    factors = {**source.draw_factors(index), "neighbors": np.zeros(40, int)}
     luminance = np.take([float(v) for v in LIGHT[0].values], factors["luminance"])
     contrast = np.take([float(v) for v in LIGHT[1].values], factors["contrast"])
     corner = source.render(factors, index)[:, 0, 0, 0] / 255  # nothing is drawn there

@@ -179,7 +179,7 @@ def test_missing_files_are_listed(tmp_path: Path, section: type[FashionMnistConf
     for name in NAMES[1:]:
         (tmp_path / name).touch()
     for fetch in (True, False):  # who names a folder wants what is in it
-        config = section(folder=tmp_path, download=fetch)
+        config = section(root=tmp_path, download=fetch)
         with pytest.raises(UserError, match=r"lacks train-images-idx3-ubyte \(plain or .gz\): put them there"):
             open_source(config, tmp_path / "downloads", fetch=True)
 

@@ -60,11 +60,11 @@ def surface(shape: str, scale: float) -> np.ndarray:
     if shape == "cylinder":
         return scale * np.concatenate([CYLINDER[0] * across + height * up for height in (0, CYLINDER[1])])
     radius, height = CAPSULE
-    return scale * np.concatenate([radius * ball + centre * up for centre in (radius, height - radius)])
+    return scale * np.concatenate([radius * ball + center * up for center in (radius, height - radius)])
 
 
 def hull(points: np.ndarray, size: int = 64) -> np.ndarray:
-    """Pixels whose centre is inside the convex hull of points (N, 2)."""
+    """Pixels whose center is inside the convex hull of points (N, 2)."""
     rows, columns = np.mgrid[:size, :size] + 0.5
     sides = ConvexHull(points).equations
     return (sides[:, 0] * columns[..., None] + sides[:, 1] * rows[..., None] + sides[:, 2] <= 0).all(-1)
@@ -147,7 +147,7 @@ def test_a_hue_changes_its_own_part_only(factor: int) -> None:
         assert changed.sum() > 0.97 * own.sum()  # what little light there is of it at an edge may round away
 
 
-def test_hues_are_those_of_the_colour_circle() -> None:
+def test_hues_are_those_of_the_color_circle() -> None:
     """The brightest pixel of the floor is red at hue 0 and cyan at half a turn."""
     for hue, order in ((0, (0, 1, 2)), (5, (1, 2, 0))):
         image = draw(np.array([[hue, 3, 3, 0, 2, 7]]), 32)[0, -1].mean(0)

@@ -77,8 +77,8 @@ def test_the_square_has_its_side() -> None:
 
 
 def test_the_heart_has_its_extents() -> None:
-    """Its tip is 10.8 px below the centre; across, it spans twice 9.6 px."""
-    middle = 16 + 15 * 32 / 31  # almost the centre of a pixel, as the pointed tip needs
+    """Its tip is 10.8 px below the center; across, it spans twice 9.6 px."""
+    middle = 16 + 15 * 32 / 31  # almost the center of a pixel, as the pointed tip needs
     for scale, size in enumerate(FACTORS[1].values):
         rows, columns = np.nonzero(picture(HEART, scale, x=15, y=31))
         assert abs(rows.max() + 0.5 - (48 + 10.76 * size)) <= 1
@@ -93,7 +93,7 @@ def test_position_moves_the_picture(shape: int) -> None:
     sampled_posterior_means = [np.argwhere(picture(shape, x=x, y=y)).mean(0) for x, y in ((3, 5), (23, 5), (3, 30))]
     np.testing.assert_allclose(sampled_posterior_means[1] - sampled_posterior_means[0], [0, 20 * step], atol=0.5)
     np.testing.assert_allclose(sampled_posterior_means[2] - sampled_posterior_means[0], [25 * step, 0], atol=0.5)
-    if shape != HEART:  # whose centre of mass is above its centre
+    if shape != HEART:  # whose center of mass is above its center
         np.testing.assert_allclose(sampled_posterior_means[0] + 0.5, [16 + 5 * step, 16 + 3 * step], atol=0.5)
 
 
@@ -117,13 +117,13 @@ def test_a_full_turn_is_no_turn(shape: int) -> None:
 def test_polygons_are_filled_by_the_even_odd_rule() -> None:
     """Against the rule as it is written: rays to the right that cross an odd number of edges."""
     x, y = np.random.default_rng(1).uniform(1, 63, (2, 4, 9))
-    centre_y, centre_x = np.mgrid[:64, :64] + 0.5
+    center_y, center_x = np.mgrid[:64, :64] + 0.5
     for polygon, image in enumerate(fill(x, y)):
         inside = np.zeros((64, 64), bool)
         for a in range(9):
             (x1, y1), (x2, y2) = ((x[polygon, k], y[polygon, k]) for k in (a, (a + 1) % 9))
-            at = x1 + (centre_y - y1) * (x2 - x1) / (y2 - y1)
-            inside ^= ((y1 > centre_y) != (y2 > centre_y)) & (at > centre_x)
+            at = x1 + (center_y - y1) * (x2 - x1) / (y2 - y1)
+            inside ^= ((y1 > center_y) != (y2 > center_y)) & (at > center_x)
         np.testing.assert_array_equal(image[..., 0], inside * 255)
 
 
