@@ -1,13 +1,68 @@
-"""The command line: exit codes, signals, numbers as text."""
+"""The command line: overrides, exit codes, signals, and numbers as text."""
 
 import math
 import os
+import re
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NoReturn
+
+_CREDENTIALS = re.compile(r"//[^/\s]*@")
+
+
+class UsageError(Exception):
+    """An argument of the command is invalid. The message names the argument and the fix.
+
+    Credentials in an address are masked, because messages end up in logs.
+
+    Args:
+        message: One line.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(mask_credentials(message))
+
+
+def mask_credentials(text: str) -> str:
+    """Return `text` with the credentials of every address in it replaced: `http://user:secret@host` -> `http://***@host`.
+
+    Args:
+        text: Any text.
+
+    Returns:
+        The masked text.
+    """
+    return _CREDENTIALS.sub("//***@", text)
+
+
+def parse_overrides(arguments: Sequence[str]) -> dict[str, str]:
+    """Split `key=value` arguments, in their order.
+
+    Args:
+        arguments: Arguments of a command, without its name.
+
+    Returns:
+        Values by key.
+
+    Raises:
+        UsageError: An argument is not `key=value`, or a key is given twice.
+
+    Example:
+        >>> parse_overrides(["train.steps=100", "data.root=a=b"])
+        {'train.steps': '100', 'data.root': 'a=b'}
+    """
+    overrides: dict[str, str] = {}
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if not equals or not key:
+            raise UsageError(f"'{argument}' is not key=value. See --help.")
+        if key in overrides:
+            raise UsageError(f"{key}: given twice, as {key}={overrides[key]} and {argument}. Keep one of them.")
+        overrides[key] = value
+    return overrides
 
 
 def run_cli(main: Callable[[Sequence[str]], int]) -> NoReturn:

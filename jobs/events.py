@@ -1,10 +1,8 @@
-"""What a training tells whoever watches it."""
+"""Events that a training worker sends to the driver."""
 
 import json
 from dataclasses import dataclass, field
 from functools import cached_property
-
-from jobs.search.space import Values
 
 
 @dataclass(frozen=True)
@@ -70,25 +68,8 @@ class WorkerFailed:
     """A worker met an error."""
 
     reason: str  # for the person
-    final: bool = True  # no restart mends it
-    own: bool = False  # it is the training's own trouble, not of what it shares with others
-
-
-@dataclass(frozen=True)
-class TrialReport:
-    """What a trial of a search is worth after `step` steps, by objective; more is better."""
-
-    step: int
-    scores: dict[str, float]
-
-
-@dataclass(frozen=True)
-class TrialEvent:
-    """What a trial of a search tells."""
-
-    number: int  # of the trial
-    values: Values  # of the settings that are searched
-    message: "Event"
+    retryable: bool = False  # a restart of the workers may succeed
+    trial_specific: bool = False  # the cause is this training itself, not data, storage or cluster, which trials share
 
 
 Event = (
@@ -100,6 +81,4 @@ Event = (
     | TrainingWarning
     | TrainingStopped
     | WorkerFailed
-    | TrialReport
-    | TrialEvent
 )

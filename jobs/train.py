@@ -16,7 +16,7 @@ from ray.train.torch import TorchTrainer
 from jobs.cli import defer_signals
 from jobs.cluster.event_queue import make_event_queue
 from jobs.cluster.ray_cluster import Resources
-from jobs.cluster.resources import WorkerResources, place
+from jobs.cluster.resources import WorkerResources, allocate
 from jobs.errors import AGAIN, TrainingError, UserError
 from jobs.events import CheckpointSaved, Event, TrainingResumed, TrainingStopped, WorkerFailed, WorkersStarted
 from jobs.training.state import TrainJob
@@ -53,7 +53,7 @@ def run_training(
         KeyboardInterrupt: or `stop` said so; after a last checkpoint, at once if it comes a second time.
     """
     board = make_event_queue()
-    trainer = _trainer(job, place(job.train, resources), scratch, board)
+    trainer = _trainer(job, allocate(job.train, resources), scratch, board)
     watch = _Watch(board, job.train.max_failures, on_messages)
     fit = in_thread(trainer.fit)
     try:
@@ -145,8 +145,8 @@ class _Watch:
                 self._starts = 1
             case TrainingStopped():
                 self._stopped = True
-            case WorkerFailed(reason, final, own):
-                if final:
+            case WorkerFailed(reason, retryable, own):
+                if not retryable:
                     raise TrainingError(reason) if own else UserError(reason)
                 self.reason = self.reason or reason  # the others' follow from the first
 

@@ -17,15 +17,15 @@ from ray.tune.experiment import Trial as RayTrial
 
 from jobs.cli import defer_signals
 from jobs.cluster.event_queue import make_event_queue
-from jobs.cluster.resources import TrialResources
 from jobs.config import TrainConfig
 from jobs.errors import UserError
-from jobs.events import TrainingStopped, TrialEvent
+from jobs.events import TrainingStopped
 from jobs.search.config import TuneConfig
+from jobs.search.resources import TrialResources
 from jobs.search.scheduler import make_scheduler
 from jobs.search.searcher import OptunaSearcher
 from jobs.search.trainable import FAILED, TrialPlan, run_trial
-from jobs.search.trials import Status
+from jobs.search.trials import Status, TrialEvent
 from jobs.train import in_thread
 
 # Read by Ray Tune. Its own result files are of no use: all that is told is in MLflow and in the search's record.
@@ -86,7 +86,7 @@ def run_search(
             search_alg=proposals,
             scheduler=make_scheduler(config, train, {trial.number: trial.step for trial in plan.known.values()}),
             num_samples=config.trials,
-            max_concurrent_trials=room.at_once,
+            max_concurrent_trials=room.max_concurrent,
             reuse_actors=plan.nested is None,
         ),
         run_config=RunConfig(

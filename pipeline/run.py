@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from jobs.cli import run_cli
+from jobs.cli import UsageError, run_cli
 from jobs.errors import AGAIN, UserError
 from pipeline.dry_run import make_plan
 from pipeline.plan import decide
 from pipeline.searches import Search, check_space
 from pipeline.settings.help import help_text
-from pipeline.settings.parse import SettingsError, read_config
+from pipeline.settings.parse import read_config
 from pipeline.settings.schema import Config, Stage
 from pipeline.stage_status import find
 from pipeline.terminal import Reporter
@@ -33,7 +33,7 @@ def main(words: Sequence[str]) -> int:
     try:
         config = read_config(words)
         check_space(config)
-    except SettingsError as error:
+    except UsageError as error:
         return _fail(f"error: {error}", 2)
     # A supervisor's polite stop is handled like Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)

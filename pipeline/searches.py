@@ -7,12 +7,13 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from jobs.cli import UsageError
 from jobs.errors import CorruptedError, UserError
 from jobs.files import read_json, write_json
 from jobs.search.space import Choices, Values, examples, parse_dimension
 from jobs.search.trials import Trial, best_first
 from pipeline.plan import StageStatus
-from pipeline.settings.parse import SPACE, SettingsError, apply, read_preset, searchable_keys
+from pipeline.settings.parse import SPACE, apply, read_preset, searchable_keys
 from pipeline.settings.schema import GROUPS, Config, identity, run_settings
 from pipeline.workspace import Workspace, fingerprint
 from vlae.config import AnyModelConfig
@@ -26,13 +27,13 @@ def point_config(config: Config, values: Values) -> Config:
     A point with another model than the command's has the command's settings that both models know, but what is by rung.
 
     Raises:
-        SettingsError: they do not go together, or the preset sets what a search cannot try.
+        UsageError: they do not go together, or the preset sets what a search cannot try.
     """
     own = dict(values)
     preset = read_preset(str(own.pop("preset"))) if "preset" in own else {}
     for key in preset:
         if key not in searchable_keys():
-            raise SettingsError(f"{SPACE}preset={values['preset']} sets {key}, which is the same for a whole search")
+            raise UsageError(f"{SPACE}preset={values['preset']} sets {key}, which is the same for a whole search")
     updates = {**preset, **own}
     return apply(config, {**_shared(config.model, str(updates.get("model", config.model.name))), **updates})
 
@@ -52,7 +53,7 @@ def trial_config(config: Config, values: Values) -> Config:
     """The settings of a trial: those of the command, with these values and a trial's number of steps.
 
     Raises:
-        SettingsError: the values do not go together.
+        UsageError: the values do not go together.
     """
     tune, train = config.tune, config.train
     often = {}
@@ -65,14 +66,14 @@ def check_space(config: Config) -> None:
     """See that each value of each setting goes together with some values of the others.
 
     Raises:
-        SettingsError: one does not; the message is that of the first try.
+        UsageError: one does not; the message is that of the first try.
     """
     if "tune" not in config.stage:
         return
     if config.tune.steps > config.train.steps:
-        raise SettingsError(f"tune.steps={config.tune.steps} is more than train.steps={config.train.steps}")
+        raise UsageError(f"tune.steps={config.tune.steps} is more than train.steps={config.train.steps}")
     if "model.likelihood" in config.tune.param_space and "elbo" in config.tune.objectives:
-        raise SettingsError(
+        raise UsageError(
             f"{SPACE}model.likelihood: ELBOs of several likelihoods cannot be compared: search with one, or with "
             "other tune.objectives"
         )
@@ -83,11 +84,11 @@ def check_space(config: Config) -> None:
         try:
             trial_config(config, values)
             right |= set(values.items())
-        except SettingsError as error:
+        except UsageError as error:
             wrong = {**dict.fromkeys(values.items(), str(error)), **wrong}
     for (key, value), reason in wrong.items():
         if (key, value) not in right:
-            raise SettingsError(f"{SPACE}{key}={value} goes with no other value of the space: {reason}")
+            raise UsageError(f"{SPACE}{key}={value} goes with no other value of the space: {reason}")
 
 
 def _presets(config: Config) -> dict[str, Any]:

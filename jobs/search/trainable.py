@@ -25,15 +25,13 @@ from jobs.events import (
     MetricPoint,
     TrainingResumed,
     TrainingStopped,
-    TrialEvent,
-    TrialReport,
     WorkerFailed,
     WorkersStarted,
 )
 from jobs.search.config import Objective
 from jobs.search.objectives import objective_scores
 from jobs.search.space import Values
-from jobs.search.trials import Trial, point_key
+from jobs.search.trials import Trial, TrialEvent, TrialReport, point_key
 from jobs.train import run_training
 from jobs.training.loop import StoppedError, train_model
 from jobs.training.state import TrainJob, Worker
@@ -85,12 +83,12 @@ def run_trial(config: dict[str, Any], plan: TrialPlan, board: Any) -> None:
         reports.say(TrainingStopped(reports.last))
     except UserError as error:
         own = isinstance(error, TrainingError)
-        reports.say(WorkerFailed(str(error), final=own, own=own))
+        reports.say(WorkerFailed(str(error), retryable=not own, trial_specific=own))
         if not own:
             raise  # Ray tries again, some times
         tune.report({FAILED: 1})
     except Exception as error:
-        reports.say(WorkerFailed(f"{type(error).__name__}: {str(error).partition(chr(10))[0]}", own=True))
+        reports.say(WorkerFailed(f"{type(error).__name__}: {str(error).partition(chr(10))[0]}", trial_specific=True))
         tune.report({FAILED: 1})
 
 
@@ -127,7 +125,7 @@ class _Reports:
         self.asked = StopSignal(board)  # whether to make a checkpoint and end
         self.job: TrainJob | None = None
 
-    def post(self, message: Event) -> Any:
+    def post(self, message: Event | TrialReport) -> Any:
         """Hand on a message of the training, from any of its threads."""
         match message:
             case TrainingResumed():
@@ -142,7 +140,7 @@ class _Reports:
             self._committed.put(message.step)  # an earlier command may have been killed before it reported this one
         return told
 
-    def say(self, message: Event) -> None:
+    def say(self, message: Event | TrialReport) -> None:
         """Hand on a message and wait until it has arrived, with all before it."""
         ray.get(self.post(message))
 

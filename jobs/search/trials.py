@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
+from jobs.events import Event
 from jobs.search.space import Values
 
 Status = Literal["running", "finished", "stopped", "failed"]
@@ -109,3 +110,20 @@ def best_first(trials: Sequence[Trial], objectives: Sequence[str]) -> list[Trial
         return group, -score if math.isfinite(score) else math.inf, trial.number
 
     return sorted(trials, key=place)
+
+
+@dataclass(frozen=True)
+class TrialReport:
+    """Metrics of a trial after `step` steps, by objective; higher is better."""
+
+    step: int
+    scores: dict[str, float]
+
+
+@dataclass(frozen=True)
+class TrialEvent:
+    """An event of a trial's training, or a report of the trial, with the trial that sent it."""
+
+    number: int  # of the trial
+    values: Values  # of the settings that are searched
+    message: Event | TrialReport

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from jobs.cli import run_cli
+from jobs.cli import UsageError, mask_credentials, run_cli
 from jobs.errors import UnavailableError, UserError
-from jobs.submit.arguments import Command, UsageError, mask, read_words
+from jobs.submit.arguments import Command, read_words
 from jobs.submit.package import packed
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def main(words: Sequence[str]) -> int:
 
 
 def _fail(error: Exception, code: int) -> int:
-    _tell(f"error: {' '.join(mask(str(error)).split())}")
+    _tell(f"error: {' '.join(mask_credentials(str(error)).split())}")
     return code
 
 
@@ -175,7 +175,7 @@ def _list(jobs: "Jobs", command: Command) -> int:  # noqa: ARG001  (actions look
     for job in jobs.all():
         begun = (job.start_time or 0) / 1000
         ended = job.end_time / 1000 if job.end_time else time.time()
-        words = mask(job.entrypoint.removeprefix(ENTRYPOINT).strip())
+        words = mask_credentials(job.entrypoint.removeprefix(ENTRYPOINT).strip())
         when = f"{datetime.fromtimestamp(begun).astimezone():%Y-%m-%d %H:%M:%S}"
         rows.append((str(job.submission_id), job.status.value.lower(), when, f"{ended - begun:.0f}", words))
     widths = [max(len(row[column]) for row in rows) for column in range(4)]

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+from jobs.cli import UsageError, parse_overrides
+
 ACTIONS = ("list", "logs", "stop")
 OWN = ("address", "name", "env", "wait")
 _ADDRESS = "http://127.0.0.1:8265"
@@ -13,13 +15,6 @@ _CREDENTIALS = re.compile(r"//[^/\s]*@")
 _HTTP = re.compile(r"https?://[^/\s]+/*")
 _JOB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,99}")  # Ray makes file names of it
 _PATHS = re.compile(r"workspace|store|[\w.]+folder")
-
-
-class UsageError(Exception):
-    """A word is wrong; the message names it and the mend, and holds no credentials."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(mask(message))
 
 
 @dataclass(frozen=True)
@@ -32,11 +27,6 @@ class Command:
     env: tuple[str, ...] = ()  # names of variables
     wait: bool = True
     words: tuple[str, ...] = ()  # of pipeline.run
-
-
-def mask(text: str) -> str:
-    """Text without the credentials of the addresses in it."""
-    return _CREDENTIALS.sub("//***@", text)
 
 
 def read_words(words: Sequence[str], environment: Mapping[str, str]) -> Command:
@@ -74,16 +64,9 @@ def read_words(words: Sequence[str], environment: Mapping[str, str]) -> Command:
 
 def _sorted_out(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     """Our own words, and those of the pipeline."""
-    own: dict[str, str] = {}
-    others: dict[str, str] = {}
-    for word in words:
-        key, equals, value = word.partition("=")
-        if not equals or not key:
-            raise UsageError(f"'{word}' is not key=value; --help says more")
-        if key in own or key in others:
-            raise UsageError(f"'{key}' is given twice: {key}={own.get(key, others.get(key))} and {word}")
-        (own if key in OWN else others)[key] = value
-    return own, [f"{key}={value}" for key, value in others.items()]
+    overrides = parse_overrides(words)
+    own = {key: value for key, value in overrides.items() if key in OWN}
+    return own, [f"{key}={value}" for key, value in overrides.items() if key not in OWN]
 
 
 def _address(address: str) -> str:

@@ -105,11 +105,11 @@ def train_worker(config: dict[str, Any]) -> int:
         raise
     except UserError as error:
         final, own = not isinstance(error, UnavailableError), isinstance(error, TrainingError)
-        ray.get(board.post.remote(WorkerFailed(str(error), final=final, own=own)))
+        ray.get(board.post.remote(WorkerFailed(str(error), retryable=not final, trial_specific=own)))
         raise
     except Exception as error:
         lines = str(error).strip().split("\n")
-        ray.get(board.post.remote(WorkerFailed(f"{type(error).__name__}: {lines[0]}", final=False)))
+        ray.get(board.post.remote(WorkerFailed(f"{type(error).__name__}: {lines[0]}", retryable=True)))
         raise
 
 

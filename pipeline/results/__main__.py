@@ -4,9 +4,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from jobs.cli import run_cli
+from jobs.cli import UsageError, run_cli
 from jobs.errors import UserError
-from pipeline.settings.parse import SettingsError, read_config
+from pipeline.settings.parse import read_config
 from pipeline.settings.schema import Config
 
 _HELP = """\
@@ -36,7 +36,7 @@ def main(words: Sequence[str]) -> int:
         others.append(f"tracking.experiment={_EXPERIMENT}")
     try:
         _write(read_config(others), Path(own[-1] if own else "docs"))
-    except SettingsError as error:
+    except UsageError as error:
         return _fail(error, 2)
     except (UserError, OSError) as error:
         return _fail(error, 1)

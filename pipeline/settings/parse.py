@@ -2,7 +2,6 @@
 
 import difflib
 import json
-import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -11,22 +10,12 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from jobs.cli import UsageError, parse_overrides
 from pipeline.settings.schema import GROUPS, Config, defining, run_settings, section_of
 
 SPACE = "tune.param_space."  # what the keys of a search space begin with
 PRESETS = Path(__file__).with_name("presets")
-_CREDENTIALS = re.compile(r"//\S*@")
 _HELP = "--help lists every key"
-
-
-class SettingsError(Exception):
-    """A word of the command, or a line of a preset, is wrong; the message names it and the mend.
-
-    Credentials in an address are masked, whatever the mistake: messages end up in logs.
-    """
-
-    def __init__(self, message: str) -> None:
-        super().__init__(_CREDENTIALS.sub("//***@", message))
 
 
 def read_config(words: Sequence[str]) -> Config:
@@ -36,16 +25,9 @@ def read_config(words: Sequence[str]) -> Config:
         words: `key=value` each; `preset=` is read first, wherever it stands, and the others override it.
 
     Raises:
-        SettingsError: a word is not key=value, a key is unknown or given twice, or a value is not allowed.
+        UsageError: a word is not key=value, a key is unknown or given twice, or a value is not allowed.
     """
-    updates: dict[str, Any] = {}
-    for word in words:
-        key, equals, value = word.partition("=")
-        if not equals or not key:
-            raise SettingsError(f"'{word}' is not key=value; {_HELP}")
-        if key in updates:
-            raise SettingsError(f"'{key}' is given twice: {key}={updates[key]} and {word}")
-        updates[key] = value
+    updates: dict[str, Any] = dict(parse_overrides(words))
     preset = updates.pop("preset", None)
     if "resume" in updates:
         return _resumed(updates, preset)
@@ -64,7 +46,7 @@ def _resumed(updates: dict[str, Any], preset: str | None) -> Config:
         record: dict[str, Any] = json.loads(path.read_text())
         settings: dict[str, str] = record["settings"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise SettingsError(
+        raise UsageError(
             f"resume={name}: {path} cannot be read ({error}): runs/ of the workspace has all names"
         ) from None
     recorded = apply(Config(), settings)
@@ -75,7 +57,7 @@ def _resumed(updates: dict[str, Any], preset: str | None) -> Config:
     before, now = run_settings(recorded), run_settings(config)
     changed = [f"{key} {before.get(key, '(none)')} -> {now[key]}" for key in now if now[key] != before.get(key)]
     if changed:
-        raise SettingsError(
+        raise UsageError(
             f"resume={name} would change what it makes ({', '.join(changed)}): leave these words out, or start a new "
             f"run from its newest checkpoint with init_from={name}"
         )
@@ -92,7 +74,7 @@ def read_preset(name: str) -> dict[str, Any]:
     """The settings of a named preset or a YAML file, as dotted keys.
 
     Raises:
-        SettingsError: no such preset, or not a mapping of settings.
+        UsageError: no such preset, or not a mapping of settings.
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else PRESETS / f"{name}.yaml"
     known = sorted(file.stem for file in PRESETS.glob("*.yaml"))
@@ -103,11 +85,11 @@ def read_preset(name: str) -> dict[str, Any]:
     except FileNotFoundError:
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
         hint = f"did you mean {', '.join(near)}?" if near else "--help lists them;"
-        raise SettingsError(f"preset={name} does not exist; {hint} a .yaml file is one too") from None
+        raise UsageError(f"preset={name} does not exist; {hint} a .yaml file is one too") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise SettingsError(f"preset={name} cannot be read: {' '.join(str(error).split())}") from None
+        raise UsageError(f"preset={name} cannot be read: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
-        raise SettingsError(f"preset={name} must be a mapping of settings, such as 'train.steps: 1000'")
+        raise UsageError(f"preset={name} must be a mapping of settings, such as 'train.steps: 1000'")
     return _flatten(content)
 
 
@@ -130,13 +112,13 @@ def apply(config: Config, updates: Mapping[str, Any]) -> Config:
             and start that section anew.
 
     Raises:
-        SettingsError: as for `read_config`.
+        UsageError: as for `read_config`.
     """
     tree = config.model_dump()
     for group, members in GROUPS.items():
         chosen = str(updates.get(group, tree[group]["name"]))
         if chosen not in members:
-            raise SettingsError(_unknown_value(group, chosen, list(members)))
+            raise UsageError(_unknown_value(group, chosen, list(members)))
         if chosen != tree[group]["name"]:
             tree[group] = {"name": chosen}
     chosen_members = {group: tree[group]["name"] for group in GROUPS}
@@ -152,7 +134,7 @@ def apply(config: Config, updates: Mapping[str, Any]) -> Config:
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        raise SettingsError(_explain(error)) from None
+        raise UsageError(_explain(error)) from None
 
 
 def known_keys() -> dict[str, list[str]]:
@@ -192,19 +174,19 @@ def _check_key(key: str, chosen: Mapping[str, str]) -> None:
     if key.startswith(SPACE):
         allowed: dict[str, list[str]] = {f"{SPACE}{one}": [] for one in searchable_keys()}
         if key not in allowed and key.removeprefix(SPACE) in keys:
-            raise SettingsError(
+            raise UsageError(
                 f"'{key}': a search tries settings of the model and of its training that change what is made, and "
                 f"'{key.removeprefix(SPACE)}' is none; the steps of a trial are tune.steps"
             )
         keys = allowed
     if key not in keys or key == "preset":
         near = difflib.get_close_matches(key, keys, n=1, cutoff=0.5)
-        raise SettingsError(f"unknown key '{key}'; " + (f"did you mean '{near[0]}'?" if near else _HELP))
+        raise UsageError(f"unknown key '{key}'; " + (f"did you mean '{near[0]}'?" if near else _HELP))
     members = keys[key]
     group = key.partition(".")[0]
     if members and f"{group}={chosen[group]}" not in members:
         owners = "|".join(member.partition("=")[2] for member in members)
-        raise SettingsError(f"'{key}' belongs to {group}={owners}, and this run has {group}={chosen[group]}")
+        raise UsageError(f"'{key}' belongs to {group}={owners}, and this run has {group}={chosen[group]}")
 
 
 def _unknown_value(key: str, value: str, allowed: Sequence[str]) -> str:

@@ -4,9 +4,10 @@ import shutil
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from jobs.cluster.resources import TrialResources, allocate_trials
+from jobs.cli import UsageError
 from jobs.data.shard_reader import DataAccess
 from jobs.errors import UserError
+from jobs.search.resources import TrialResources, allocate_trials
 from jobs.search.searcher import OptunaSearcher
 from jobs.search.space import Values
 from jobs.search.trainable import TrialPlan
@@ -15,7 +16,7 @@ from jobs.tune import run_search
 from pipeline.searches import Search, trial_config
 from pipeline.session import Session
 from pipeline.settings.commands import search_command, search_params
-from pipeline.settings.parse import SettingsError, apply
+from pipeline.settings.parse import apply
 from pipeline.settings.schema import Config
 from pipeline.stages.evaluate import check_evaluation
 from pipeline.stages.train import train_job
@@ -45,7 +46,7 @@ def tune(session: Session) -> None:
         stack.callback(search.save)
         exhausted = _run(session, search, room, follow)
         follow.finish()
-        conclude(session, search, run_id, room.at_once)
+        conclude(session, search, run_id, room.max_concurrent)
         session.tracker.end_run(run_id, "FINISHED")
     search.close(exhausted=exhausted)
 
@@ -115,7 +116,7 @@ def _run(session: Session, search: Search, room: TrialResources, follow: SearchP
         try:
             trial = session.of(Workspace(trial_config(config, values)))
             trial.count_parameters(session.dataset.image_shape)
-        except (SettingsError, UserError):
+        except (UsageError, UserError):
             return None
         return trial.run.folder.name
 

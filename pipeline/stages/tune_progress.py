@@ -15,12 +15,10 @@ from jobs.events import (
     ShardsOpened,
     TrainingResumed,
     TrainingWarning,
-    TrialEvent,
-    TrialReport,
     WorkerFailed,
 )
 from jobs.search.space import Values
-from jobs.search.trials import Status, Trial, best_so_far
+from jobs.search.trials import Status, Trial, TrialEvent, TrialReport, best_so_far
 from jobs.tracking.client import TrackingError, TrackingUnavailableError
 from jobs.tracking.query import VALUE
 from jobs.tracking.uploader import MetricUploader
@@ -186,7 +184,7 @@ class SearchProgress:
             case TrialReport():
                 log.trial.add(told.message.step, told.message.scores)
                 self._progress()
-            case WorkerFailed(reason, own=own):
+            case WorkerFailed(reason, trial_specific=own):
                 log.trial.reason = reason
                 self._shared[told.number] = "" if own else reason
             case TrainingWarning():

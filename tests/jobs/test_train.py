@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from servers.processes import descendants
 
 from jobs.cluster.ray_cluster import Resources, cluster
-from jobs.cluster.resources import place
+from jobs.cluster.resources import allocate
 from jobs.config import RayConfig, TrainConfig
 from jobs.errors import UserError
 from jobs.events import CheckpointSaved, Event, MetricPoint, TrainingResumed, TrainingStopped
@@ -48,9 +48,9 @@ def test_placement(settings: dict[str, object], resources: Resources, expected: 
     config = TrainConfig(**settings)
     if isinstance(expected, str):
         with pytest.raises(UserError, match=expected):
-            place(config, resources)
+            allocate(config, resources)
     else:
-        placement = place(config, resources)
+        placement = allocate(config, resources)
         assert (placement.num_cpus, placement.num_gpus, placement.threads) == expected
 
 

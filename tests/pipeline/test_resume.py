@@ -7,7 +7,8 @@ import pytest
 from helpers.commands import result_of, run, small
 from mlflow import MlflowClient
 
-from pipeline.settings.parse import SettingsError, read_config
+from jobs.cli import UsageError
+from pipeline.settings.parse import read_config
 from pipeline.settings.schema import run_settings
 
 NAME = "vlae-digits-0123456789ab"
@@ -39,19 +40,19 @@ def test_a_run_has_its_own_settings(workspace: str) -> None:
     ],
 )
 def test_words_that_change_the_run_are_refused(workspace: str, words: list[str], message: str) -> None:
-    with pytest.raises(SettingsError, match=message):
+    with pytest.raises(UsageError, match=message):
         read_config([f"resume={NAME}", workspace, *words])
 
 
 @pytest.mark.parametrize("name", ["../runs", "vlae", f"{NAME}/x", "vlae-digits-00000000000g"])
 def test_names_of_no_run(workspace: str, name: str) -> None:
     for key in ("resume", "init_from"):
-        with pytest.raises(SettingsError, match="must be the name of a run's folder"):
+        with pytest.raises(UsageError, match="must be the name of a run's folder"):
             read_config([f"{key}={name}", workspace])
 
 
 def test_a_run_that_is_not_there(workspace: str) -> None:
-    with pytest.raises(SettingsError, match=r"resume=vlae-digits-0{12}: .*run\.json cannot be read"):
+    with pytest.raises(UsageError, match=r"resume=vlae-digits-0{12}: .*run\.json cannot be read"):
         read_config(["resume=vlae-digits-000000000000", workspace])
 
 

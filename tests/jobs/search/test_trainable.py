@@ -12,11 +12,11 @@ from helpers.small_job import small_job
 
 from jobs.checkpoints.manager import Checkpoints
 from jobs.errors import CorruptedError, TrainingError, UnavailableError, UserError
-from jobs.events import CheckpointSaved, Event, MetricPoint, TrainingResumed, TrainingStopped, TrialReport, WorkerFailed
+from jobs.events import CheckpointSaved, Event, MetricPoint, TrainingResumed, TrainingStopped, WorkerFailed
 from jobs.search import trainable as trial
 from jobs.search.config import Objective
 from jobs.search.trainable import TrialPlan, run_trial
-from jobs.search.trials import Trial, point_key
+from jobs.search.trials import Trial, TrialReport, point_key
 from jobs.training.state import TrainJob
 from vlae.config import VlaeConfig
 
@@ -145,7 +145,7 @@ def test_a_broken_trial_says_why(stage: Stage, error: Exception, text: str) -> N
         raise error
 
     go(stage, plan(broken))
-    assert stage.of(WorkerFailed) == [WorkerFailed(text, own=True)]
+    assert stage.of(WorkerFailed) == [WorkerFailed(text, trial_specific=True)]
     assert stage.reports == [{"failed": 1}]
 
 
@@ -159,7 +159,7 @@ def test_what_is_not_its_own_trouble_is_for_ray_to_try_again(stage: Stage, error
     with pytest.raises(type(error)):
         go(stage, plan(away))
     assert stage.reports == []
-    assert stage.of(WorkerFailed) == [WorkerFailed(str(error), final=False)]
+    assert stage.of(WorkerFailed) == [WorkerFailed(str(error), retryable=True)]
 
 
 def test_a_trial_that_is_told_to_stop_says_so_when_it_has_its_checkpoint(

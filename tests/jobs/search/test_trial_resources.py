@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from jobs.cluster.ray_cluster import Resources
-from jobs.cluster.resources import allocate_trials
 from jobs.config import TrainConfig
 from jobs.errors import UserError
 from jobs.search.config import TuneConfig
+from jobs.search.resources import allocate_trials
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_shares(
     threads: int,
 ) -> None:
     room = allocate_trials(TrainConfig(**train), TuneConfig(**tune), Resources(cpus, gpus, node))
-    assert (room.at_once, room.placement.num_cpus, room.placement.threads) == (at_once, each, threads)
+    assert (room.max_concurrent, room.placement.num_cpus, room.placement.threads) == (at_once, each, threads)
 
 
 def test_what_runs_at_once_is_never_more_than_there_is() -> None:
@@ -55,9 +55,9 @@ def test_what_runs_at_once_is_never_more_than_there_is() -> None:
         except UserError:
             continue
         seen += 1
-        assert room.at_once * workers * room.placement.num_cpus <= cpus + 1e-6
-        assert room.at_once * workers * room.placement.num_gpus <= gpus
-        assert 1 <= room.at_once <= 12
+        assert room.max_concurrent * workers * room.placement.num_cpus <= cpus + 1e-6
+        assert room.max_concurrent * workers * room.placement.num_gpus <= gpus
+        assert 1 <= room.max_concurrent <= 12
     assert seen > 500
 
 

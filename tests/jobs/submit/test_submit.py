@@ -12,9 +12,10 @@ import pytest
 from servers.dashboard import Dashboard, described
 from servers.processes import free_port
 
+from jobs.cli import UsageError
 from jobs.errors import UserError
 from jobs.submit.__main__ import main
-from jobs.submit.arguments import UsageError, read_words
+from jobs.submit.arguments import read_words
 from jobs.submit.client import ENTRYPOINT, Log
 from jobs.submit.package import packed
 

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from jobs.cli import UsageError
 from pipeline.settings.help import help_text
-from pipeline.settings.parse import PRESETS, SettingsError, apply, known_keys, read_config
+from pipeline.settings.parse import PRESETS, apply, known_keys, read_config
 from pipeline.settings.schema import GROUPS, Config, run_settings
 
 
@@ -121,7 +122,7 @@ def test_words() -> None:
     ],
 )
 def test_mistakes(words: list[str], message: str) -> None:
-    with pytest.raises(SettingsError, match=re.escape(message)) as caught:
+    with pytest.raises(UsageError, match=re.escape(message)) as caught:
         read_config(words)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 200
@@ -130,7 +131,7 @@ def test_mistakes(words: list[str], message: str) -> None:
 def test_credentials_are_not_repeated() -> None:
     uri = "tracking.uri=http://me:se/cret@host"
     for words in ([uri], [uri, uri], ["http://me:se/cret@host"], [f"x{uri}"]):
-        with pytest.raises(SettingsError) as caught:
+        with pytest.raises(UsageError) as caught:
             read_config(words)
         assert "cret" not in str(caught.value).replace("secret", "")
 
@@ -150,7 +151,7 @@ def test_words_override_a_preset(tmp_path: Path) -> None:
 def test_a_wrong_preset_is_named(tmp_path: Path, content: str) -> None:
     preset = tmp_path / "mine.yaml"
     preset.write_text(content)
-    with pytest.raises(SettingsError, match=r"did you mean|unknown key|mine\.yaml"):
+    with pytest.raises(UsageError, match=r"did you mean|unknown key|mine\.yaml"):
         read_config([f"preset={preset}"])
 
 

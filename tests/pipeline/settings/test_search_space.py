@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from jobs.cli import UsageError
 from jobs.search.trials import Trial
 from pipeline.dry_run import make_plan
 from pipeline.searches import Search, check_space, trial_config
 from pipeline.settings.commands import command_line, search_command
-from pipeline.settings.parse import SettingsError, read_config, searchable_keys
+from pipeline.settings.parse import read_config, searchable_keys
 from pipeline.settings.schema import run_settings
 from pipeline.workspace import Workspace
 
@@ -52,7 +53,7 @@ def read(*words: str) -> None:
     ],
 )
 def test_wrong_words(words: list[str], message: str) -> None:
-    with pytest.raises(SettingsError, match=re.escape(message)):
+    with pytest.raises(UsageError, match=re.escape(message)):
         read(*words, *([] if "stage=tune" in words else ["stage=tune"]))
 
 
@@ -106,7 +107,7 @@ def test_what_two_models_share_that_others_lack_and_what_is_by_rung() -> None:
     ladder = read_config(["model.hidden_dims=64,128,256", "model.width=8"])
     vae = trial_config(ladder, {"model": "vae"}).model
     assert (vae.hidden_dims, vae.width) == ((256,), 8)
-    with pytest.raises(SettingsError, match="did you mean 'hvae'"):
+    with pytest.raises(UsageError, match="did you mean 'hvae'"):
         trial_config(stack, {"model": "hvea"})
 
 
