@@ -71,8 +71,3 @@ def test_every_package_is_installed() -> None:
         ".".join(path.parent.relative_to(ROOT).parts) for path in modules().values() if path.name == "__init__.py"
     }
     assert folders == set(project["tool"]["setuptools"]["packages"])
-
-
-def test_every_file_is_of_a_size_to_read() -> None:
-    long = {name: n for name, path in modules().items() if (n := len(path.read_text().splitlines())) > 250}
-    assert not long

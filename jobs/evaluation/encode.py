@@ -65,7 +65,9 @@ def rung_means(model: HierarchicalModel, images: Tensor) -> list[Array]:
 @torch.no_grad()
 def encode(model: HierarchicalModel, images: Tensor, generator: torch.Generator) -> Encodings:
     """Codes of uint8 images (N, C, H, W); the generator is on the model's device."""
-    parts: dict[str, list[Latents]] = {name: [] for name in ("means", "samples", "centers", "log_sigmas", "kl_dims")}
+    parts: dict[str, list[Latents]] = {
+        name: [] for name in ("means", "samples", "sampled_posterior_means", "log_sigmas", "kl_dims")
+    }
     reconstruction = []
     for chunk in torch.split(images, eval_batch_size(generator.device)):
         pixels = to_device(chunk, generator.device)
@@ -73,7 +75,7 @@ def encode(model: HierarchicalModel, images: Tensor, generator: torch.Generator)
         reconstruction.append(model.likelihood.nll(model.decode(drawn.latents), pixels))
         parts["means"].append(_means(model, drawn, pixels))
         parts["samples"].append(drawn.latents)
-        parts["centers"].append([posterior.mean for posterior in drawn.posteriors])
+        parts["sampled_posterior_means"].append([posterior.mean for posterior in drawn.posteriors])
         parts["log_sigmas"].append([posterior.log_sigma for posterior in drawn.posteriors])
         parts["kl_dims"].append(drawn.kl_dims)
     rungs = {name: _joined(batches) for name, batches in parts.items()}

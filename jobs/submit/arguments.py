@@ -14,7 +14,7 @@ _ADDRESS = "http://127.0.0.1:8265"
 _CREDENTIALS = re.compile(r"//[^/\s]*@")
 _HTTP = re.compile(r"https?://[^/\s]+/*")
 _JOB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,99}")  # Ray makes file names of it
-_PATHS = re.compile(r"workspace|store|[\w.]+folder")
+_PATHS = re.compile(r"workspace|storage_path|data.root|data.cache_dir")
 
 
 @dataclass(frozen=True)

@@ -90,7 +90,7 @@ def ladder() -> tuple[HierarchicalModel, Tensor]:
     whole = posterior(both, torch.ones(5, dtype=torch.float64))
     parts = [slice(0, 3), slice(3, 5)]
     model.trunk = Twice()
-    model.readers = nn.ModuleList(nn.Flatten() for _ in parts)
+    model.rung_encoders = nn.ModuleList(nn.Flatten() for _ in parts)
     model.heads = nn.ModuleList(
         Linear(whole.weight[part], whole.bias[part], whole.log_sigma[part].exp()) for part in parts
     )

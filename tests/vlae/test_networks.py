@@ -48,7 +48,7 @@ def test_the_ladder_to_match_has_the_same_hidden_layers() -> None:
     config = LvaeConfig(latent_dims=(6, 4, 2), match_params=True, match_latent_dims=(3, 3, 6), **sizes)
     wanted = num_parameters(VlaeConfig(latent_dims=(3, 3, 6), **sizes), (1, 28, 28))
     assert num_parameters(config, (1, 28, 28)) == pytest.approx(wanted, rel=0.05)
-    with pytest.raises(ValueError, match=r"hidden has 3 numbers and model.match_latent_dims 2 rungs"):
+    with pytest.raises(ValueError, match=r"hidden_dims has 3 numbers and model.match_latent_dims 2 rungs"):
         num_parameters(config.model_copy(update={"match_latent_dims": (3, 3)}), (1, 28, 28))
 
 

@@ -69,7 +69,9 @@ def test_values_that_go_with_some_others_are_a_space() -> None:
 
 def test_a_preset_has_a_space_and_words_change_it(tmp_path: Path) -> None:
     preset = tmp_path / "mine.yaml"
-    preset.write_text("tune:\n  trials: 3\n  space:\n    model.latent_dims: [[18], [9, 9]]\n    model.width: [8, 16]\n")
+    preset.write_text(
+        "tune:\n  trials: 3\n  param_space:\n    model.latent_dims: [[18], [9, 9]]\n    model.width: [8, 16]\n"
+    )
     assert read_config([f"preset={preset}"]).tune.param_space == {"model.latent_dims": "18/9,9", "model.width": "8/16"}
     config = read_config(
         [f"preset={preset}", "tune.param_space.model.width=", "tune.param_space.seed=0..9", "tune.trials=4"]

@@ -90,7 +90,7 @@ def test_images_are_resized(images: dict[int, np.ndarray], folder: Path) -> None
 
 
 def test_a_missing_file_is_asked_for(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=rf"data=cars3d needs {ARCHIVE} .*put that into data\.folder={tmp_path}"):
+    with pytest.raises(UserError, match=rf"data=cars3d needs {ARCHIVE} .*put that into data\.root={tmp_path}"):
         Cars3d(tmp_path, 64).num_samples  # noqa: B018
 
 

@@ -86,7 +86,7 @@ def test_the_crop_is_central(folder: Path, crop: int, size: int) -> None:
 
 def test_missing_files_are_asked_for(folder: Path) -> None:
     (folder / "list_eval_partition.txt").unlink()
-    with pytest.raises(UserError, match=r"data=celeba needs list_eval_partition\.txt .*put that into data\.folder="):
+    with pytest.raises(UserError, match=r"data=celeba needs list_eval_partition\.txt .*put that into data\.root="):
         CelebA(folder, 148, 64).num_samples  # noqa: B018
 
 

@@ -121,7 +121,7 @@ def test_header_of_python_2(tmp_path: Path) -> None:
 
 
 def test_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=rf"data=dsprites needs {NPZ.name}.*data\.folder={tmp_path}"):
+    with pytest.raises(UserError, match=rf"data=dsprites needs {NPZ.name}.*data\.root={tmp_path}"):
         DSprites(tmp_path).check()
 
 

@@ -219,5 +219,5 @@ def test_download_is_verified(tmp_path: Path, hashed: str) -> None:
             download(dataset, tmp_path / "bad")
         assert sorted(path.name for path in (tmp_path / "bad").iterdir()) == sorted(f"{name}.gz" for name in NAMES[:2])
     (site / f"{NAMES[2]}.gz").unlink()
-    with pytest.raises(UserError, match=r"MNIST is not on this machine and .*cannot be reached.*data\.folder"):
+    with pytest.raises(UserError, match=r"MNIST is not on this machine and .*cannot be reached.*data\.root"):
         download(dataset, tmp_path / "away")

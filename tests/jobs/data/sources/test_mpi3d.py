@@ -58,7 +58,7 @@ def test_remarks_and_fingerprint(tmp_path: Path) -> None:
 
 def test_missing_file(tmp_path: Path) -> None:
     np.savez(tmp_path / "mpi3d_toy.npz", images=IMAGES)
-    with pytest.raises(UserError, match=rf"data=mpi3d needs mpi3d_real\.npz.*data\.folder={tmp_path}"):
+    with pytest.raises(UserError, match=rf"data=mpi3d needs mpi3d_real\.npz.*data\.root={tmp_path}"):
         Mpi3d(tmp_path, "real").check()
 
 

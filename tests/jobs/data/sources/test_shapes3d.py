@@ -67,7 +67,7 @@ def test_remarks_and_fingerprint(tmp_path: Path) -> None:
 
 
 def test_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=rf"data=shapes3d needs 3dshapes\.h5.*data\.folder={tmp_path}"):
+    with pytest.raises(UserError, match=rf"data=shapes3d needs 3dshapes\.h5.*data\.root={tmp_path}"):
         Shapes3D(tmp_path).check()
 
 

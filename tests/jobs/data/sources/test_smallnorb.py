@@ -87,7 +87,7 @@ def test_images_are_resized(arrays: Arrays, folder: Path) -> None:
 
 def test_missing_files_are_asked_for(folder: Path) -> None:
     (folder / f"{TRAINING}-cat.mat").unlink()
-    with pytest.raises(UserError, match=rf"data=smallnorb needs {TRAINING}-cat\.mat\.gz .*put that into data\.folder="):
+    with pytest.raises(UserError, match=rf"data=smallnorb needs {TRAINING}-cat\.mat\.gz .*put that into data\.root="):
         SmallNorb(folder, 64).num_samples  # noqa: B018
 
 

@@ -113,7 +113,7 @@ def test_labels_of_any_kind(folder: Path, kind: type[np.generic], count: int) ->
 def test_missing_files_are_asked_for(folder: Path) -> None:
     (folder / "extra_32x32.mat").unlink()
     assert Svhn(folder, extra=False).num_samples == 320
-    with pytest.raises(UserError, match=r"data=svhn needs extra_32x32\.mat .*put that into data\.folder="):
+    with pytest.raises(UserError, match=r"data=svhn needs extra_32x32\.mat .*put that into data\.root="):
         Svhn(folder, extra=True).num_samples  # noqa: B018
 
 
