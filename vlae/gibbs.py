@@ -1,8 +1,11 @@
-"""What the rungs hold beyond each other: top rungs alone, and the bottom rung alone.
+"""Redundancy between rungs: reconstructions from the top rungs alone, and Gibbs chains on the bottom rung alone.
 
-In a stack p(x|z_0) p(z_0|z_1)... the chain z_0 ~ q(z_0|x), x ~ p(x|z_0) has the data distribution as its
-stationary one when the model is optimal (Zhao, Song, Ermon 2017, section 3), so the rungs above the
-bottom one are not needed to sample. Learnt models drift from it: the curve over the steps shows how fast.
+In a stacked VAE p(x|z_0) p(z_0|z_1)..., the chain z_0 ~ q(z_0|x), x ~ p(x|z_0) has the data distribution as its
+stationary distribution if the model is optimal, so the rungs above the bottom one are not needed for sampling. Chains
+of trained models drift away from the data; the distance after each step measures how fast.
+
+References:
+    Zhao, Song, Ermon: "Learning Hierarchical Features from Generative Models", ICML 2017, section 3, arXiv:1702.08396.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -20,75 +23,76 @@ from vlae.traversals import sample_images
 
 @dataclass(frozen=True)
 class GibbsCurve:
-    """Frechet distances to one half of the real images, in squared units of the features."""
+    """Frechet distances to one half of the real images, in squared units of the features.
+
+    Attributes:
+        steps: Numbers of Gibbs steps.
+        distances: Distance of the chains after each of `steps`.
+        start: Distance of the other half of the real images, from which the chains start: the error of finite samples.
+        ancestral: Distance of as many ancestral samples from the prior.
+    """
 
     steps: tuple[int, ...]
-    distances: tuple[float, ...]  # of the chains after so many steps
-    start: float  # of the other half of the images, where the chains start: what the finite sample brings
-    ancestral: float  # of as many samples from the prior
+    distances: tuple[float, ...]
+    start: float
+    ancestral: float
 
 
 @torch.no_grad()
 def top_k_curve(model: HierarchicalModel, images: Tensor, generator: torch.Generator) -> NDArray[np.float64]:
-    """How well the top k rungs alone reconstruct: those from q(z|x), the rest from the prior given them.
+    """Return the mean squared error per pixel, (L + 1,) float64, if only the top k = 0..L rungs are inferred.
+
+    The other rungs are drawn from the prior given the top k. k = 0 is an unrelated sample, k = L the full
+    reconstruction.
 
     Args:
-        model: any hierarchical model, in evaluation mode.
-        images: (N, C, H, W) in [0, 1], on the generator's device.
-        generator: of the posterior's and the prior's noise; each image has the same for every k.
-
-    Returns:
-        (L + 1,) float64, mean squared error per pixel for k = 0..L: k = 0 is an unrelated sample,
-        k = L the full reconstruction.
+        model: Any hierarchical model in evaluation mode.
+        images: Images (N, C, H, W) in [0, 1], on the generator's device.
+        generator: Random generator of the noise; an image has the same noise for every k.
     """
     rungs = len(model.latent_dims)
     errors = np.zeros(rungs + 1)
     for chunk in torch.split(images, eval_batch_size(images.device)):
         latents = model.infer(chunk, model.noise(len(chunk), generator)).latents
         noise = model.noise(len(chunk), generator)
-        for kept in range(rungs + 1):
-            given = [latent if rung >= rungs - kept else None for rung, latent in enumerate(latents)]
-            copies = model.mean_image(model.prior(noise, given))
-            errors[kept] += (copies - chunk).double().square().flatten(1).mean(1).sum().item()
+        for k in range(rungs + 1):
+            fixed = [z if rung >= rungs - k else None for rung, z in enumerate(latents)]
+            squared_errors = (model.mean_image(model.prior(noise, fixed)) - chunk).double().square()
+            errors[k] += squared_errors.flatten(1).mean(1).sum().item()
     return errors / len(images)
 
 
 @torch.no_grad()
 def gibbs_chain(model: HierarchicalModel, images: Tensor, steps: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Alternate z_0 ~ q(z_0|x) and x <- mean of p(x|z_0), with the other rungs from the prior.
+    """Yield the images (N, C, H, W) in [0, 1] after each step z_0 ~ q(z_0|x), x <- mean of p(x|z_0).
 
-    A stack does not look at the other rungs once it has z_0; a VLAE does.
+    A stacked VAE decodes z_0 alone; a VLAE decodes the other rungs too, drawn from the prior.
 
     Args:
-        model: any hierarchical model, in evaluation mode.
-        images: where the chains start, (N, C, H, W) in [0, 1], on the generator's device.
-        steps: how many.
-        generator: of all that is drawn.
-
-    Yields:
-        The images (N, C, H, W) in [0, 1] after each step.
+        model: Any hierarchical model in evaluation mode.
+        images: First images (N, C, H, W) of the chains in [0, 1], on the generator's device.
+        steps: Number of steps.
+        generator: Random generator of posterior and prior noise.
     """
     for _ in range(steps):
-        images = torch.cat(
-            [_gibbs_step(model, chunk, generator) for chunk in torch.split(images, eval_batch_size(images.device))]
-        )
+        chunks = []
+        for chunk in torch.split(images, eval_batch_size(images.device)):
+            bottom = model.infer(chunk, model.noise(len(chunk), generator)).latents[0]
+            above = model.prior(model.noise(len(chunk), generator))[1:]
+            chunks.append(model.mean_image([bottom, *above]))
+        images = torch.cat(chunks)
         yield images
 
 
-def gibbs_strip(model: HierarchicalModel, images: Tensor, steps: Sequence[int], generator: torch.Generator) -> Tensor:
-    """Chains as a picture: each image, and what it is after so many steps.
+def gibbs_sequence(
+    model: HierarchicalModel, images: Tensor, steps: Sequence[int], generator: torch.Generator
+) -> Tensor:
+    """Return the first images of `gibbs_chain` and those after each of `steps`, (N, 1 + len(steps), C, H, W) in [0, 1].
 
-    Args:
-        model: any hierarchical model, in evaluation mode.
-        images: (N, C, H, W) in [0, 1], on the generator's device.
-        steps: counted from 1, rising.
-        generator: of all that is drawn.
-
-    Returns:
-        (N, 1 + len(steps), C, H, W) in [0, 1]; column 0 is the images.
+    The arguments are as for `gibbs_chain`, except the numbers of steps, which are at least 1 and rise.
     """
     chain = enumerate(gibbs_chain(model, images, max(steps), generator), start=1)
-    return torch.stack([images, *(after for step, after in chain if step in steps)], dim=1)
+    return torch.stack([images, *(state for step, state in chain if step in steps)], dim=1)
 
 
 @torch.no_grad()
@@ -100,42 +104,32 @@ def gibbs_curve(
     steps: Sequence[int] = (1, 5, 20),
     generator: torch.Generator,
 ) -> GibbsCurve:
-    """How far Gibbs chains on the bottom rung are from the data, and ancestral samples beside them.
+    """Return the Frechet distances between Gibbs chains and real images, beside those of ancestral samples.
 
-    The chains start from every second image and are compared with the others: compared with the images
-    they come from, a copy would be at distance 0, and an ancestral sample could not be.
+    The chains start from every second image and are compared with the other images, because a mere copy would be at
+    distance 0 of its own image and an ancestral sample could not be.
 
     Args:
-        model: any hierarchical model, in evaluation mode.
-        images: (N, C, H, W) in [0, 1], on the generator's device; many more than features.
-        features: images (B, C, H, W) in [0, 1] to (B, F), such as `vlae.features.RandomFeatures`.
-        steps: after which to look, counted from 1, rising.
-        generator: of all that is drawn.
+        model: Any hierarchical model in evaluation mode.
+        images: Images (N, C, H, W) in [0, 1], on the generator's device; many more than features.
+        features: Function from images (B, C, H, W) in [0, 1] to features (B, F), such as `RandomFeatures`.
+        steps: Numbers of steps, 1 or more, rising.
+        generator: Random generator of posterior and prior noise.
     """
-    start, real = images[::2], _features(features, images[1::2])
 
-    def distance(found: Tensor) -> float:
-        return float(frechet_distance(_features(features, found), real))
+    def embed(images: Tensor) -> NDArray[np.float64]:
+        chunks = torch.split(images, eval_batch_size(images.device))
+        return torch.cat([features(chunk) for chunk in chunks]).double().cpu().numpy()
+
+    start, real = images[::2], embed(images[1::2])
+
+    def distance(images: Tensor) -> float:
+        return float(frechet_distance(embed(images), real))
 
     chain = enumerate(gibbs_chain(model, start, max(steps), generator), start=1)
     return GibbsCurve(
         tuple(steps),
-        tuple(distance(after) for step, after in chain if step in steps),
+        tuple(distance(state) for step, state in chain if step in steps),
         distance(start),
         distance(sample_images(model, model.noise(len(start), generator))),
-    )
-
-
-def _gibbs_step(model: HierarchicalModel, images: Tensor, generator: torch.Generator) -> Tensor:
-    bottom = model.infer(images, model.noise(len(images), generator)).latents[0]
-    above = model.prior(model.noise(len(images), generator))[1:]
-    return model.mean_image([bottom, *above])
-
-
-def _features(features: Callable[[Tensor], Tensor], images: Tensor) -> NDArray[np.float64]:
-    return (
-        torch.cat([features(chunk) for chunk in torch.split(images, eval_batch_size(images.device))])
-        .double()
-        .cpu()
-        .numpy()
     )

@@ -8,76 +8,89 @@ from torch import Tensor
 
 from vlae.gaussian import DiagonalGaussian
 
-_ENTROPY = 0.5 * math.log(2 * math.pi * math.e)  # of N(0, 1), nats
-_SMALLEST = 1e-300  # of a tail that noise can still stand for: 37 standard deviations
+_NORMAL_ENTROPY = 0.5 * math.log(2 * math.pi * math.e)  # of N(0, 1), nats
+_MIN_TAIL = 1e-300  # probability of a tail at 37 standard deviations; keeps `noise` finite
 
 
 class GeneralizedNormal:
-    """Density proportional to exp(-|z / scale|^power) in each dimension (Subbotin 1923).
+    """Generalized normal distribution, p(z) ~ exp(-|z / scale|^power) in each dimension, scaled to variance 1.
 
-    Power 2 is N(0, 1), under which all rotations of a rung are equally good. Higher powers come nearer to a uniform
-    density and single out the axes: independent sources, no two of them Gaussian, can be told from their rotations
-    (Comon 1994), which Stuehmer et al. (2020, "Independent Subspace Analysis for Unsupervised Learning of
-    Disentangled Representations") use for VAEs with densities of this kind. Even powers have an exact KL.
+    Power 2 is N(0, 1), under which all rotations of a rung are equally good. Higher powers approach a uniform density
+    and single out the axes, because independent sources of which at most one is Gaussian are identifiable up to
+    permutation and scale (ICA). Even powers have an exact KL. SciPy calls the power the shape `beta` of `gennorm`.
 
     Args:
-        power: even, 2 or more.
+        power: Exponent p, even and at least 2.
+
+    Attributes:
+        scale: sqrt(Gamma(1/p) / Gamma(3/p)), which gives variance 1.
 
     Raises:
-        ValueError: another power.
+        ValueError: The power is odd or smaller than 2.
+
+    References:
+        Subbotin: "On the Law of Frequency of Error", Matematicheskii Sbornik 1923.
+        Comon: "Independent Component Analysis, A New Concept?", Signal Processing 1994.
+        Stühmer, Turner, Nowozin: "Independent Subspace Analysis for Unsupervised Learning of Disentangled
+        Representations", AISTATS 2020, arXiv:1909.05063.
+
+    Example:
+        >>> q = DiagonalGaussian(torch.zeros(1, 2), torch.zeros(1, 2))
+        >>> GeneralizedNormal(2).kl_from(q)
+        tensor([[0., 0.]])
     """
 
     def __init__(self, power: int) -> None:
         if power < 2 or power % 2:
-            raise ValueError(f"the power of a prior is even and 2 or more, not {power}")
+            raise ValueError(f"power: invalid value {power}. Pass an even number of at least 2.")
         self.power = power
-        self.scale = math.sqrt(math.gamma(1 / power) / math.gamma(3 / power))  # of variance 1
+        self.scale = math.sqrt(math.gamma(1 / power) / math.gamma(3 / power))
         self._log_norm = math.log(2 * self.scale * math.gamma(1 + 1 / power))
 
     @property
     def collapsed_kl(self) -> float:
-        """KL of the nearest Gaussian, nats per dimension, >= 0: what a posterior costs that tells nothing."""
+        """KL of a collapsed latent: of the Gaussian nearest to this prior, nats, >= 0."""
         moment = math.prod(range(1, self.power, 2))  # E z^power of N(0, 1)
         log_sigma = math.log(self.scale) - math.log(self.power * moment) / self.power
-        return 1 / self.power - log_sigma + self._log_norm - _ENTROPY
+        return 1 / self.power - log_sigma + self._log_norm - _NORMAL_ENTROPY
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log density of each dimension, in nats: (..., D)."""
+        """Return the log density of each dimension of a value (..., D) in nats, (..., D)."""
         return -(value / self.scale).pow(self.power) - self._log_norm
 
     def kl_from(self, posterior: DiagonalGaussian) -> Tensor:
-        """KL(posterior || self) per dimension, in nats: (..., D), each >= 0 but for rounding.
+        """Return KL(posterior || self) of each dimension in nats, (..., D), each >= 0 up to rounding.
 
-        Exact: E z^power is the posterior's moment, by the recursion m_n = mean m_(n-1) + (n - 1) sigma^2 m_(n-2).
+        The KL is exact: E z^power is a moment of the posterior, m_n = mean m_(n-1) + (n - 1) sigma^2 m_(n-2).
         """
         if self.power == 2:
             return posterior.kl_to_standard()
         mean = posterior.mean / self.scale
         variance = torch.exp(2 * (posterior.log_sigma - math.log(self.scale)))
-        before, moment = torch.ones_like(mean), mean
+        previous, moment = torch.ones_like(mean), mean
         for order in range(2, self.power + 1):
-            before, moment = moment, mean * moment + (order - 1) * variance * before
-        return moment - posterior.log_sigma + (self._log_norm - _ENTROPY)
+            previous, moment = moment, mean * moment + (order - 1) * variance * previous
+        return moment - posterior.log_sigma + (self._log_norm - _NORMAL_ENTROPY)
 
     def sample(self, noise: Tensor) -> Tensor:
-        """Sample (..., D) from standard normal `noise` of that shape: the same quantile.
+        """Return the sample (..., D) that is the same quantile of this prior as the noise (..., D) is of N(0, 1).
 
-        Without a gradient, and by way of the CPU, for powers above 2.
+        For powers above 2 SciPy computes the sample on the CPU, without a gradient. Dtype and device are the noise's.
         """
         if self.power == 2:
             return noise
-        size = noise.detach().double().cpu().numpy()
-        tail = erfc(abs(size) / math.sqrt(2)).clip(_SMALLEST)
-        found = self.scale * gammainccinv(1 / self.power, tail) ** (1 / self.power)
-        return torch.copysign(torch.from_numpy(found).to(noise), noise)
+        tail = erfc(abs(noise.detach().double().cpu().numpy()) / math.sqrt(2)).clip(_MIN_TAIL)
+        size = self.scale * gammainccinv(1 / self.power, tail) ** (1 / self.power)
+        return torch.copysign(torch.from_numpy(size).to(noise), noise)
 
     def noise(self, value: Tensor) -> Tensor:
-        """The noise that `sample` makes `value` of, (..., D); for powers above 2 as `sample`, and at most 37 in size.
+        """Return the noise (..., D) from which `sample` makes a value (..., D), up to 37 standard deviations.
 
-        That much is a value of 4 at power 8: what lies beyond it, `sample` does not give back.
+        At power 8 that limit is a value of 4; values beyond it are not recovered by `sample`. For powers above 2 SciPy
+        computes the noise on the CPU, without a gradient. Dtype and device are those of the value.
         """
         if self.power == 2:
             return value
         size = abs(value.detach().double().cpu().numpy()) / self.scale
-        tail = gammaincc(1 / self.power, size**self.power).clip(_SMALLEST)
+        tail = gammaincc(1 / self.power, size**self.power).clip(_MIN_TAIL)
         return torch.copysign(torch.from_numpy(math.sqrt(2) * erfcinv(tail)).to(value), value)

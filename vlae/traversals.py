@@ -1,4 +1,9 @@
-"""Pictures of one rung at a time: vary its noise, keep that of the others."""
+"""Latent traversals: images from noise in which some entries are changed and all others are kept.
+
+Everything here works on the standard normal noise e of a model's prior, not on its latents. `prior` maps noise to
+latents, so in a stacked VAE the rungs below a changed one follow it, and every change is in standard deviations. Noise
+comes from a generator (`HierarchicalModel.noise`) or from images (`infer_noise`).
+"""
 
 from collections.abc import Sequence
 
@@ -10,32 +15,36 @@ from vlae.models.base import HierarchicalModel, Latents, eval_batch_size
 
 @torch.no_grad()
 def sample_images(model: HierarchicalModel, noise: Latents) -> Tensor:
-    """Mean images of ancestral samples, (B, C, H, W) in [0, 1], few at a time so that memory stays small.
+    """Return the mean images (B, C, H, W) in [0, 1] of noise (B, D_l) per rung, in small batches to limit memory."""
+    chunks = zip(*(torch.split(rung, eval_batch_size(rung.device)) for rung in noise), strict=True)
+    return torch.cat([model.mean_image(model.prior(list(chunk))) for chunk in chunks])
 
-    Args:
-        model: any hierarchical model.
-        noise: standard normal, (B, D_l) per rung.
+
+@torch.no_grad()
+def infer_noise(model: HierarchicalModel, images: Tensor) -> Latents:
+    """Return the noise, (B, D_l) per rung, from which the prior makes the posterior means of images (B, C, H, W).
+
+    The result is in standard deviations of N(0, 1). `model.prior(infer_noise(model, x))` equals `model.means(x)`.
     """
-    size = eval_batch_size(noise[0].device)
-    rows = [[part[start : start + size] for part in noise] for start in range(0, len(noise[0]), size)]
-    return torch.cat([model.mean_image(model.prior(chunk)) for chunk in rows])
+    chunks = []
+    for chunk in torch.split(images, eval_batch_size(images.device)):
+        inference = model.infer_means(chunk)
+        chunks.append([p.noise(q.mean) for q, p in zip(inference.posteriors, inference.priors, strict=True)])
+    return [torch.cat(rung) for rung in zip(*chunks, strict=True)]
 
 
 def resample_rung(model: HierarchicalModel, base: Latents, rung: int, count: int, generator: torch.Generator) -> Tensor:
-    """The blog figure's block: images that differ in the noise of one rung only.
+    """Return mean images (R, count, C, H, W) in [0, 1] that differ only in the noise of one rung.
 
     Args:
-        model: any hierarchical model.
-        base: noise of R starting images, (R, D_l) per rung.
-        rung: which rung's noise is drawn anew.
-        count: images per starting image.
-        generator: of the new noise, shared by the rows, so that a column is one draw.
-
-    Returns:
-        Mean images (R, count, C, H, W) in [0, 1].
+        model: Any hierarchical model in evaluation mode.
+        base: Noise of R starting images, (R, D_l) per rung.
+        rung: Index of the rung whose noise is resampled, 0 at the bottom.
+        count: Number of images per starting image.
+        generator: Random generator of the new noise; all rows share it, so a column is one draw.
     """
     rows = len(base[0])
-    noise = [part.repeat_interleave(count, dim=0) for part in base]
+    noise = [values.repeat_interleave(count, dim=0) for values in base]
     noise[rung] = model.noise(count, generator)[rung].repeat(rows, 1)
     images = sample_images(model, noise)
     return images.view(rows, count, *images.shape[1:])
@@ -50,111 +59,85 @@ def manifold(
     dims: tuple[int, int] = (0, 1),
     span: float = 2.0,
 ) -> Tensor:
-    """The square [-span, span]^2 of two dims of one rung's noise, as a sheet of images.
-
-    The MNIST picture of Zhao, Song, Ermon 2017, in which the other rungs are drawn anew for each tile.
+    """Return a grid of images over the square [-span, span]^2 of two dimensions of one rung's noise.
 
     Args:
-        model: any hierarchical model.
-        base: noise of all rungs, (R, D_l) each: one row for the same other rungs on every tile, or one row
-            per tile. The rung's own other dims are those of the first row either way.
-        rung: which rung is laid out.
-        count: tiles along a side.
-        dims: the dim that grows along a row, and the one that grows from row to row, if the rung has two.
-        span: in standard deviations of the noise.
+        model: Any hierarchical model in evaluation mode.
+        base: Noise (R, D_l) per rung. R = 1: all tiles have the same other rungs. R = number of tiles: each tile has
+            its own. The rung's own other dimensions are always those of the first row.
+        rung: Index of the traversed rung, 0 at the bottom.
+        count: Number of tiles along a side.
+        dims: Dimension that varies within a row, and dimension that varies between rows; a rung of one dimension has
+            one row.
+        span: Range in standard deviations of the noise.
 
     Returns:
-        Mean images (count, count, C, H, W) in [0, 1], or (1, count, C, H, W) for a rung of one dim.
+        Mean images (count, count, C, H, W) in [0, 1], or (1, count, C, H, W) for a rung of one dimension.
 
     Raises:
-        ValueError: `base` has neither one row nor one per tile, or there are no such dims.
+        ValueError: `base` has neither one row nor one per tile, or the rung lacks the dimensions.
+
+    References:
+        Zhao, Song, Ermon: "Learning Hierarchical Features from Generative Models", ICML 2017,
+        arXiv:1702.08396.
     """
     width = base[rung].shape[1]
     chosen = dims if width > 1 else (0,)
     if len(set(chosen)) < len(chosen) or not all(0 <= dim < width for dim in chosen):
-        raise ValueError(f"rung {rung} has {width} dims, so it has no pair {dims}")
+        raise ValueError(f"dims: {dims} is no pair of the {width} dimensions of rung {rung}. Pass two different ones.")
     tiles = count ** len(chosen)
     if len(base[0]) not in (1, tiles):
-        raise ValueError(f"base has {len(base[0])} rows, not 1 and not one for each of {tiles} tiles")
-    noise = [part.expand(tiles, -1) for part in base]
-    noise[rung] = _lay_out(base[rung][0], chosen, torch.linspace(-span, span, count, device=base[rung].device))
+        raise ValueError(f"base: {len(base[0])} rows for {tiles} tiles. Pass 1 row, or one per tile.")
+    axis = torch.linspace(-span, span, count, device=base[rung].device)
+    noise = [values.expand(tiles, -1) for values in base]
+    noise[rung] = base[rung][:1].repeat(tiles, 1)
+    # The last factor of a Cartesian product varies fastest, so the reversed dims put the first one within a row.
+    noise[rung][:, chosen[::-1]] = torch.cartesian_prod(*[axis] * len(chosen)).view(tiles, -1)
     images = sample_images(model, noise)
     return images.view(-1, count, *images.shape[1:])
 
 
-def _lay_out(values: Tensor, dims: tuple[int, ...], axis: Tensor) -> Tensor:
-    """Rows of values (D,), in which the first of one or two dims runs along `axis` fast, and the second slowly."""
-    count = len(axis)
-    laid = values.repeat(count ** len(dims), 1)
-    laid[:, dims[0]] = axis.repeat(len(laid) // count)
-    if len(dims) == 2:
-        laid[:, dims[1]] = axis.repeat_interleave(count)
-    return laid
-
-
-@torch.no_grad()
-def image_noise(model: HierarchicalModel, images: Tensor) -> Latents:
-    """The noise from which the prior makes the posterior means of images: `prior(image_noise(x))` is `means(x)`.
-
-    Args:
-        model: any hierarchical model, in evaluation mode.
-        images: (B, C, H, W) in [0, 1].
-
-    Returns:
-        (B, D_l) per rung, bottom first, in standard deviations of N(0, 1).
-    """
-    parts = []
-    for pixels in torch.split(images, eval_batch_size(images.device)):
-        drawn = model.infer_means(pixels)
-        parts.append([p.noise(q.mean) for q, p in zip(drawn.posteriors, drawn.priors, strict=True)])
-    return [torch.cat(rung) for rung in zip(*parts, strict=True)]
-
-
-def latent_strips(
+def latent_traversals(
     model: HierarchicalModel, noise: Latents, rung: int, dims: Sequence[int], positions: Tensor
 ) -> Tensor:
-    """What each of some dims of one rung does to one image, all else kept.
+    """Return mean images (len(dims), P, C, H, W) in [0, 1] of one image, changing one dimension of a rung at a time.
 
     Args:
-        model: any hierarchical model, in evaluation mode.
-        noise: of one image, (1, D_l) per rung, as `image_noise` gives it.
-        rung: whose dims are moved, 0 at the bottom.
-        dims: which of them, one strip each.
-        positions: the values that they take, (len(dims), P), in standard deviations.
-
-    Returns:
-        Mean images (len(dims), P, C, H, W) in [0, 1].
+        model: Any hierarchical model in evaluation mode.
+        noise: Noise of one image, (1, D_l) per rung (`infer_noise`).
+        rung: Index of the traversed rung, 0 at the bottom.
+        dims: Traversed dimensions.
+        positions: Values of each dimension, (len(dims), P), in standard deviations.
 
     Raises:
-        ValueError: the noise is not that of one image, or the positions are not one row per dim.
+        ValueError: The noise is not that of one image, or the positions are not one row per dimension.
     """
     if len(noise[0]) != 1 or len(positions) != len(dims):
-        raise ValueError(f"{len(noise[0])} images and {len(positions)} rows of positions for {len(dims)} dims")
+        raise ValueError(
+            f"noise, positions: {len(noise[0])} images and {len(positions)} rows of positions for {len(dims)} dims. "
+            "Pass the noise of one image and one row per dimension."
+        )
     count, steps = positions.shape
-    moved = [part.expand(count * steps, -1) for part in noise]
+    changed = [values.expand(count * steps, -1) for values in noise]
     columns = torch.tensor(list(dims), device=positions.device).repeat_interleave(steps)
-    moved[rung] = moved[rung].scatter(1, columns[:, None], positions.reshape(-1, 1))
-    images = sample_images(model, moved)
+    changed[rung] = changed[rung].scatter(1, columns[:, None], positions.reshape(-1, 1))
+    images = sample_images(model, changed)
     return images.view(count, steps, *images.shape[1:])
 
 
-def rung_swaps(model: HierarchicalModel, first: Latents, second: Latents) -> Tensor:
-    """All ways to take some rungs from one image and the others from another.
+def swap_rungs(model: HierarchicalModel, first: Latents, second: Latents) -> Tensor:
+    """Return mean images (R, 2^L, C, H, W) in [0, 1] of every combination of the L rungs of two images.
 
-    Args:
-        model: any hierarchical model with L rungs, in evaluation mode.
-        first: noise of R images, (R, D_l) per rung.
-        second: noise of the R images that they are paired with.
-
-    Returns:
-        Mean images (R, 2^L, C, H, W) in [0, 1]. In image number i of a pair, rung l is the second image's where
-        bit l of i is set: number 0 is the first image, number 2^L - 1 the second.
+    In combination i, rung l is from the second image if bit l of i is set: combination 0 is the first image,
+    combination 2^L - 1 the second. The noise of R first and of R second images is (R, D_l) per rung.
     """
-    pairs, ways = len(first[0]), 2 ** len(first)
-    numbers = torch.arange(ways, device=first[0].device).repeat(pairs)
-    mixed = []
-    for rung, (ours, theirs) in enumerate(zip(first, second, strict=True)):
-        swapped = ((numbers >> rung) & 1).bool()[:, None]
-        mixed.append(torch.where(swapped, theirs.repeat_interleave(ways, 0), ours.repeat_interleave(ways, 0)))
-    images = sample_images(model, mixed)
-    return images.view(pairs, ways, *images.shape[1:])
+    pairs, combinations = len(first[0]), 2 ** len(first)
+    index = torch.arange(combinations, device=first[0].device).repeat(pairs)
+    noise = []
+    for rung, (a, b) in enumerate(zip(first, second, strict=True)):
+        from_second = ((index >> rung) & 1).bool()[:, None]
+        noise.append(
+            torch.where(from_second, b.repeat_interleave(combinations, 0), a.repeat_interleave(combinations, 0))
+        )
+    images = sample_images(model, noise)
+    return images.view(pairs, combinations, *images.shape[1:])

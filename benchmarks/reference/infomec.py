@@ -1,4 +1,4 @@
-"""InfoMEC of Hsu et al. (2023) from its definitions, on the train rows; the neighbors are counted by brute force."""
+"""InfoMEC of Hsu et al. (2023) from its definitions, on the train rows; neighbors are counted by brute force."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,8 +11,8 @@ from benchmarks.reference.representations import Representation
 
 
 def neighbor_information(code: NDArray[np.float64], values: NDArray[np.int64], seed: int) -> float:
-    """I(code; values) in nats by the distance to the 10th neighbor of the same value (Ross 2014)."""
-    # A trace of noise, as Kraskov et al. (2004) advise, orders the rows that are equal.
+    """Return I(code; values) in nats by the distance to the 10th neighbor of the same value (Ross 2014)."""
+    # Little noise, as Kraskov et al. (2004) advise, because equal rows have no order.
     code = code + 1e-10 * np.random.default_rng(seed).normal(size=len(code))
     same, within = np.empty(len(code)), np.empty(len(code))
     for value in np.unique(values):
@@ -25,34 +25,34 @@ def neighbor_information(code: NDArray[np.float64], values: NDArray[np.int64], s
 
 
 def predictive_cross_entropy(codes: NDArray[np.float64], values: NDArray[np.int64]) -> float:
-    """Cross entropy in nats of a logistic regression as published: no penalty, balanced, 100 iterations, same rows."""
+    """Return the cross entropy, nats, of a logistic regression as published: no penalty, balanced, 100 steps."""
     model = LogisticRegression(C=np.inf, class_weight="balanced", max_iter=100).fit(codes, values)
     return float(log_loss(values, model.predict_proba(codes)))
 
 
 def concentration(rows: NDArray[np.float64]) -> float:
-    """Mean over the rows of the largest share, from 0 for equal shares to 1; NaN if there is nothing to share."""
+    """Return the mean over the rows of max / sum, rescaled to [0, 1]; NaN for one column."""
     size = rows.shape[1]
     if size == 1:
         return float("nan")
-    shares = [row.max() / row.sum() if row.sum() > 0 else 1 / size for row in rows]
-    return float((np.mean(shares) - 1 / size) / (1 - 1 / size))
+    fractions = [row.max() / row.sum() if row.sum() > 0 else 1 / size for row in rows]
+    return float((np.mean(fractions) - 1 / size) / (1 - 1 / size))
 
 
 def golden(data: Representation) -> dict[str, float]:
-    """InfoM, InfoC and InfoE; a row or column without information counts as 0, InfoC of one latent is NaN."""
+    """Return InfoM, InfoC and InfoE; a row or column without information counts 0, InfoC of one latent is NaN."""
     codes = StandardScaler().fit_transform(data.train_codes.astype(np.float64))
     width = np.ptp(data.train_codes, axis=0)
     active = codes[:, width > width.max() / 20]
-    # Where codes are equal, the noise that orders them moves the scores by .01: the mean over draws is the value.
+    # The mean over draws, because the noise that orders equal codes moves the metrics by .01.
     draws = range(20 if any(len(np.unique(code)) < len(code) / 2 for code in active.T) else 1)
     modular, compact = [], []
     for seed in draws:
         table = np.empty((active.shape[1], data.train_factors.shape[1]))
         for k, values in enumerate(data.train_factors.T):
-            share = np.unique(values, return_counts=True)[1] / len(values)
+            frequencies = np.unique(values, return_counts=True)[1] / len(values)
             for j, code in enumerate(active.T):
-                table[j, k] = neighbor_information(code, values, seed) / -(share * np.log(share)).sum()
+                table[j, k] = neighbor_information(code, values, seed) / -(frequencies * np.log(frequencies)).sum()
         modular.append(concentration(table))
         compact.append(concentration(table.T))
     nothing = np.zeros_like(codes)

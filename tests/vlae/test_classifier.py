@@ -1,4 +1,4 @@
-"""The classifier: learns, repeats itself, and leaves the global random state alone."""
+"""The classifier: accuracy, determinism, and the global random state."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from vlae.classifier import Classifier, accuracy, train_classifier
 
 
 def stripes(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Noisy stripes that lie, stand, or lean one way; light and contrast vary and tell nothing."""
+    """Return noisy horizontal, vertical or diagonal stripes, whose brightness and contrast carry no class."""
     draw = torch.Generator().manual_seed(seed)
     labels = torch.randint(3, (count,), generator=draw)
     axis = torch.arange(16) * 1.3
@@ -18,7 +18,7 @@ def stripes(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     return (noisy.clamp(0, 1) * 255).round().byte(), labels
 
 
-def test_it_learns_what_it_was_not_shown() -> None:
+def test_train_classifier_generalizes_to_new_images() -> None:
     model = train_classifier(*stripes(600, seed=0), seed=0, steps=60)
     assert accuracy(model, *stripes(600, seed=1)) > 0.9
     assert accuracy(Classifier(1, 3).eval(), *stripes(600, seed=1)) < 0.6
@@ -29,15 +29,16 @@ def test_it_learns_what_it_was_not_shown() -> None:
     assert not any(parameter.requires_grad for parameter in model.parameters())
 
 
-def test_it_ignores_light_and_contrast() -> None:
+def test_classifier_ignores_brightness_and_contrast() -> None:
     torch.manual_seed(0)
-    model, images = Classifier(3, 4), torch.rand(8, 3, 20, 20)
+    model = Classifier(3, 4)
+    images = torch.rand(8, 3, 20, 20, generator=torch.Generator().manual_seed(0))
     logits = model.logits(images)
     torch.testing.assert_close(model.logits(0.6 + 0.2 * images), logits, atol=0.01, rtol=0)
     assert (logits.roll(1, 0) - logits).abs().max() > 0.1
 
 
-def test_the_seed_alone_decides() -> None:
+def test_train_classifier_depends_on_the_seed_alone() -> None:
     data = stripes(100, seed=0)
     torch.manual_seed(5)
     state = torch.random.get_rng_state()
@@ -48,7 +49,7 @@ def test_the_seed_alone_decides() -> None:
     assert not torch.equal(train_classifier(*data, seed=4, steps=3).head.weight, first)
 
 
-def test_accuracy_by_hand() -> None:
+def test_accuracy_of_a_known_classifier() -> None:
     labels = torch.tensor([0, 1, 1, 0] * 300)
     images = torch.zeros(1200, 1, 2, 2, dtype=torch.uint8)
     images[::2] = 255
@@ -66,6 +67,6 @@ def test_accuracy_by_hand() -> None:
         (torch.zeros(0, 1, 16, 16, dtype=torch.uint8), torch.zeros(0, dtype=torch.long)),
     ],
 )
-def test_what_does_not_fit_is_refused(images: torch.Tensor, labels: torch.Tensor) -> None:
-    with pytest.raises(ValueError, match="uint8 images"):
+def test_train_classifier_invalid_shapes_raise(images: torch.Tensor, labels: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match="images, labels"):
         train_classifier(images, labels, seed=0)

@@ -1,4 +1,4 @@
-"""Curves of linear-Gaussian models whose errors and distances have closed forms."""
+"""Gibbs chains and top-k curves of linear-Gaussian models, whose errors and distances have closed forms."""
 
 from types import SimpleNamespace
 
@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-from vlae.gibbs import gibbs_chain, gibbs_curve, gibbs_strip, top_k_curve
+from vlae.gibbs import gibbs_chain, gibbs_curve, gibbs_sequence, top_k_curve
 
-Parts = list[torch.Tensor]
+Latents = list[torch.Tensor]
 
 
 class Fake:
-    """Noise of one dim per rung; images (B, 1, 1, 1) are a linear function of the latents."""
+    """A model with one dimension per rung, whose images are a linear function of the latents."""
 
     latent_dims: tuple[int, ...] = (1, 1)
 
-    def noise(self, count: int, generator: torch.Generator) -> Parts:
+    def noise(self, count: int, generator: torch.Generator) -> Latents:
         return [torch.randn(count, 1, generator=generator) for _ in self.latent_dims]
 
 
@@ -25,16 +25,16 @@ class StackedVae(Fake):
 
     a, s, t = 0.8, 0.6, 0.1
 
-    def infer(self, images: torch.Tensor, noise: Parts) -> SimpleNamespace:
+    def infer(self, images: torch.Tensor, noise: Latents) -> SimpleNamespace:
         bottom = images.flatten(1) + self.t * noise[0]
         return SimpleNamespace(latents=[bottom, self.a * bottom + self.s * noise[1]])
 
-    def prior(self, noise: Parts, given: list[torch.Tensor | None] | None = None) -> Parts:
-        given = given or [None, None]
-        top = noise[1] if given[1] is None else given[1]
-        return [self.a * top + self.s * noise[0] if given[0] is None else given[0], top]
+    def prior(self, noise: Latents, fixed: list[torch.Tensor | None] | None = None) -> Latents:
+        fixed = fixed or [None, None]
+        top = noise[1] if fixed[1] is None else fixed[1]
+        return [self.a * top + self.s * noise[0] if fixed[0] is None else fixed[0], top]
 
-    def mean_image(self, latents: Parts) -> torch.Tensor:
+    def mean_image(self, latents: Latents) -> torch.Tensor:
         return latents[0][:, :, None, None]
 
 
@@ -44,13 +44,13 @@ class Ladder(Fake):
     latent_dims = (1, 1, 1)
     weights = (1.0, 2.0, 3.0)
 
-    def infer(self, images: torch.Tensor, noise: Parts) -> SimpleNamespace:
+    def infer(self, images: torch.Tensor, noise: Latents) -> SimpleNamespace:
         return SimpleNamespace(latents=[images[:, :, 0, rung] / w for rung, w in enumerate(self.weights)])
 
-    def prior(self, noise: Parts, given: list[torch.Tensor | None] | None = None) -> Parts:
-        return [e if z is None else z for e, z in zip(noise, given or [None] * 3, strict=True)]
+    def prior(self, noise: Latents, fixed: list[torch.Tensor | None] | None = None) -> Latents:
+        return [e if z is None else z for e, z in zip(noise, fixed or [None] * 3, strict=True)]
 
-    def mean_image(self, latents: Parts) -> torch.Tensor:
+    def mean_image(self, latents: Latents) -> torch.Tensor:
         return torch.cat([z * w for z, w in zip(latents, self.weights, strict=True)], 1)[:, None, None]
 
 
@@ -59,18 +59,18 @@ class Chain(Fake):
 
     a, b, c, s = 0.7, 0.4, 0.3, 0.5
 
-    def infer(self, images: torch.Tensor, noise: Parts) -> SimpleNamespace:
-        # A z_1 far from its prior: a chain that decoded it would show.
+    def infer(self, images: torch.Tensor, noise: Latents) -> SimpleNamespace:
+        # z_1 is far from its prior, because then a chain that decoded it would fail the test.
         return SimpleNamespace(latents=[self.a * images.flatten(1) + self.c + self.s * noise[0], 9 + noise[1]])
 
-    def prior(self, noise: Parts, given: object = None) -> Parts:
+    def prior(self, noise: Latents, fixed: object = None) -> Latents:
         return [5 + noise[0], noise[1]]
 
-    def mean_image(self, latents: Parts) -> torch.Tensor:
+    def mean_image(self, latents: Latents) -> torch.Tensor:
         return (latents[0] + self.b * latents[1])[:, :, None, None]
 
     def moments(self, steps: int, mean: float, variance: float) -> tuple[float, float]:
-        """Mean and variance of x after so many steps."""
+        """Return mean and variance of x after some steps."""
         decay = self.a**steps
         drift = self.c * (1 - decay) / (1 - self.a)
         spread = (self.s**2 + self.b**2) * (1 - decay**2) / (1 - self.a**2)
@@ -81,24 +81,24 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def test_top_rungs_of_a_stack_bring_back_what_they_know() -> None:
+def test_top_k_curve_of_a_stack_has_its_closed_form() -> None:
     """With x ~ N(0, 1): k = 0 is an unrelated sample, k = 1 goes x -> z_0 -> z_1 -> z_0' -> x'."""
     a2, t2 = StackedVae.a**2, StackedVae.t**2
     images = torch.randn(40_000, 1, 1, 1, generator=generator(1))
     curve = top_k_curve(StackedVae(), images, generator())
-    one = (1 - a2) ** 2 + a2**2 * t2 + (1 + a2) * StackedVae.s**2
-    np.testing.assert_allclose(curve, [2, one, t2], rtol=0.03)
+    top_only = (1 - a2) ** 2 + a2**2 * t2 + (1 + a2) * StackedVae.s**2
+    np.testing.assert_allclose(curve, [2, top_only, t2], rtol=0.03)
     assert curve.dtype == np.float64
 
 
-def test_top_rungs_of_a_ladder_leave_the_others_to_chance() -> None:
+def test_top_k_curve_of_a_ladder_has_its_closed_form() -> None:
     """Each rung from the prior instead of the posterior adds 2 w^2 in one of the three pixels."""
     images = torch.randn(20_000, 1, 1, 3, generator=generator(1)) * torch.tensor(Ladder.weights)
     curve = top_k_curve(Ladder(), images, generator())
     np.testing.assert_allclose(curve, [28 / 3, 10 / 3, 2 / 3, 0], rtol=0.03, atol=1e-10)
 
 
-def test_a_gibbs_chain_is_the_autoregression_it_should_be() -> None:
+def test_gibbs_chain_has_the_moments_of_an_ar1() -> None:
     images = 2 + 1.5 * torch.randn(40_000, 1, 1, 1, generator=generator(1))
     chain = list(gibbs_chain(Chain(), images, 4, generator()))
     assert len(chain) == 4
@@ -108,15 +108,15 @@ def test_a_gibbs_chain_is_the_autoregression_it_should_be() -> None:
         assert after.var().item() == pytest.approx(variance, rel=0.02)
 
 
-def test_a_strip_shows_the_start_and_the_steps_asked_for() -> None:
+def test_gibbs_sequence_has_the_start_and_chosen_steps() -> None:
     images = torch.randn(5, 1, 1, 1, generator=generator(1))
-    strip = gibbs_strip(Chain(), images, (1, 3), generator())
+    sequence = gibbs_sequence(Chain(), images, (1, 3), generator())
     chain = list(gibbs_chain(Chain(), images, 3, generator()))
-    torch.testing.assert_close(strip, torch.stack([images, chain[0], chain[2]], 1))
+    torch.testing.assert_close(sequence, torch.stack([images, chain[0], chain[2]], 1))
 
 
-def test_gibbs_distances_are_those_of_the_gaussians() -> None:
-    """In one dim the Frechet distance is (m - m')^2 + (s - s')^2. Even and odd images differ: the odd are real."""
+def test_gibbs_curve_has_the_distances_of_gaussians() -> None:
+    """In one dimension the Frechet distance is (m - m')^2 + (s - s')^2; images at odd indices are the real ones."""
     images = 2 + 1.5 * torch.randn(60_000, 1, 1, 1, generator=generator(1))
     images[::2] += 1
     curve = gibbs_curve(Chain(), images, lambda batch: batch.flatten(1), steps=(1, 2, 6), generator=generator())

@@ -12,7 +12,7 @@ LEVELS = torch.arange(256) / 255
 
 
 def nll_by_level(kind: str, output: float, scale: float) -> torch.Tensor:
-    """-log p of each of the 256 gray levels for one pixel."""
+    """Return -log p of each of the 256 gray levels for one pixel."""
     likelihood = Likelihood(kind, 1, scale)
     with torch.no_grad():
         return likelihood.nll(torch.full((256, 1, 1, 1), output), LEVELS.view(256, 1, 1, 1))
@@ -20,11 +20,11 @@ def nll_by_level(kind: str, output: float, scale: float) -> torch.Tensor:
 
 @pytest.mark.parametrize("output", [-9.0, -2.0, 0.3, 6.0])
 @pytest.mark.parametrize("scale", [1.0, 0.1, 0.003])
-def test_logistic_is_a_distribution_over_the_grey_levels(output: float, scale: float) -> None:
+def test_logistic_probabilities_sum_to_one(output: float, scale: float) -> None:
     assert torch.exp(-nll_by_level("logistic", output, scale)).sum().item() == pytest.approx(1, abs=2e-5)
 
 
-def test_logistic_agrees_with_the_difference_of_its_cdf() -> None:
+def test_logistic_equals_the_difference_of_its_cdf() -> None:
     location, scale = torch.sigmoid(torch.tensor(0.4, dtype=torch.float64)), 0.07
     edges = (torch.arange(1, 256, dtype=torch.float64) - 0.5) / 255
     cdf = torch.cat([torch.zeros(1), torch.sigmoid((edges - location) / scale), torch.ones(1)])
@@ -34,17 +34,17 @@ def test_logistic_agrees_with_the_difference_of_its_cdf() -> None:
 
 
 def test_logistic_far_in_the_tail_is_exact() -> None:
-    # At 250 scales from the location a difference of two sigmoids is 0 in float32.
+    """At 250 scales from the location, a difference of two sigmoids would be 0 in float32."""
     nll = nll_by_level("logistic", -12.0, 0.004)
     location = 1 / (1 + math.exp(12.0))
     expected = (254 / 255 - location - 0.5 / 255) / 0.004 - math.log(1 - math.exp(-1 / 255 / 0.004))
     assert nll[254].item() == pytest.approx(expected, rel=1e-3)
 
 
-def test_gaussian_is_the_density_per_grey_level() -> None:
+def test_gaussian_is_a_density_per_gray_level() -> None:
     expected = -Normal(torch.sigmoid(torch.tensor(0.4)), 0.1).log_prob(LEVELS) + math.log(255)
     torch.testing.assert_close(nll_by_level("gaussian", 0.4, 0.1), expected)
-    # A bin is narrow against this sigma, so density per level and probability of the level agree.
+    # Density per level and probability of the level agree, because a bin is narrow against this sigma.
     assert torch.exp(-nll_by_level("gaussian", 0.0, 0.05)).sum().item() == pytest.approx(1, abs=1e-3)
 
 
@@ -55,23 +55,23 @@ def test_bernoulli_agrees_with_torch() -> None:
     torch.testing.assert_close(Likelihood("bernoulli", 3, "learned").nll(output, images), expected)
 
 
-def test_laplace_is_the_density_per_grey_level() -> None:
+def test_laplace_is_a_density_per_gray_level() -> None:
     expected = -Laplace(torch.sigmoid(torch.tensor(0.4)), 0.125).log_prob(LEVELS) + math.log(255)
     torch.testing.assert_close(nll_by_level("laplace", 0.4, 0.125), expected)
 
 
-def noisy_grey(deviation: float) -> torch.Tensor:
-    """One image of noise around 0.5, in gray levels."""
+def noisy_gray(deviation: float) -> torch.Tensor:
+    """Return one image of noise around 0.5, in gray levels."""
     generator = torch.Generator().manual_seed(0)
     return (0.5 + deviation * torch.randn(1, 1, 64, 64, generator=generator)).clamp(0, 1).mul(255).round() / 255
 
 
-# What a unit of scale is in standard deviations of the noise, where the fit is to Gaussian noise.
+# unit: standard deviation of Gaussian noise to which a scale of 1 is the best fit.
 @pytest.mark.parametrize(
     ("kind", "unit"), [("logistic", math.pi / math.sqrt(3)), ("gaussian", 1), ("laplace", math.sqrt(math.pi / 2))]
 )
-def test_learned_scale_finds_the_noise(kind: str, unit: float) -> None:
-    images, likelihood = noisy_grey(0.08), Likelihood(kind, 1, "learned")
+def test_learned_scale_converges_to_the_noise(kind: str, unit: float) -> None:
+    images, likelihood = noisy_gray(0.08), Likelihood(kind, 1, "learned")
     optimizer = torch.optim.Adam(likelihood.parameters(), lr=0.05)
     for _ in range(200):
         optimizer.zero_grad()
@@ -81,20 +81,21 @@ def test_learned_scale_finds_the_noise(kind: str, unit: float) -> None:
 
 
 @pytest.mark.parametrize("kind", ["gaussian", "laplace"])
-def test_optimal_scale_is_the_maximum_of_the_likelihood(kind: str) -> None:
-    images, output = noisy_grey(0.08), torch.full((1, 1, 64, 64), 0.1)
+def test_optimal_scale_maximizes_the_likelihood(kind: str) -> None:
+    images, output = noisy_gray(0.08), torch.full((1, 1, 64, 64), 0.1)
     likelihood = Likelihood(kind, 1, "optimal")
-    found = likelihood.nll(output, images)
+    optimum = likelihood.nll(output, images)
     fixed = {
         scale: Likelihood(kind, 1, scale).nll(output, images).item()
         for scale in torch.linspace(0.02, 0.2, 400).tolist()
     }
-    assert found.item() == pytest.approx(min(fixed.values()), rel=1e-4)
-    assert min(fixed.values()) > found.item() - 0.05
+    assert optimum.item() == pytest.approx(min(fixed.values()), rel=1e-4)
+    assert min(fixed.values()) > optimum.item() - 0.05
 
 
-def test_optimal_scale_is_remembered_for_evaluation_and_does_not_look_at_what_it_scores() -> None:
-    images, output = noisy_grey(0.08), torch.zeros(1, 1, 64, 64)
+def test_optimal_scale_in_evaluation_is_the_average() -> None:
+    """In evaluation mode the scale is the moving average of training and does not depend on the images."""
+    images, output = noisy_gray(0.08), torch.zeros(1, 1, 64, 64)
     likelihood = Likelihood("gaussian", 1, "optimal")
     for _ in range(1000):
         likelihood.nll(output, images)
@@ -107,8 +108,8 @@ def test_optimal_scale_is_remembered_for_evaluation_and_does_not_look_at_what_it
     torch.testing.assert_close(far, expected, rtol=1e-4, atol=0)
 
 
-def test_optimal_scale_has_the_gradient_of_the_profile_likelihood() -> None:
-    """d/dx of D/2 log MSE: following the scale's own gradient would add nothing at its optimum."""
+def test_optimal_scale_has_the_profile_gradient() -> None:
+    """The gradient is that of D/2 log MSE, because the scale's own gradient is 0 at its optimum."""
     output = torch.linspace(-1, 1, 64, dtype=torch.float64).view(1, 1, 8, 8).requires_grad_()
     images = torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     Likelihood("gaussian", 1, "optimal").double().nll(output, images).sum().backward()
@@ -118,13 +119,13 @@ def test_optimal_scale_has_the_gradient_of_the_profile_likelihood() -> None:
 
 
 @pytest.mark.parametrize("kind", ["bernoulli", "logistic"])
-def test_optimal_scale_of_others_is_refused(kind: str) -> None:
-    with pytest.raises(ValueError, match=f"not {kind}"):
+def test_optimal_scale_of_other_kinds_raises(kind: str) -> None:
+    with pytest.raises(ValueError, match="scale=optimal"):
         Likelihood(kind, 1, "optimal")
 
 
 @pytest.mark.parametrize("kind", ["logistic", "gaussian", "laplace", "bernoulli"])
-def test_gradients(kind: str) -> None:
+def test_nll_gradients_agree_with_differences(kind: str) -> None:
     generator = torch.Generator().manual_seed(0)
     output = torch.randn(2, 1, 3, 3, generator=generator, dtype=torch.float64).requires_grad_()
     images = torch.randint(0, 256, (2, 1, 3, 3), generator=generator).double() / 255
@@ -132,8 +133,8 @@ def test_gradients(kind: str) -> None:
     assert torch.autograd.gradcheck(lambda x: likelihood.nll(x, images), output)
 
 
-def test_a_failed_step_leaves_no_trace_in_the_optimal_scale() -> None:
+def test_optimal_scale_ignores_nonfinite_errors() -> None:
     likelihood = Likelihood("gaussian", 1, "optimal")
     before = likelihood.log_scale.clone()
-    likelihood.nll(torch.full((1, 1, 4, 4), float("nan")), noisy_grey(0.1)[:, :, :4, :4])
+    likelihood.nll(torch.full((1, 1, 4, 4), float("nan")), noisy_gray(0.1)[:, :, :4, :4])
     assert torch.equal(likelihood.log_scale, before)

@@ -13,29 +13,29 @@ from vlae.models.base import ElboTerms
 from vlae.objective import mmd, objective_loss, total_correlation
 
 
-def terms(kl: list[list[float]]) -> ElboTerms:
+def make_terms(kl: list[list[float]]) -> ElboTerms:
     count = len(kl)
     posteriors = [DiagonalGaussian(torch.zeros(count, 2), torch.zeros(count, 2)) for _ in kl[0]]
     return ElboTerms(torch.full((count,), 10.0), torch.tensor(kl), posteriors, [p.mean for p in posteriors])
 
 
-def test_weights_and_free_bits_are_per_rung() -> None:
-    batch = terms([[1.0, 0.1], [3.0, 0.3]])  # means 2.0 and 0.2
+def test_objective_loss_weights_are_per_rung() -> None:
+    batch = make_terms([[1.0, 0.1], [3.0, 0.3]])  # means 2.0 and 0.2
     assert objective_loss(batch, [1, 1], ObjectiveConfig()).item() == pytest.approx(12.2)
     assert objective_loss(batch, [0.5, 4], ObjectiveConfig()).item() == pytest.approx(10 + 1 + 0.8)
     assert objective_loss(batch, [1, 1], ObjectiveConfig(free_bits=0.5)).item() == pytest.approx(10 + 2 + 0.5)
     assert objective_loss(batch, [1, 2], ObjectiveConfig(free_bits=(3, 0))).item() == pytest.approx(10 + 3 + 0.4)
 
 
-def test_free_bits_stop_the_gradient_of_what_is_below_them() -> None:
-    batch = terms([[1.0, 0.1], [3.0, 0.3]])
+def test_free_bits_stop_the_gradient_below_them() -> None:
+    batch = make_terms([[1.0, 0.1], [3.0, 0.3]])
     batch = batch._replace(kl=batch.kl.requires_grad_())
     objective_loss(batch, [1, 1], ObjectiveConfig(free_bits=0.5)).backward()
     torch.testing.assert_close(batch.kl.grad, torch.tensor([[0.5, 0.0], [0.5, 0.0]]))
 
 
-def test_total_correlation_of_a_known_aggregate() -> None:
-    """Means that are jointly Gaussian with correlation r: TC = -1/2 log(1 - r'^2) of the convolved covariance."""
+def test_total_correlation_of_a_gaussian_aggregate() -> None:
+    """For means that are jointly Gaussian with correlation r: TC = -1/2 log(1 - r'^2) of the convolved covariance."""
     generator = torch.Generator().manual_seed(0)
     count, sigma, covariance = 3000, 0.5, torch.tensor([[1.0, 0.8], [0.8, 1.0]])
     mean = torch.randn(count, 2, generator=generator) @ torch.linalg.cholesky(covariance).T
@@ -49,7 +49,7 @@ def test_total_correlation_of_a_known_aggregate() -> None:
     assert total_correlation(posterior, latents).item() == pytest.approx(exact.item(), rel=0.05)
 
 
-def test_total_correlation_of_independent_latents_is_almost_nothing() -> None:
+def test_total_correlation_of_independent_latents_is_zero() -> None:
     generator = torch.Generator().manual_seed(0)
     mean = torch.randn(3000, 2, generator=generator)
     posterior = DiagonalGaussian(mean, torch.full_like(mean, math.log(0.5)))
@@ -57,7 +57,7 @@ def test_total_correlation_of_independent_latents_is_almost_nothing() -> None:
     assert abs(total_correlation(posterior, latents).item()) < 0.03
 
 
-def test_total_correlation_by_the_sum_it_is() -> None:
+def test_total_correlation_equals_the_explicit_sum() -> None:
     generator = torch.Generator().manual_seed(0)
     mean, log_sigma, latents = (torch.randn(5, 3, generator=generator, dtype=torch.float64) for _ in range(3))
     density = np.array(
@@ -65,11 +65,11 @@ def test_total_correlation_by_the_sum_it_is() -> None:
     )
     joint = np.log(density.prod(2).mean(1))
     marginals = np.log(density.mean(1)).sum(1)
-    found = total_correlation(DiagonalGaussian(mean, log_sigma), latents)
-    assert found.item() == pytest.approx((joint - marginals).mean())
+    estimate = total_correlation(DiagonalGaussian(mean, log_sigma), latents)
+    assert estimate.item() == pytest.approx((joint - marginals).mean())
 
 
-def test_mmd_by_the_sum_it_is_and_in_the_limit() -> None:
+def test_mmd_equals_the_explicit_sum_and_the_limit() -> None:
     generator = torch.Generator().manual_seed(0)
     first, second = torch.randn(6, 3, generator=generator), torch.randn(4, 3, generator=generator) + 1
 
@@ -85,8 +85,8 @@ def test_mmd_by_the_sum_it_is_and_in_the_limit() -> None:
     assert mmd(near, far).item() == pytest.approx(2 * within - 2 * between, rel=0.1)
 
 
-def test_regularizers_enter_with_their_weights() -> None:
-    batch = terms([[1.0, 0.1], [3.0, 0.3], [0.0, 0.0]])
+def test_objective_loss_adds_weighted_regularizers() -> None:
+    batch = make_terms([[1.0, 0.1], [3.0, 0.3], [0.0, 0.0]])
     generator = torch.Generator().manual_seed(0)
     prior = [torch.randn(3, 2, generator=generator) for _ in range(2)]
     latents = [torch.randn(3, 2, generator=generator) for _ in range(2)]

@@ -1,4 +1,4 @@
-"""Total effects against the Sobol indices of functions that have known ones."""
+"""Total effects against known Sobol indices."""
 
 import math
 
@@ -9,7 +9,7 @@ from vlae.total_effects import total_effects
 
 
 class Additive:
-    """image = 0.5 + sum of a_l e_l pattern_l: the Sobol total effects are known."""
+    """A model with image = 0.5 + sum_l a_l e_l pattern_l, whose total effects are known."""
 
     latent_dims = (1, 1, 1)
 
@@ -34,7 +34,7 @@ def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
-def test_total_effects_of_an_additive_model() -> None:
+def test_total_effects_of_an_additive_model_are_exact() -> None:
     effects = total_effects(Additive(torch.stack([2 * FLAT, STRIPES, 0 * FLAT])), 20_000, generator())
     assert effects.pixels == pytest.approx([0.8, 0.2, 0], abs=0.02)
     assert effects.color == pytest.approx([1, 0, 0], abs=0.02)
@@ -44,16 +44,16 @@ def test_total_effects_of_an_additive_model() -> None:
     assert effects.flip_rate is None
 
 
-def test_total_effects_count_an_interaction_for_both() -> None:
+def test_total_effects_count_an_interaction_twice() -> None:
     """Var = a^2 + b^2 + c^2 with c e0 e1: total effects (a^2 + c^2) / Var and (b^2 + c^2) / Var."""
     effects = total_effects(Additive(torch.stack([FLAT, FLAT, 0 * FLAT]), product=1.0), 40_000, generator())
     assert effects.pixels == pytest.approx([2 / 3, 2 / 3, 0], abs=0.025)
 
 
-def test_flips_of_the_sign_of_a_gaussian_sum() -> None:
-    """Redrawing a term of share r leaves a correlation of 1 - r, so P(flip) = arccos(1 - r) / pi.
+def test_flip_rate_of_a_sign_has_its_closed_form() -> None:
+    """Resampling a fraction r of the variance leaves a correlation of 1 - r, so P(flip) = arccos(1 - r) / pi.
 
-    The class is a fair coin of variance 1/4 in each of two columns, so S = P(flip) / 2 / (1/4).
+    Each of two class probabilities has a variance of 1/4, so S = P(flip) / 2 / (1/4).
     """
 
     def sign(images: torch.Tensor) -> torch.Tensor:
@@ -61,35 +61,35 @@ def test_flips_of_the_sign_of_a_gaussian_sum() -> None:
 
     model = Additive(torch.stack([2 * FLAT, FLAT + 5 * STRIPES, 0 * FLAT]))
     effects = total_effects(model, 20_000, generator(), sign)
-    flips = [math.acos(1 - share) / math.pi for share in (0.8, 0.2, 0)]
+    flips = [math.acos(1 - fraction) / math.pi for fraction in (0.8, 0.2, 0)]
     assert effects.flip_rate == pytest.approx(flips, abs=0.012)
     assert effects.classifier == pytest.approx([2 * flip for flip in flips], abs=0.025)
-    assert effects.pixels[1] > effects.pixels[0]  # most of what is seen, little of what is meant
+    assert effects.pixels[1] > effects.pixels[0]  # large in pixels, small in the class
 
 
-def test_chunks_do_not_change_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_total_effects_do_not_depend_on_the_batch_size(monkeypatch: pytest.MonkeyPatch) -> None:
     model = Additive(torch.stack([2 * FLAT, STRIPES, FLAT]), product=0.3)
     whole = total_effects(model, 250, generator(), lambda images: images.flatten(1).softmax(1))
     monkeypatch.setattr("vlae.total_effects.eval_batch_size", lambda device: 7)
-    parts = total_effects(model, 250, generator(), lambda images: images.flatten(1).softmax(1))
+    chunked = total_effects(model, 250, generator(), lambda images: images.flatten(1).softmax(1))
     for name, values in vars(whole).items():
-        assert getattr(parts, name) == pytest.approx(values, rel=1e-9), name
+        assert getattr(chunked, name) == pytest.approx(values, rel=1e-9), name
 
 
-def test_the_variance_is_that_of_torch() -> None:
-    """With every rung but one dead, S = (mean squared change / 2) / variance, from the same draws."""
+def test_total_effects_use_the_variance_of_torch() -> None:
+    """With a single active rung, S = (mean squared change / 2) / variance of the same samples."""
     model, draws = Additive(torch.stack([FLAT, 0 * FLAT, 0 * FLAT])), generator()
     first, second = model.noise(50, draws)[0].double(), model.noise(50, draws)[0].double()
     expected = ((first - second).square().mean() / 2 / first.var()).item()
     assert total_effects(model, 50, generator()).pixels[0] == pytest.approx(expected, rel=1e-5)
 
 
-def test_what_never_varies_has_no_shares() -> None:
+def test_total_effects_of_a_constant_are_nan() -> None:
     effects = total_effects(Additive(torch.zeros(3, 1, 4, 4)), 500, generator(), lambda images: images.mean((2, 3)))
-    assert all(math.isnan(share) for share in effects.pixels + effects.color + (effects.classifier or []))
+    assert all(math.isnan(effect) for effect in effects.pixels + effects.color + (effects.classifier or []))
     assert effects.flip_rate == [0, 0, 0]
 
 
-def test_one_pair_has_no_variance() -> None:
-    with pytest.raises(ValueError, match="2 pairs"):
+def test_total_effects_of_one_pair_raise() -> None:
+    with pytest.raises(ValueError, match="count"):
         total_effects(Additive(torch.stack([FLAT] * 3)), 1, generator())

@@ -1,67 +1,85 @@
-"""What the scores take, and what they refuse."""
+"""Checks of the inputs of metrics, and the definition of an active latent."""
 
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.floating]
 Factors = NDArray[np.integer]
+Floats = NDArray[np.float64]
+Mask = NDArray[np.bool_]
+
+# Variance over the images of a latent's posterior mean above which the latent is active: Burda, Grosse and
+# Salakhutdinov, "Importance Weighted Autoencoders", ICLR 2016, arXiv:1509.00519.
+BURDA_ACTIVE_VARIANCE = 1e-2
 
 
-_LIVE = 1e-2
+def active_latents(codes: Array) -> Mask:
+    """Return which latents of posterior means (N, D) are active by their variance, (D,)."""
+    return np.asarray(codes.var(axis=0) > BURDA_ACTIVE_VARIANCE)
 
 
-def live(codes: Array) -> NDArray[np.bool_]:
-    """Whether each latent of posterior means (N, D) varies, by more than 0.01: (D,) (Li et al. 2020)."""
-    return np.asarray(codes.var(axis=0) > _LIVE)
-
-
-def check_codes(codes: Array) -> None:
-    """Refuse what no score is defined for.
-
-    Raises:
-        ValueError: not a matrix (N, D), no rows, or codes that are not finite.
-    """
-    if codes.ndim != 2 or not len(codes):
-        raise ValueError(f"codes must be (N, D) with N > 0, got {codes.shape}")
-    if not np.isfinite(codes).all():
-        raise ValueError("codes hold values that are not finite")
-
-
-def check_rows(codes: Array, factors: Factors) -> None:
-    """Refuse what no score of codes and factors is defined for.
-
-    Raises:
-        ValueError: not two matrices with as many rows, no rows, factors that are no integers, or codes that are
-            not finite.
-    """
-    if codes.ndim != 2 or factors.ndim != 2 or len(codes) != len(factors) or not len(codes):
-        raise ValueError(
-            f"codes (N, D) and factors (N, K) must have the same N > 0, got {codes.shape}, {factors.shape}"
-        )
-    if not np.issubdtype(factors.dtype, np.integer):
-        raise ValueError(f"factors must be integers, got {factors.dtype}")
-    check_codes(codes)
-
-
-def varies(values: Factors) -> NDArray[np.bool_]:
-    """Whether each column of (N, K), or the one of (N,), takes more than one value; np.ptp overflows small integers."""
+def varies(values: Array | Factors) -> Mask:
+    """Return whether each column of (N, K), or the only one of (N,), takes more than one value."""
+    # Not np.ptp, because the difference overflows small integer types.
     return np.asarray(values.max(axis=0) > values.min(axis=0))
 
 
-def check_split(
-    train_codes: Array, train_factors: Factors, test_codes: Array, test_factors: Factors, *, latents: int = 1
-) -> None:
-    """Refuse train and test rows that do not belong together.
+def check_codes(codes: Array, *, min_latents: int = 0) -> None:
+    """Check that codes are a finite matrix.
+
+    Args:
+        codes: Codes (N, D) float.
+        min_latents: Smallest D.
 
     Raises:
-        ValueError: as `check_rows` for either, other numbers of latents or factors in the two, or fewer than `latents`.
+        ValueError: The codes are not a matrix, have no rows or too few latents, or are not finite.
     """
-    check_rows(train_codes, train_factors)
-    check_rows(test_codes, test_factors)
-    agree = train_codes.shape[1] == test_codes.shape[1] and train_factors.shape[1] == test_factors.shape[1]
-    if not agree or train_codes.shape[1] < latents:
-        wanted = "agree but for N, with D > 0" if latents else "agree but for N"
+    if codes.ndim != 2 or not len(codes) or codes.shape[1] < min_latents:
+        raise ValueError(f"codes: got shape {codes.shape}. Pass (N, D) with N > 0 and D >= {min_latents}.")
+    if not np.isfinite(codes).all():
+        raise ValueError(f"codes: {np.count_nonzero(~np.isfinite(codes))} values are not finite. Pass finite codes.")
+
+
+def check_rows(codes: Array, factors: Factors, *, min_latents: int = 1) -> None:
+    """Check that codes and factors describe the same images.
+
+    Args:
+        codes: Codes (N, D) float.
+        factors: Factors (N, K) int.
+        min_latents: Smallest D.
+
+    Raises:
+        ValueError: The arrays are not two matrices with as many rows, the factors are not integers, or as
+            `check_codes`.
+    """
+    if codes.ndim != 2 or factors.ndim != 2 or len(codes) != len(factors):
         raise ValueError(
-            f"train and test must {wanted}, got codes {train_codes.shape}, "
-            f"{test_codes.shape}, factors {train_factors.shape}, {test_factors.shape}"
+            f"codes, factors: got shapes {codes.shape}, {factors.shape}. Pass (N, D) and (N, K) with the same N."
+        )
+    if not np.issubdtype(factors.dtype, np.integer):
+        raise ValueError(f"factors: got dtype {factors.dtype}. Pass integers.")
+    check_codes(codes, min_latents=min_latents)
+
+
+def check_split(
+    train_codes: Array, train_factors: Factors, test_codes: Array, test_factors: Factors, *, min_latents: int = 1
+) -> None:
+    """Check that train and test rows have the same latents and factors.
+
+    Args:
+        train_codes: Codes (N, D) float.
+        train_factors: Factors (N, K) int.
+        test_codes: Codes (M, D) float.
+        test_factors: Factors (M, K) int.
+        min_latents: Smallest D.
+
+    Raises:
+        ValueError: As `check_rows` for either, or D or K differ.
+    """
+    check_rows(train_codes, train_factors, min_latents=min_latents)
+    check_rows(test_codes, test_factors, min_latents=min_latents)
+    if train_codes.shape[1] != test_codes.shape[1] or train_factors.shape[1] != test_factors.shape[1]:
+        raise ValueError(
+            f"train, test: got codes {train_codes.shape}, {test_codes.shape} and factors {train_factors.shape}, "
+            f"{test_factors.shape}. Pass the same D and K."
         )

@@ -1,17 +1,15 @@
-"""The FactorVAE score: which latent stands still where one factor is fixed?"""
+"""FactorVAE metric: which latent varies least where one factor is fixed?"""
 
 import numpy as np
-from numpy.typing import NDArray
 
-from vlae.metrics._factor_sampling import CodeSource, EncodedPool, Indices
-from vlae.metrics._validation import Array, Factors
+from vlae.metrics._factor_sampling import VOTES_PER_CHUNK, Indices, PoolSampler
+from vlae.metrics._validation import Array, Factors, Floats, Mask
 
-Floats = NDArray[np.float64]
-
-_ROUNDING = 1e-6  # of the largest code: a float32 network gives no finer differences
-_SMALL = 0.05  # of the largest standard deviation
-_OWNED = 0.1  # of a latent's variance: what its own factor leaves of it
-_VOTES_AT_ONCE = 256  # their codes stay in the cache
+# Standard deviation, relative to the largest, below which a latent is inactive unless a factor explains it: Locatello
+# et al. 2019, arXiv:1811.12359, take an absolute .05, which is the same where the largest is 1.
+LOCATELLO_ACTIVE_STD = 0.05
+_ROUNDING = 1e-6  # of the largest code, because a float32 network gives no smaller differences
+_EXPLAINED = 0.1  # fraction of a latent's variance that its own factor leaves at most
 
 
 def factor_vae_score(
@@ -19,96 +17,84 @@ def factor_vae_score(
     factors: Factors,
     *,
     seed: int,
-    active: NDArray[np.bool_] | None = None,
+    active: Mask | None = None,
     train_votes: int = 10_000,
     eval_votes: int = 5_000,
     batch: int = 64,
 ) -> float:
-    """Can the fixed factor be told from the latent that varies least? (Kim, Mnih 2018, section 4)
+    """Compute the FactorVAE metric from one pool of encoded images.
 
-    For each vote a factor is picked, a value of it, and a batch of rows that share it. The vote goes to the live
-    latent that keeps the smallest share of its variance. The classifier learns the factor that each latent's votes
-    were most often about, and the score is how often that is right for new votes. All rows come from the one pool that
-    is given; `factor_vae_score_from` draws new images instead.
+    Each vote fixes a random factor and draws a batch of rows with a common value of it. The vote goes to the active
+    latent that keeps the smallest fraction of its variance. The classifier maps each latent to the factor of most of
+    its train votes; the metric is its accuracy on new votes.
 
-    Which latents are live is best told from the KL divergence of each (above .01 nat): give `active`. Without it, dead
-    are latents that are constant but for rounding, and those whose standard deviation is below .05 of the largest
-    unless fixing some factor takes nine tenths of their variance. Where the largest is about 1, as in a VAE, this is
-    the absolute .05 of Locatello et al. 2019, but small latents that hold one factor live, and so do codes of any
-    scale. It fails for a collapsed latent whose mean still follows one factor neatly (kept), and for a small live
-    latent that is noisy or mixes factors beside a large one (dropped).
+    The mean KL of each latent (above `SONDERBY_ACTIVE_KL`) defines best which latents are active: pass `active`.
+    Without it, a latent is inactive if it is constant but for rounding, or if its standard deviation is below
+    `LOCATELLO_ACTIVE_STD` of the largest and no fixed factor takes nine tenths of its variance. The exception keeps
+    small latents of one factor, and codes of any scale. It fails for a collapsed latent whose mean still follows one
+    factor (kept), and for a small active latent that is noisy or mixes factors beside a large one (left out).
 
     Args:
-        codes: (N, D) float, posterior means.
-        factors: (N, K) int; factors without two values that at least two rows share are left out.
-        seed: of the draws.
-        active: (D,), True where a latent is live; constant ones are dead all the same.
-        train_votes: that teach the classifier.
-        eval_votes: that are counted.
-        batch: rows per vote.
+        codes: Posterior means (N, D) float.
+        factors: Factors (N, K) int; factors without two values that at least two rows share are left out.
+        seed: Random seed for the votes.
+        active: Mask (D,) of the active latents; constant latents are always inactive.
+        train_votes: Number of votes that the classifier is fitted to, at least 1.
+        eval_votes: Number of votes that it is evaluated on, at least 1.
+        batch: Number of rows per vote, at least 2.
 
     Returns:
-        In [0, 1], higher is better; about 1 / K for useless codes; 0 if all latents are dead; NaN if fewer than two
-        factors vary. Duplicated latents cost nothing, and a rotated code can still get 1: each latent only has to
-        stand still for one factor more than the others do.
+        In [0, 1], higher is better; about 1 / K for useless codes; 0 if all latents are inactive; NaN if fewer than
+        two factors vary. Duplicated latents do not change it, and a rotated code can still get 1, because each latent
+        only has to vary less for one factor than the others do.
 
     Raises:
-        ValueError: shapes that do not fit, no latents, codes that are not finite, no votes or a batch below 2.
+        ValueError: The shapes do not fit, there are no latents or votes, codes are not finite, or the batch is
+            below 2.
+
+    References:
+        Kim and Mnih, "Disentangling by Factorising", ICML 2018, section 4, arXiv:1802.05983.
+
+    Example:
+        >>> factors = np.random.default_rng(0).integers(4, size=(500, 2))
+        >>> factor_vae_score(factors.astype(float), factors, seed=0, train_votes=500, eval_votes=500)
+        1.0
     """
-    return factor_vae_score_from(
-        EncodedPool(codes, factors),
-        seed=seed,
-        active=active,
-        train_votes=train_votes,
-        eval_votes=eval_votes,
-        batch=batch,
-    )
-
-
-def factor_vae_score_from(
-    source: CodeSource,
-    *,
-    seed: int,
-    active: NDArray[np.bool_] | None = None,
-    train_votes: int = 10_000,
-    eval_votes: int = 5_000,
-    batch: int = 64,
-) -> float:
-    """`factor_vae_score` with the batches from any source, such as `FreshImages`."""
     if min(train_votes, eval_votes) < 1 or batch < 2:
-        raise ValueError(f"need votes and a batch of at least 2, got {train_votes}, {eval_votes}, {batch}")
-    if source.factors < 2:
+        raise ValueError(
+            f"train_votes, eval_votes, batch: got {train_votes}, {eval_votes}, {batch}. "
+            "Pass at least 1 vote of each and a batch of at least 2."
+        )
+    sampler = PoolSampler(codes, factors)
+    if sampler.num_factors < 2:
         return float("nan")
     rng = np.random.default_rng(seed)
-    global_sample = source.global_sample(rng)
-    if active is not None and active.shape != global_sample.shape[:1]:
-        raise ValueError(f"active must be ({len(global_sample)},), got {active.shape}")
+    if active is not None and active.shape != codes.shape[1:]:
+        raise ValueError(f"active: got shape {active.shape}. Pass {codes.shape[1:]}, an entry per latent.")
+    global_sample = sampler.global_sample
     variance = global_sample.var(axis=1, ddof=1)
-    moving = np.sqrt(variance) > _ROUNDING * np.abs(global_sample).max(axis=1)
-    fixed, shares = _shares(source, variance, train_votes, batch, rng)
-    live = moving & (_live(variance, fixed, shares, source.factors) if active is None else active)
-    if not live.any():
+    fixed, fractions = _variance_fractions(sampler, variance, train_votes, batch, rng)
+    if active is None:
+        by_factor = [fractions[:, fixed == k].mean(axis=1) for k in range(sampler.num_factors) if (fixed == k).any()]
+        large = np.sqrt(variance) >= LOCATELLO_ACTIVE_STD * np.sqrt(variance.max())
+        active = large | (np.min(by_factor, axis=0) < _EXPLAINED)
+    active = active & (np.sqrt(variance) > _ROUNDING * np.abs(global_sample).max(axis=1))
+    if not active.any():
         return 0.0
-    votes = np.zeros((int(live.sum()), source.factors), np.int64)
-    np.add.at(votes, (shares[live].argmin(axis=0), fixed), 1)
+    votes = np.zeros((int(active.sum()), sampler.num_factors), np.int64)
+    np.add.at(votes, (fractions[active].argmin(axis=0), fixed), 1)
     classifier = votes.argmax(axis=1)
-    fixed, shares = _shares(source, variance, eval_votes, batch, rng)
-    return float((classifier[shares[live].argmin(axis=0)] == fixed).mean())
+    fixed, fractions = _variance_fractions(sampler, variance, eval_votes, batch, rng)
+    return float((classifier[fractions[active].argmin(axis=0)] == fixed).mean())
 
 
-def _shares(
-    source: CodeSource, variance: Floats, votes: int, batch: int, rng: np.random.Generator
+def _variance_fractions(
+    sampler: PoolSampler, variance: Floats, votes: int, batch: int, rng: np.random.Generator
 ) -> tuple[Indices, Floats]:
-    """The factor fixed in each vote, (V,), and the share of each latent's variance that the batch keeps, (D, V)."""
-    fixed = rng.integers(source.factors, size=votes)
-    kept = np.empty((len(variance), votes))
-    for start in range(0, votes, _VOTES_AT_ONCE):
-        some = slice(start, start + _VOTES_AT_ONCE)
-        kept[:, some] = source.batches(fixed[some], batch, rng).var(axis=2, ddof=1)
-    return fixed, kept / np.where(variance > 0, variance, 1)[:, None]
-
-
-def _live(variance: Floats, fixed: Indices, shares: Floats, factors: int) -> NDArray[np.bool_]:
-    """Latents that are not small, or that some factor accounts for: (D,)."""
-    least = np.min([shares[:, fixed == k].mean(axis=1) for k in range(factors) if (fixed == k).any()], axis=0)
-    return np.asarray((np.sqrt(variance) >= _SMALL * np.sqrt(variance.max())) | (least < _OWNED))
+    """Return the fixed factor of each vote, (V,), and the fraction of each latent's variance in its batch, (D, V)."""
+    fixed = rng.integers(sampler.num_factors, size=votes)
+    variances = np.empty((len(variance), votes))
+    for start in range(0, votes, VOTES_PER_CHUNK):
+        chunk = slice(start, start + VOTES_PER_CHUNK)
+        variances[:, chunk] = sampler.fixed_factor_batches(fixed[chunk], batch, rng).var(axis=2, ddof=1)
+    return fixed, variances / np.where(variance > 0, variance, 1)[:, None]

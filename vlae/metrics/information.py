@@ -1,166 +1,272 @@
-"""Scores from the mutual information of single latents with single factors."""
+"""Metrics from the mutual information of single latents with single factors."""
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vlae.metrics._discretization import Counted, bin_labels, count_information, factor_labels
-from vlae.metrics._validation import Array, Factors, check_rows, live
-
-
-def discretize(codes: Array | Factors, bins: int) -> NDArray[np.int64]:
-    """Bin number of each code or factor, (N, D) in 0..bins-1, by the edges of `binning.bin_labels`; errors as there."""
-    return bin_labels(codes, bins).values.T.astype(np.int64)
+from vlae.metrics._discretization import PairwiseInformation, discretize, factor_labels, pairwise_information
+from vlae.metrics._validation import Array, Factors, Floats, active_latents, check_rows, varies
 
 
 def entropy(values: NDArray[np.integer]) -> float:
-    """Entropy in nats of the empirical distribution of `values` (N,)."""
-    counts = np.unique(values, return_counts=True)[1]
-    share = counts / counts.sum()
-    return float(-(share * np.log(share)).sum())
-
-
-def mutual_information(codes: Array, factors: Factors, *, bins: int = 20) -> NDArray[np.float64]:
-    """I(z_j; v_k) in nats by counting, (D, K), each latent cut into `bins` bins of equal width.
-
-    The binning is that of Locatello et al. 2019: the edges of `numpy.histogram` on the dtype of the codes.
+    """Compute the entropy of the empirical distribution, H = -sum_v p_v log p_v.
 
     Args:
-        codes: (N, D) float, posterior means.
-        factors: (N, K) int.
-        bins: per latent, at least 1; may be more than N.
-
-    Raises:
-        ValueError: shapes that do not fit, no latents, codes that are not finite or whose range overflows
-            their dtype, or fewer than one bin.
+        values: Values (N,) int.
 
     Returns:
-        In [0, min(log bins, H(v_k))]; exactly 0 for a constant latent or factor, and for less than 1e-12.
+        Nats, in [0, log N].
+
+    Example:
+        >>> round(entropy(np.array([0, 0, 1, 1])), 4)
+        0.6931
     """
-    return _counted(codes, factors, bins).information
+    counts = np.unique(values, return_counts=True)[1]
+    frequencies = counts / counts.sum()
+    return float(-(frequencies * np.log(frequencies)).sum())
 
 
-def _counted(codes: Array, factors: Factors, bins: int) -> Counted:
+def mutual_information(codes: Array, factors: Factors, *, bins: int = 20) -> Floats:
+    """Compute I(z_j; v_k) by counting, each latent cut into bins of equal width.
+
+    The edges are those of `numpy.histogram` on the dtype of the codes.
+
+    Args:
+        codes: Posterior means (N, D) float.
+        factors: Factors (N, K) int.
+        bins: Number of bins per latent, at least 1; may exceed N.
+
+    Returns:
+        Nats (D, K) in [0, min(log bins, H(v_k))]; exactly 0 for a constant latent or factor, and below 1e-12.
+
+    Raises:
+        ValueError: The shapes do not fit, there are no latents or no bins, or codes are not finite or their range
+            overflows their dtype.
+
+    References:
+        Locatello et al., "Challenging Common Assumptions in the Unsupervised Learning of Disentangled
+        Representations", ICML 2019, arXiv:1811.12359.
+
+    Example:
+        >>> factors = np.array([[0, 0], [0, 1], [1, 0], [1, 1]])
+        >>> mutual_information(factors.astype(float), factors).round(4)
+        array([[0.6931, 0.    ],
+               [0.    , 0.6931]])
+    """
     check_rows(codes, factors)
-    if not codes.shape[1]:
-        raise ValueError(f"need at least one latent, got codes {codes.shape}")
-    return count_information(bin_labels(codes, bins), factor_labels(factors))
+    return pairwise_information(discretize(codes, bins), factor_labels(factors)).information
 
 
-def _counted_varying(codes: Array, factors: Factors, bins: int) -> Counted:
-    """Of the factors that take more than one value; about the others there is nothing to know."""
+def _varying_information(codes: Array, factors: Factors, bins: int) -> PairwiseInformation:
+    # Factors with one value have no entropy to normalize by.
     check_rows(codes, factors)
-    return _counted(codes, factors[:, factors.max(axis=0) > factors.min(axis=0)], bins)
+    return pairwise_information(discretize(codes, bins), factor_labels(factors[:, varies(factors)]))
 
 
-def _gap(information: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Largest minus second largest along the last axis; the second is 0 where there is only one."""
+def _gap(information: Floats) -> Floats:
+    """Return the largest minus the second largest entry of the last axis, which is 0 where there is only one."""
     ordered = np.sort(information, axis=-1)
-    return ordered[..., -1] - (ordered[..., -2] if information.shape[-1] > 1 else 0.0)
+    return np.asarray(ordered[..., -1] - (ordered[..., -2] if information.shape[-1] > 1 else 0.0))
 
 
 def mig_score(codes: Array, factors: Factors, *, bins: int = 20) -> float:
-    """Mutual information gap: is each factor held by one latent?
+    """Compute the mutual information gap (MIG): is each factor held by one latent?
 
-    Mean over the factors of `factor_gaps` (Chen et al. 2018, eq. 6, with the binning of Locatello et al. 2019).
+    MIG = 1/K sum_k (I_(1)k - I_(2)k) / H(v_k), with I_(1)k >= I_(2)k the two largest I(z_j; v_k).
 
     Args:
-        codes: (N, D) float, posterior means. Of a single latent the gap is to 0.
-        factors: (N, K) int; factors with one value are left out.
-        bins: per latent. A perfect code stays below 1 where a factor has more values than bins.
-
-    Raises:
-        ValueError: as `mutual_information`.
+        codes: Posterior means (N, D) float; with one latent the second largest information is 0.
+        factors: Factors (N, K) int; factors with one value are left out.
+        bins: Number of bins per latent. A perfect code stays below 1 where a factor has more values than bins.
 
     Returns:
         In [0, 1], higher is better; NaN if no factor varies.
+
+    Raises:
+        ValueError: As `mutual_information`.
+
+    References:
+        Chen et al., "Isolating Sources of Disentanglement in Variational Autoencoders", NeurIPS 2018, eq. 6,
+        arXiv:1802.04942; binning of Locatello et al., ICML 2019, arXiv:1811.12359.
+
+    Example:
+        >>> factors = np.array([[0, 0], [0, 1], [1, 0], [1, 1]])
+        >>> round(mig_score(factors.astype(float), factors), 6)
+        1.0
     """
-    gaps = factor_gaps(codes, factors, bins=bins)
+    gaps = mig_per_factor(codes, factors, bins=bins)
     gaps = gaps[~np.isnan(gaps)]
     return float(gaps.mean()) if len(gaps) else float("nan")
 
 
-def factor_gaps(codes: Array, factors: Factors, *, bins: int = 20) -> NDArray[np.float64]:
-    """Gap between the two latents that know most of each factor, over its entropy: (K,), in [0, 1].
+def mig_per_factor(codes: Array, factors: Factors, *, bins: int = 20) -> Floats:
+    """Compute the mutual information gap of each factor, (I_(1)k - I_(2)k) / H(v_k).
 
-    The mean of some of them is the MIG of papers that leave factors out, as Chen et al. 2018 do with dSprites' shape.
-    Arguments and errors as for `mig_score`; NaN for a factor with one value.
+    The mean over some of the factors is the MIG of papers that leave factors out, such as Chen et al. 2018, who
+    leave out the shape of dSprites.
+
+    Args:
+        codes: Posterior means (N, D) float.
+        factors: Factors (N, K) int.
+        bins: Number of bins per latent.
+
+    Returns:
+        (K,) in [0, 1], higher is better; NaN for a factor with one value.
+
+    Raises:
+        ValueError: As `mutual_information`.
+
+    References:
+        Chen et al., "Isolating Sources of Disentanglement in Variational Autoencoders", NeurIPS 2018,
+        arXiv:1802.04942.
+
+    Example:
+        >>> factors = np.array([[0, 0], [0, 1], [1, 0], [1, 1]])
+        >>> mig_per_factor(factors[:, :1].astype(float), factors).round(6)
+        array([1., 0.])
     """
-    information, _, entropies = _counted(codes, factors, bins)
+    check_rows(codes, factors)
+    information, _, entropies = pairwise_information(discretize(codes, bins), factor_labels(factors))
     with np.errstate(invalid="ignore"):
         return _gap(information.T) / entropies
 
 
 def mig_sup_score(codes: Array, factors: Factors, *, bins: int = 20) -> float:
-    """The gap seen from the latents: does each active latent hold one factor? (Li et al. 2020)
+    """Compute MIG-sup: does each active latent hold one factor?
 
-    Mean over the latents with a variance above 0.01 of the gap between the two factors that it knows
-    most of, each as a share of the factor's entropy. Arguments and errors as for `mig_score`.
+    The mean over the active latents of the gap between the two largest I(z_j; v_k) / H(v_k). A latent is active if
+    its variance exceeds `BURDA_ACTIVE_VARIANCE`.
+
+    Args:
+        codes: Posterior means (N, D) float.
+        factors: Factors (N, K) int; factors with one value are left out.
+        bins: Number of bins per latent.
 
     Returns:
         In [0, 1], higher is better; 0 if no latent is active; NaN if fewer than two factors vary.
+
+    Raises:
+        ValueError: As `mutual_information`.
+
+    References:
+        Li et al., "Progressive Learning and Disentanglement of Hierarchical Representations", ICLR 2020,
+        arXiv:2002.10549.
+
+    Example:
+        >>> factors = np.array([[0, 0], [0, 1], [1, 0], [1, 1]])
+        >>> round(mig_sup_score(factors.astype(float), factors), 6)
+        1.0
     """
-    information, _, entropies = _counted_varying(codes, factors, bins)
+    information, _, entropies = _varying_information(codes, factors, bins)
     if len(entropies) < 2:
         return float("nan")
-    active = live(codes)
+    active = active_latents(codes)
     return float(_gap(information[active] / entropies).mean()) if active.any() else 0.0
 
 
 def modularity_score(codes: Array, factors: Factors, *, bins: int = 20) -> float:
-    """Does each latent tell of one factor only? (Ridgeway & Mozer 2018, section 3)
+    """Compute the modularity: does each latent depend on one factor only?
 
-    Mean over the latents of 1 - (sum_k I_jk^2 - max_k I_jk^2) / (max_k I_jk^2 (K - 1)), 0 for a latent that
-    tells nothing. Arguments and errors as for `mig_score`.
+    The mean over the latents of 1 - (sum_k I_jk^2 - max_k I_jk^2) / (max_k I_jk^2 (K - 1)), 0 for a latent without
+    information. Not comparable between codes with more and fewer inactive latents: a perfect code with as many
+    constant latents has half the score, and noise about .7, because its counts are uneven by chance.
+
+    Args:
+        codes: Posterior means (N, D) float.
+        factors: Factors (N, K) int; factors with one value are left out.
+        bins: Number of bins per latent.
 
     Returns:
-        In [0, 1], higher is better, but not comparable between codes with more and fewer dead latents: a
-        perfect code with as many constant latents has half, and pure noise about .7, its counts being
-        uneven by chance. NaN if fewer than two factors vary.
+        In [0, 1], higher is better; NaN if fewer than two factors vary.
+
+    Raises:
+        ValueError: As `mutual_information`.
+
+    References:
+        Ridgeway and Mozer, "Learning Deep Disentangled Embeddings with the F-Statistic Loss", NeurIPS 2018,
+        section 3, arXiv:1802.05312.
+
+    Example:
+        >>> factors = np.array([[0, 0], [0, 1], [1, 0], [1, 1]])
+        >>> modularity_score(factors.astype(float), factors)
+        1.0
     """
-    squares = _counted_varying(codes, factors, bins).information ** 2
-    factors_left = squares.shape[1]
-    if factors_left < 2:
+    squares = _varying_information(codes, factors, bins).information ** 2
+    num_factors = squares.shape[1]
+    if num_factors < 2:
         return float("nan")
     largest = squares.max(axis=1)
-    told = largest > 0
-    rest = (squares.sum(axis=1) - largest)[told] / (largest[told] * (factors_left - 1))
+    informative = largest > 0
+    rest = (squares.sum(axis=1) - largest)[informative] / (largest[informative] * (num_factors - 1))
     return float((1 - rest).sum() / len(squares))
 
 
 def dcimig_score(codes: Array, factors: Factors, *, bins: int = 20) -> float:
-    """How much of the factors is held by latents of their own? (DCIMIG, or 3CharM: Sepliarskaia et al. 2019)
+    """Compute DCIMIG (3CharM): how much of the factors is held by latents of their own?
 
-    A latent stands for the factor that it tells most of, by the gap to the next factor; a factor counts the
-    best of its latents: sum_k max_j gap_j / sum_k H(v_k). Arguments and errors as for `mig_score`.
+    sum_k max_j gap_j / sum_k H(v_k): each latent j is assigned to the factor k of its largest information, and gap_j
+    is the distance to the next factor.
+
+    Args:
+        codes: Posterior means (N, D) float.
+        factors: Factors (N, K) int; factors with one value are left out.
+        bins: Number of bins per latent.
 
     Returns:
-        In [0, 1], higher is better; duplicated and dead latents cost nothing. NaN if fewer than two factors vary.
+        In [0, 1], higher is better; duplicated and constant latents do not change it; NaN if fewer than two factors
+        vary.
+
+    Raises:
+        ValueError: As `mutual_information`.
+
+    References:
+        Sepliarskaia, Kiseleva and de Rijke, "How to Not Measure Disentanglement", 2019, arXiv:1910.05587.
+
+    Example:
+        >>> factors = np.array([[0, 0], [0, 1], [1, 0], [1, 1]])
+        >>> round(dcimig_score(factors.astype(float), factors), 6)
+        1.0
     """
-    information, _, entropies = _counted_varying(codes, factors, bins)
+    information, _, entropies = _varying_information(codes, factors, bins)
     if len(entropies) < 2:
         return float("nan")
-    held = np.zeros(len(entropies))
-    np.maximum.at(held, information.argmax(axis=1), _gap(information))
-    return float(held.sum() / entropies.sum())
+    largest_gaps = np.zeros(len(entropies))
+    np.maximum.at(largest_gaps, information.argmax(axis=1), _gap(information))
+    return float(largest_gaps.sum() / entropies.sum())
 
 
 def jemmig_score(codes: Array, factors: Factors, *, bins: int = 20) -> float:
-    """Is each factor held by one latent, and does that latent hold nothing else? (Do & Tran 2020)
+    """Compute JEMMIG: is each factor held by one latent that holds nothing else?
 
-    Joint entropy minus mutual information gap, in its normalized form where higher is better: mean over the
-    factors of 1 - (H(v_k, z_j*) - I_(1)k + I_(2)k) / (H(v_k) + log bins), j* the latent that tells most of v_k.
-    Of latents that tell equally much, the one with the smallest joint entropy, so that their order does not
-    matter. Arguments and errors as for `mig_score`.
+    Joint entropy minus mutual information gap, normalized so that higher is better: the mean over the factors of
+    1 - (H(v_k, z_j*) - I_(1)k + I_(2)k) / (H(v_k) + log bins), with j* the latent of the largest information. Among
+    equally informative latents j* has the smallest joint entropy, so that their order does not matter.
+
+    Args:
+        codes: Posterior means (N, D) float.
+        factors: Factors (N, K) int; factors with one value are left out.
+        bins: Number of bins per latent.
 
     Returns:
-        In [0, 1]; 1 = every value of a factor has a bin of its latent to itself. A constant code does not get 0
-        but log bins / (H(v_k) + log bins), for it adds nothing to the joint entropy: beside the other scores
-        only. NaN if no factor varies.
+        In [0, 1], higher is better; 1 = every value of a factor has a bin of its latent to itself. A constant code
+        gets log bins / (H(v_k) + log bins) instead of 0, because it adds nothing to the joint entropy: read it
+        beside other metrics only. NaN if no factor varies.
+
+    Raises:
+        ValueError: As `mutual_information`.
+
+    References:
+        Do and Tran, "Theory and Evaluation Metrics for Learning Disentangled Representations", ICLR 2020,
+        arXiv:1908.09961.
+
+    Example:
+        >>> factors = np.array([[0, 0], [0, 1], [1, 0], [1, 1]])
+        >>> round(jemmig_score(factors.astype(float), factors, bins=2), 6)
+        1.0
     """
-    information, latents, entropies = _counted_varying(codes, factors, bins)
+    information, latent_entropies, entropies = _varying_information(codes, factors, bins)
     if not len(entropies):
         return float("nan")
-    joint = latents[:, None] + entropies - information
-    best = information > information.max(axis=0) - 1e-9  # the same but for rounding
-    smallest = np.where(best, joint, np.inf).min(axis=0)
-    return float((1 - (smallest - _gap(information.T)) / (entropies + np.log(bins))).mean())
+    joint = latent_entropies[:, None] + entropies - information
+    largest = information > information.max(axis=0) - 1e-9  # equal but for rounding
+    smallest_joint = np.where(largest, joint, np.inf).min(axis=0)
+    return float((1 - (smallest_joint - _gap(information.T)) / (entropies + np.log(bins))).mean())

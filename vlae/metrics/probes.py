@@ -1,4 +1,4 @@
-"""What a classifier reads from rungs: each alone, all together, all but one."""
+"""Probes of rungs: what a classifier reads from each rung, from all rungs, and from all but one."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,9 +9,7 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.ensemble import ExtraTreesClassifier
 from sklearn.preprocessing import StandardScaler
 
-from vlae.metrics._validation import Array, Factors, check_split, varies
-
-Floats = NDArray[np.float64]
+from vlae.metrics._validation import Array, Factors, Floats, check_split, varies
 
 _NOISE = 0.05  # of a chance-corrected accuracy on a few hundred test images
 
@@ -24,85 +22,116 @@ def probe_accuracy(
     *,
     seed: int,
     n_jobs: int = 1,
-) -> NDArray[np.float64]:
-    """How well each factor can be read from codes: (accuracy - chance) / (1 - chance) on test rows, (K,).
+) -> Floats:
+    """Compute the chance-corrected test accuracy of each factor, (accuracy - chance) / (1 - chance).
 
-    Two probes on standardized codes, the better one per factor by a fifth of the train rows that neither was
-    fitted to: linear discriminants, which read rotated and circular codes whose values are blobs, and one
-    forest of 100 extremely randomized trees for all factors (Geurts et al. 2006), which reads any shape and
-    is not troubled by useless latents. On twelve rotated latents with eight dead ones the first gets .97 and
-    the second .41; neighbors get .28, and fail wherever there are dead latents.
+    Two probes on standardized codes; per factor the better one on a fifth of the train rows that neither was fitted
+    to. Linear discriminants read rotated and circular codes whose values form blobs. One forest of 100 extremely
+    randomized trees for all factors reads any shape and tolerates useless latents. On twelve rotated latents with
+    eight inactive ones the first gets .97 and the second .41; nearest neighbors get .28.
 
-    Give it SAMPLES of the posterior: the means of a collapsed rung tell what its samples do not.
+    Pass SAMPLES of the posterior, because the means of a collapsed rung can hold what its samples do not.
 
     Args:
-        train_codes: (N, D) float, N > 4.
-        train_factors: (N, K) int.
-        test_codes: (M, D) float.
-        test_factors: (M, K) int.
-        seed: of the trees and of the choice of rows.
-        n_jobs: threads for the trees; the answer does not depend on it.
+        train_codes: Posterior samples (N, D) float, N > 4.
+        train_factors: Factors (N, K) int.
+        test_codes: Posterior samples (M, D) float.
+        test_factors: Factors (M, K) int.
+        seed: Random seed for the trees and the choice of rows.
+        n_jobs: Number of threads for the trees; the result does not depend on it.
 
     Returns:
-        At most 1; 0 = no better than the commonest train value always, and a little below is possible; 0 with
-        no latents; NaN for a factor with one value in either set.
+        (K,) at most 1, higher is better; 0 = the accuracy of always predicting the commonest train value, slightly
+        below by chance; 0 without latents; NaN for a factor with one value in either set.
 
     Raises:
-        ValueError: shapes that do not fit, too few train rows, or codes that are not finite.
+        ValueError: The shapes do not fit, there are too few train rows, or codes are not finite.
+
+    References:
+        Alain and Bengio, "Understanding Intermediate Layers Using Linear Classifier Probes", 2016, arXiv:1610.01644;
+        Geurts, Ernst and Wehenkel, "Extremely Randomized Trees", Machine Learning 63, 2006.
+
+    Example:
+        >>> factors = np.random.default_rng(0).integers(3, size=(200, 1))
+        >>> probe_accuracy(factors.astype(float), factors, factors.astype(float), factors, seed=0)
+        array([1.])
     """
-    check_split(train_codes, train_factors, test_codes, test_factors, latents=0)
+    check_split(train_codes, train_factors, test_codes, test_factors, min_latents=0)
     if len(train_codes) < 5:
-        raise ValueError(f"need at least 5 train rows, got {train_codes.shape}")
-    if not train_codes.shape[1]:
-        return _corrected(_majority(train_factors, len(test_factors)), train_factors, test_factors)
-    guesses = _predicted(train_codes, train_factors, test_codes, seed, n_jobs)
-    return _corrected(guesses, train_factors, test_factors)
+        raise ValueError(f"train_codes: got shape {train_codes.shape}. Pass at least 5 rows.")
+    majority = _majority(train_factors, len(test_factors))
+    has_latents = train_codes.shape[1] > 0
+    predictions = _predict(train_codes, train_factors, test_codes, seed, n_jobs) if has_latents else majority
+    accuracy, chance = ((each == test_factors).mean(axis=0) for each in (predictions, majority))
+    varying = varies(train_factors) & varies(test_factors)
+    return np.where(varying, (accuracy - chance) / np.where(chance < 1, 1 - chance, 1), np.nan)
 
 
-def _predicted(train_codes: Array, train_factors: Factors, test_codes: Array, seed: int, n_jobs: int) -> Factors:
-    """Values of each factor in the test rows, (M, K), by the probe that suits the factor."""
+def _predict(train_codes: Array, train_factors: Factors, test_codes: Array, seed: int, n_jobs: int) -> Factors:
+    """Return the predicted factors of the test rows, (M, K), each by its better probe."""
     scale = StandardScaler().fit(train_codes)
     codes = scale.transform(train_codes)
-    judge = np.random.default_rng(seed).permutation(len(codes)) % 5 == 0
-    fitted, factors, judged = codes[~judge], train_factors[~judge], int(judge.sum())
-    asked = np.concatenate([codes[judge], scale.transform(test_codes)])
+    held_out = np.random.default_rng(seed).permutation(len(codes)) % 5 == 0
+    fitted, factors, num_held_out = codes[~held_out], train_factors[~held_out], int(held_out.sum())
+    queries = np.concatenate([codes[held_out], scale.transform(test_codes)])
     trees = ExtraTreesClassifier(100, min_samples_leaf=3, random_state=seed, n_jobs=n_jobs)
     trees.fit(fitted, factors if factors.shape[1] > 1 else factors[:, 0])
-    guesses: Factors = trees.predict(asked).reshape(len(asked), -1)
-    for k, truth in enumerate(train_factors[judge].T):
-        linear = _discriminants(fitted, factors[:, k], asked)
-        if (linear[:judged] == truth).sum() > (guesses[:judged, k] == truth).sum():
-            guesses[:, k] = linear
-    return guesses[judged:]
+    predictions: Factors = trees.predict(queries).reshape(len(queries), -1)
+    for k, truth in enumerate(train_factors[held_out].T):
+        linear = _predict_linear(fitted, factors[:, k], queries)
+        if (linear[:num_held_out] == truth).sum() > (predictions[:num_held_out, k] == truth).sum():
+            predictions[:, k] = linear
+    return predictions[num_held_out:]
+
+
+def _predict_linear(codes: Floats, values: NDArray[np.integer], queries: Floats) -> NDArray[np.integer]:
+    """Return the values of the queries by linear discriminants."""
+    _, index, counts = np.unique(values, return_inverse=True, return_counts=True)
+    repeated = counts[index] > 1  # a value of one row has no spread
+    if (counts > 1).sum() < 2:
+        return _majority(values[:, None], len(queries))[:, 0]
+    # Shrinkage of a thousandth, because constant and duplicated latents leave the covariance singular.
+    model = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=1e-3).fit(codes[repeated], values[repeated])
+    return np.asarray(model.predict(queries))
+
+
+def _majority(factors: Factors, rows: int) -> Factors:
+    """Return the commonest value of each factor, (rows, K)."""
+    counted = [np.unique(column, return_counts=True) for column in factors.T]
+    common = [values[counts.argmax()] for values, counts in counted]
+    return np.tile(np.array(common, dtype=factors.dtype), (rows, 1))
 
 
 @dataclass(frozen=True)
 class RungProbes:
-    """Chance-corrected accuracies by `probe_accuracy`, rung 0 at the bottom; NaN columns as there.
+    """Chance-corrected accuracies by `probe_accuracy`, rung 0 at the bottom, with its NaN columns.
 
-    alone (L, K): one rung by itself. whole (K,): all rungs together. without (L, K): all but one.
+    Attributes:
+        single: (L, K) float64, of each rung by itself.
+        all: (K,) float64, of all rungs together.
+        leave_one_out: (L, K) float64, of all rungs but one.
     """
 
-    alone: Floats
-    whole: Floats
-    without: Floats
+    single: Floats
+    all: Floats
+    leave_one_out: Floats
 
     @property
-    def unique_information(self) -> Floats:
-        """What is lost without each rung, (L, K) in accuracy; about 0 for a redundant rung, noise goes below."""
-        return self.whole - self.without
+    def probe_drop(self) -> Floats:
+        """Accuracy that is lost without each rung, (L, K); about 0 for a redundant rung."""
+        return self.all - self.leave_one_out
 
     @property
     def upper_rung_gain(self) -> float:
-        """Share of the whole, summed over factors, that is lost if only the bottom rung is kept.
+        """Fraction of the accuracy of all rungs, summed over factors, that the bottom rung lacks.
 
-        About 0 = the bottom rung tells all, 1 = it tells nothing; NaN if the whole code tells less than .05 of a
-        factor on average, which is the probes' noise: a share of that can be anything.
+        About 0 = the bottom rung holds everything, 1 = nothing. NaN if all rungs together have less than .05 per
+        factor, because a fraction of the probes' noise is arbitrary.
         """
-        known = self.whole[~np.isnan(self.whole)]
-        if not len(known) or known.mean() < _NOISE:
+        accuracies = self.all[~np.isnan(self.all)]
+        if not len(accuracies) or accuracies.mean() < _NOISE:
             return float("nan")
-        return float((known.sum() - np.nansum(self.alone[0])) / known.sum())
+        return float((accuracies.sum() - np.nansum(self.single[0])) / accuracies.sum())
 
 
 def probe_rungs(
@@ -114,67 +143,48 @@ def probe_rungs(
     seed: int,
     n_jobs: int = 1,
 ) -> RungProbes:
-    """Probe every rung alone, all together, and all but each; no set of rungs is probed twice.
+    """Probe every rung by itself, all rungs together, and all but each; no set of rungs is probed twice.
 
     Args:
-        train_rungs: L arrays (N, D_l) float, bottom first: samples of the posteriors.
-        train_factors: (N, K) int.
-        test_rungs: L arrays (M, D_l) float.
-        test_factors: (M, K) int.
-        seed: as for `probe_accuracy`.
-        n_jobs: as for `probe_accuracy`.
+        train_rungs: Posterior samples, L arrays (N, D_l) float, bottom first.
+        train_factors: Factors (N, K) int.
+        test_rungs: Posterior samples, L arrays (M, D_l) float.
+        test_factors: Factors (M, K) int.
+        seed: Random seed, as for `probe_accuracy`.
+        n_jobs: Number of threads, as for `probe_accuracy`.
+
+    Returns:
+        The accuracies of each set of rungs.
 
     Raises:
-        ValueError: no rungs, train and test rungs of different shape, or as `probe_accuracy`.
+        ValueError: There are no rungs, train and test rungs have different shapes, or as `probe_accuracy`.
+
+    Example:
+        >>> factors = np.random.default_rng(0).integers(3, size=(200, 1))
+        >>> rungs = [factors.astype(float), np.zeros((200, 2))]
+        >>> probe_rungs(rungs, factors, rungs, factors, seed=0).probe_drop
+        array([[1.],
+               [0.]])
     """
-    _check_rungs(train_rungs, test_rungs)
-    known: dict[tuple[int, ...], Floats] = {}
-
-    def probe(rungs: tuple[int, ...]) -> Floats:
-        if rungs not in known:
-            train, test = (
-                np.concatenate([part[0][:, :0], *(part[level] for level in rungs)], axis=1)
-                for part in (train_rungs, test_rungs)
-            )
-            known[rungs] = probe_accuracy(train, train_factors, test, test_factors, seed=seed, n_jobs=n_jobs)
-        return known[rungs]
-
-    levels = tuple(range(len(train_rungs)))
-    alone = np.stack([probe((level,)) for level in levels])
-    without = np.stack([probe(tuple(other for other in levels if other != level)) for level in levels])
-    return RungProbes(alone, probe(levels), without)
-
-
-def _discriminants(codes: Floats, values: NDArray[np.integer], asked: Floats) -> NDArray[np.integer]:
-    """Predicted values of the rows `asked`."""
-    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
-    known = counts[place] > 1  # one row has no spread
-    if len(np.unique(values[known])) < 2:
-        return _majority(values[:, None], len(asked))[:, 0]
-    # Shrinkage of a thousandth: latents that are constant or copies leave the covariance singular.
-    fitted = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=1e-3).fit(codes[known], values[known])
-    return np.asarray(fitted.predict(asked))
-
-
-def _majority(factors: Factors, rows: int) -> Factors:
-    """The commonest value of each factor, (rows, K)."""
-    common = []
-    for column in factors.T:
-        values, counts = np.unique(column, return_counts=True)
-        common.append(values[counts.argmax()])
-    return np.tile(np.array(common, dtype=factors.dtype), (rows, 1))
-
-
-def _corrected(guesses: Factors, train_factors: Factors, test_factors: Factors) -> Floats:
-    accuracy = (guesses == test_factors).mean(axis=0)
-    chance = (_majority(train_factors, len(test_factors)) == test_factors).mean(axis=0)
-    known = varies(train_factors) & varies(test_factors)
-    return np.where(known, (accuracy - chance) / np.where(chance < 1, 1 - chance, 1), np.nan)
-
-
-def _check_rungs(train_rungs: Sequence[Array], test_rungs: Sequence[Array]) -> None:
     train, test = ([rung.shape for rung in rungs] for rungs in (train_rungs, test_rungs))
     matrices = all(len(shape) == 2 for shape in train + test)
     same_rows = all(len({shape[:1] for shape in shapes}) == 1 for shapes in (train, test))
     if not (matrices and same_rows and [shape[1:] for shape in train] == [shape[1:] for shape in test]):
-        raise ValueError(f"train and test rungs (N, D_l), (M, D_l) must agree, got {train}, {test}")
+        raise ValueError(f"train_rungs, test_rungs: got shapes {train}, {test}. Pass L arrays (N, D_l) and (M, D_l).")
+    accuracies: dict[tuple[int, ...], Floats] = {}
+
+    def probe(rungs: tuple[int, ...]) -> Floats:
+        if rungs not in accuracies:
+            train_codes, test_codes = (
+                np.concatenate([arrays[0][:, :0], *(arrays[rung] for rung in rungs)], axis=1)
+                for arrays in (train_rungs, test_rungs)
+            )
+            accuracies[rungs] = probe_accuracy(
+                train_codes, train_factors, test_codes, test_factors, seed=seed, n_jobs=n_jobs
+            )
+        return accuracies[rungs]
+
+    rungs = tuple(range(len(train_rungs)))
+    single = np.stack([probe((rung,)) for rung in rungs])
+    leave_one_out = np.stack([probe(tuple(other for other in rungs if other != rung)) for rung in rungs])
+    return RungProbes(single, probe(rungs), leave_one_out)

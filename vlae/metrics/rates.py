@@ -1,52 +1,64 @@
-"""What each rung costs: its rate in nats, and how many of its latents are in use."""
+"""Rate of each rung in nats, and its number of active latents."""
 
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vlae.metrics._validation import Array
+from vlae.metrics._validation import Array, Floats
 
-ACTIVE = 0.01  # nats: a latent whose mean KL is not as much above that of an idle one is not in use
-
-
-def _checked(kl_dims: Sequence[Array]) -> None:
-    shapes = [rung.shape for rung in kl_dims]
-    if (
-        not shapes
-        or any(len(shape) != 2 or not shape[0] for shape in shapes)
-        or len({shape[0] for shape in shapes}) > 1
-    ):
-        raise ValueError(f"the rungs' KL (N, D_l) must have the same N > 0, got {shapes}")
-    if not all(np.isfinite(rung).all() for rung in kl_dims):
-        raise ValueError("KL holds values that are not finite")
+# Mean KL in nats above which a latent is active, beyond the KL of a collapsed latent where that is not 0: Sonderby et
+# al., "Ladder Variational Autoencoders", NeurIPS 2016, arXiv:1602.02282.
+SONDERBY_ACTIVE_KL = 0.01
 
 
-def rates(kl_dims: Sequence[Array]) -> NDArray[np.float64]:
-    """Rate R_l = E KL(q(z_l|x) || p(z_l)) of each rung in nats per image, (L,).
+def rates(kl_dims: Sequence[Array]) -> Floats:
+    """Compute the rate of each rung, R_l = E_x KL(q(z_l|x) || p(z_l)).
 
     Args:
-        kl_dims: one (N, D_l) float per rung, bottom first: KL of each image and latent, nats.
+        kl_dims: KL of each image and latent in nats, one (N, D_l) float per rung, bottom first.
 
     Returns:
-        (L,) float64, >= 0 where the KL are exact; 0 for a rung with no latents.
+        Nats per image (L,), at least 0 where the KL is exact; 0 for a rung without latents.
 
     Raises:
-        ValueError: no rungs, not matrices with the same N > 0, or values that are not finite.
+        ValueError: There are no rungs, they are not matrices with the same N > 0, or values are not finite.
+
+    Example:
+        >>> rates([np.array([[1.0, 0.0], [3.0, 0.0]]), np.array([[0.5], [0.5]])])
+        array([2. , 0.5])
     """
-    _checked(kl_dims)
+    _check(kl_dims)
     return np.array([float(rung.sum(axis=1, dtype=np.float64).mean()) for rung in kl_dims])
 
 
-def active_units(kl_dims: Sequence[Array], *, threshold: float = ACTIVE) -> NDArray[np.int64]:
-    """How many latents of each rung have a mean KL above `threshold` nats, (L,) int, 0..D_l.
+def active_units(kl_dims: Sequence[Array], *, threshold: float = SONDERBY_ACTIVE_KL) -> NDArray[np.int64]:
+    """Count the active latents of each rung, those whose mean KL exceeds a threshold.
 
     Args:
-        kl_dims: one (N, D_l) float per rung, bottom first: KL of each image and latent, nats.
-        threshold: nats.
+        kl_dims: KL of each image and latent in nats, one (N, D_l) float per rung, bottom first.
+        threshold: Threshold in nats.
+
+    Returns:
+        Counts (L,) in 0..D_l.
 
     Raises:
-        ValueError: as `rates`.
+        ValueError: As `rates`.
+
+    References:
+        Sonderby et al., "Ladder Variational Autoencoders", NeurIPS 2016, arXiv:1602.02282.
+
+    Example:
+        >>> active_units([np.array([[1.0, 0.0], [3.0, 0.0]]), np.array([[0.5], [0.5]])])
+        array([1, 1])
     """
-    _checked(kl_dims)
+    _check(kl_dims)
     return np.array([int((rung.mean(axis=0, dtype=np.float64) > threshold).sum()) for rung in kl_dims], dtype=np.int64)
+
+
+def _check(kl_dims: Sequence[Array]) -> None:
+    shapes = [rung.shape for rung in kl_dims]
+    if any(len(shape) != 2 or not shape[0] for shape in shapes) or len({shape[:1] for shape in shapes}) != 1:
+        raise ValueError(f"kl_dims: got shapes {shapes}. Pass arrays (N, D_l) with the same N > 0.")
+    if not all(np.isfinite(rung).all() for rung in kl_dims):
+        raise ValueError("kl_dims: some values are not finite. Pass finite KL.")

@@ -1,58 +1,67 @@
-"""Codes up to a rotation of each rung, about which N(0, I) as its prior says nothing."""
+"""Codes rotated within a rung to independent axes, because the prior N(0, I) does not fix the rotation."""
 
 import warnings
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.linalg import polar
 from sklearn.decomposition import FastICA
 from sklearn.exceptions import ConvergenceWarning
 
-from vlae.metrics._validation import Array, check_codes, live
+from vlae.metrics._validation import Array, Floats, active_latents, check_codes
 from vlae.metrics.unsupervised import gaussian_total_correlation
 
 _CONTRASTS = ("logcosh", "cube")
-_STARTS = 3  # of each: one alone may end in the wrong optimum
+_STARTS = 3  # per contrast, because a single start may end in the wrong optimum
 
 
-def independent_axes(codes: Array) -> NDArray[np.float64]:
-    """One rung's codes, turned so that the latents are as independent as a rotation can make them.
+def independent_axes(codes: Array) -> Floats:
+    """Rotate the codes of one rung so that the latents are as independent as a rotation can make them.
 
-    The rotation next to what independent component analysis finds (FastICA: Hyvaerinen 1999), the best of several
-    starts by the sum of the components' squared excess kurtoses (Comon 1994): as they are not correlated, it is
-    highest where their total correlation is lowest. Factors are not looked at.
+    The rotation nearest to the unmixing matrix of independent component analysis (FastICA), the best of several
+    starts by the sum of the components' squared excess kurtoses: for uncorrelated components it is highest where
+    their total correlation is lowest. Factors are not used.
 
     Args:
-        codes: (N, D) float, posterior means of one rung. Latents with a variance below 0.01 stay as they are.
-
-    Raises:
-        ValueError: as `check_codes`.
+        codes: Posterior means (N, D) float of one rung. Latents with a variance below `BURDA_ACTIVE_VARIANCE` are
+            inactive and not rotated.
 
     Returns:
-        (N, D), centerd where they are turned; the codes themselves where fewer than two latents are active or one is
-        a linear function of others. The same codes give the same answer.
+        (N, D) float64, centered where rotated; the codes themselves where fewer than two latents are active or an
+        active latent is a linear function of others. The same codes give the same result.
+
+    Raises:
+        ValueError: Codes are not a finite matrix with rows.
+
+    References:
+        Hyvarinen, "Fast and Robust Fixed-Point Algorithms for Independent Component Analysis", IEEE Transactions on
+        Neural Networks 10(3), 1999; Comon, "Independent Component Analysis, a New Concept?", Signal Processing 36(3),
+        1994.
+
+    Example:
+        >>> sources = np.random.default_rng(0).uniform(-1, 1, (1000, 2))
+        >>> axes = independent_axes(sources @ np.array([[0.8, 0.6], [-0.6, 0.8]]))
+        >>> bool((np.abs(np.corrcoef(sources.T, axes.T)[:2, 2:]).max(axis=1) > 0.99).all())
+        True
     """
     check_codes(codes)
-    found = codes.astype(np.float64)
-    active = live(found)
-    inside = found[:, active] - found[:, active].mean(axis=0)
-    if active.sum() < 2 or not np.isfinite(gaussian_total_correlation(inside)):
-        return found
-    starts = [(contrast, seed) for contrast in _CONTRASTS for seed in range(_STARTS)]
-    unmixing = max((_unmixing(inside, *start) for start in starts), key=lambda matrix: _contrast(inside @ matrix.T))
-    rotation, _ = polar(unmixing)  # of a scaling after a rotation: the rotation
-    found[:, active] = inside @ rotation.T
-    return found
+    rotated = codes.astype(np.float64)
+    active = active_latents(rotated)
+    centered = rotated[:, active] - rotated[:, active].mean(axis=0)
+    if active.sum() < 2 or not np.isfinite(gaussian_total_correlation(centered)):
+        return rotated
+    unmixings = []
+    for fun in _CONTRASTS:
+        for seed in range(_STARTS):
+            analysis = FastICA(whiten="unit-variance", fun=fun, random_state=seed)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ConvergenceWarning)  # because Gaussian codes have no best rotation
+                unmixings.append(np.asarray(analysis.fit(centered).components_))
+    best = max(unmixings, key=lambda unmixing: _squared_kurtoses(centered @ unmixing.T))
+    rotation, _ = polar(best)  # the unmixing matrix is a rotation times a scaling
+    rotated[:, active] = centered @ rotation.T
+    return rotated
 
 
-def _unmixing(codes: NDArray[np.float64], contrast: str, seed: int) -> NDArray[np.float64]:
-    analysis = FastICA(whiten="unit-variance", fun=contrast, random_state=seed)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # Gaussian codes have no best rotation
-        analysis.fit(codes)
-    return np.asarray(analysis.components_)
-
-
-def _contrast(components: NDArray[np.float64]) -> float:
-    kurtosis = ((components / components.std(axis=0)) ** 4).mean(axis=0) - 3
-    return float((kurtosis**2).sum())
+def _squared_kurtoses(components: Floats) -> float:
+    kurtoses = ((components / components.std(axis=0)) ** 4).mean(axis=0) - 3
+    return float((kurtoses**2).sum())

@@ -1,39 +1,47 @@
-"""SAP: how much better the best single latent predicts a factor than the next best."""
+"""SAP: how much better the best single latent predicts a factor than the second best."""
 
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vlae.metrics._validation import Array, Factors, check_split, varies
+from vlae.metrics._validation import Array, Factors, Floats, Mask, check_split, varies
 
-Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-COST = 0.01
-STEPS = 500  # ten to thirty are usual
+_COST = 0.01
+_MAX_STEPS = 500  # ten to thirty are usual
 
 
 def sap_score(train_codes: Array, train_factors: Factors, test_codes: Array, test_factors: Factors) -> float:
-    """Separated attribute predictability: is each factor predicted by one latent alone?
+    """Compute the separated attribute predictability (SAP): is each factor predicted by one latent alone?
 
-    Mean over the factors of the gap between the test accuracies of the two latents that predict it best
-    (Kumar et al. 2018, section 3; discrete factors as in Locatello et al. 2019). See `svm_accuracies`.
-
-    The ceiling is low: a perfect code of dSprites scores .2 to .3, because a linear machine on one latent tells few
-    ordered values apart. The score depends on the scale of the latents.
+    The mean over the factors of the gap between the test accuracies of the two best latents, by `svm_accuracies`.
+    The ceiling is low: a perfect code of dSprites scores .2 to .3, because a linear classifier on one latent
+    separates few ordered values. The score depends on the scale of the latents.
 
     Args:
-        train_codes: (N, D) float, posterior means.
-        train_factors: (N, K) int; factors with one value here are left out.
-        test_codes: (M, D) float.
-        test_factors: (M, K) int.
-
-    Raises:
-        ValueError: shapes that do not fit, no latents, or codes that are not finite.
+        train_codes: Posterior means (N, D) float.
+        train_factors: Factors (N, K) int; factors with one train value are left out.
+        test_codes: Posterior means (M, D) float.
+        test_factors: Factors (M, K) int.
 
     Returns:
         In [0, 1], higher is better; NaN with one latent, which leaves no gap, and if no factor varies.
+
+    Raises:
+        ValueError: The shapes do not fit, there are no latents, or codes are not finite.
+
+    References:
+        Kumar, Sattigeri and Balakrishnan, "Variational Inference of Disentangled Latent Concepts from Unlabeled
+        Observations", ICLR 2018, section 3, arXiv:1711.00848; discrete factors as in Locatello et al., ICML 2019,
+        arXiv:1811.12359.
+
+    Example:
+        >>> factors = np.array([[0], [1]] * 50)
+        >>> codes = np.column_stack([factors - 0.5, np.zeros(100)])
+        >>> sap_score(codes, factors, codes, factors)
+        0.5
     """
     accuracies = svm_accuracies(train_codes, train_factors, test_codes, test_factors)
     ordered = np.sort(accuracies[:, np.isfinite(accuracies).all(axis=0)], axis=0)
@@ -43,126 +51,143 @@ def sap_score(train_codes: Array, train_factors: Factors, test_codes: Array, tes
 
 
 def svm_accuracies(train_codes: Array, train_factors: Factors, test_codes: Array, test_factors: Factors) -> Floats:
-    """Test accuracy in [0, 1] of each factor by each latent, (D, K); NaN for a factor with one train value.
+    """Compute the test accuracy of each factor by a linear support vector machine on each single latent.
 
-    The classifier is scikit-learn's `LinearSVC(C=0.01, class_weight="balanced")` on one raw latent: squared hinge,
-    one value against the rest, the offset penalized like the weight. A constant latent is no special case: it
-    predicts one value always. Test values that no train row has count as mistakes.
+    The classifier is scikit-learn's `LinearSVC(C=0.01, class_weight="balanced")` on the raw latent: squared hinge
+    loss, one value against the rest, the offset penalized like the weight. On a constant latent it predicts one value
+    always.
 
-    Args and errors are those of `sap_score`.
+    Args:
+        train_codes: Posterior means (N, D) float.
+        train_factors: Factors (N, K) int.
+        test_codes: Posterior means (M, D) float.
+        test_factors: Factors (M, K) int; values without train rows count as errors.
+
+    Returns:
+        (D, K) in [0, 1]; NaN for a factor with one train value.
+
+    Raises:
+        ValueError: As `sap_score`.
+
+    Example:
+        >>> factors = np.array([[0], [1]] * 50)
+        >>> svm_accuracies(factors - 0.5, factors, factors - 0.5, factors)
+        array([[1.]])
     """
     check_split(train_codes, train_factors, test_codes, test_factors)
-    out = np.full((train_codes.shape[1], train_factors.shape[1]), np.nan)
+    accuracies = np.full((train_codes.shape[1], train_factors.shape[1]), np.nan)
     varying = np.flatnonzero(varies(train_factors)).tolist()
     if not varying:
-        return out
-    named = [np.unique(train_factors[:, k], return_inverse=True) for k in varying]
-    labels = np.stack([inverse for _, inverse in named])
+        return accuracies
+    values, inverses = zip(*(np.unique(train_factors[:, k], return_inverse=True) for k in varying), strict=True)
+    labels = np.stack(inverses)
     costs = np.concatenate([_costs(np.bincount(row)) for row in labels], axis=1)
-    bounds = np.cumsum([0, *(len(values) for values, _ in named)])
-    for j in range(len(out)):
+    bounds = np.cumsum([0, *(len(each) for each in values)])
+    for j in range(len(accuracies)):
         train, test = (np.asarray(codes[:, j], np.float64) for codes in (train_codes, test_codes))
         weights, offsets = _fit(_Latent.of(train, labels, bounds[:-1], costs))
-        for k, first, last, (values, _) in zip(varying, bounds, bounds[1:], named, strict=False):
+        for k, first, last, each in zip(varying, bounds, bounds[1:], values, strict=False):
             decisions = np.multiply.outer(test, weights[first:last]) + offsets[first:last]
-            out[j, k] = (values[decisions.argmax(axis=1)] == test_factors[:, k]).mean()
-    return out
+            accuracies[j, k] = (each[decisions.argmax(axis=1)] == test_factors[:, k]).mean()
+    return accuracies
 
 
 def _costs(counts: Ints) -> Floats:
-    """Price of a mistake on a row of each value, and on one of the rest, (2, values).
-
-    "Balanced" weighs only the value itself, unless there are two: then one machine is fitted and both have a weight.
-    """
-    balanced = COST * counts.sum() / (len(counts) * counts)
-    return np.stack([balanced, balanced[::-1] if len(counts) == 2 else np.full(len(counts), COST)])
+    """Return the cost of an error on a row of each value, and on a row of the rest, (2, values)."""
+    # scikit-learn's "balanced" weighs only the value itself, unless two values share one classifier.
+    balanced = _COST * counts.sum() / (len(counts) * counts)
+    return np.stack([balanced, balanced[::-1] if len(counts) == 2 else np.full(len(counts), _COST)])
 
 
 @dataclass(frozen=True)
 class _Latent:
-    """One latent, laid out so that the rows that err against any line are counted by two binary searches.
+    """One latent of N rows, sorted so that two binary searches count the rows that any line misclassifies.
 
-    The rows that a line misjudges lie on one side of a threshold, so their number, sum and sum of squares are
-    differences of running sums: of all rows by rank, and of the rows of each value of each factor by rank.
+    The rows that a line misclassifies lie on one side of a threshold, so that their number, sum and sum of squares are
+    differences of cumulative sums: of all rows by rank, and of the rows of each of V values by rank.
+
+    Attributes:
+        codes: (N,), sorted.
+        sums: (3, N + 1), cumulative over all rows.
+        keys: (K N,), index of the value * (N + 1) + rank, increasing.
+        value_sums: (3, K N + 1), cumulative in the order of the keys.
+        starts: (V,), index of the first key of each value.
+        sizes: (V,), rows of each value.
+        costs: (2, V), by `_costs`.
     """
 
-    ordered: Floats  # (N,)
-    running: Floats  # (3, N + 1) over all rows
-    keys: Ints  # (K N,) value number * (N + 1) + rank, increasing
-    within: Floats  # (3, K N + 1) in the order of the keys
-    starts: Ints  # (V,) first key of each value of each factor
-    sizes: Ints  # (V,)
-    costs: Floats  # (2, V)
+    codes: Floats
+    sums: Floats
+    keys: Ints
+    value_sums: Floats
+    starts: Ints
+    sizes: Ints
+    costs: Floats
 
     @classmethod
-    def of(cls, codes: Floats, labels: Ints, firsts: Ints, costs: Floats) -> "_Latent":
-        """Codes (N,), labels (K, N) from 0 for each factor, whose first values have the numbers `firsts`."""
+    def of(cls, codes: Floats, labels: Ints, first_values: Ints, costs: Floats) -> "_Latent":
+        """Return the latent of codes (N,) with labels (K, N) counted from 0, offset by `first_values` (K,)."""
         order = np.argsort(codes)
-        rows = len(order)
-        values = labels[:, order] + firsts[:, None]
+        values = labels[:, order] + first_values[:, None]
         ranks = np.argsort(values.astype(np.min_scalar_type(values.max())), axis=1, kind="stable")
-        keys = np.take_along_axis(values, ranks, axis=1) * (rows + 1) + ranks
+        keys = np.take_along_axis(values, ranks, axis=1) * (len(order) + 1) + ranks
         ordered = codes[order]
         sizes = np.bincount(values.ravel(), minlength=costs.shape[1])
-        starts = np.cumsum(sizes) - sizes
-        return cls(ordered, _running(ordered), keys.ravel(), _running(ordered[ranks.ravel()]), starts, sizes, costs)
+        sums, value_sums = _cumulative(ordered), _cumulative(ordered[ranks.ravel()])
+        return cls(ordered, sums, keys.ravel(), value_sums, np.cumsum(sizes) - sizes, sizes, costs)
 
-    def beyond(self, threshold: Floats, *, above: NDArray[np.bool_], rest: bool) -> Floats:
-        """Count, sum and sum of squares, (3, V), of the rows on one side of each value's threshold.
-
-        Of the rows of the value itself or of the `rest`.
-        """
-        rank = np.searchsorted(self.ordered, threshold)
-        numbers = np.arange(len(threshold))
-        at = np.searchsorted(self.keys, numbers * (len(self.ordered) + 1) + rank)
-        below = self.within[:, at] - self.within[:, self.starts]
-        total = self.within[:, self.starts + self.sizes] - self.within[:, self.starts]
+    def sums_beyond(self, threshold: Floats, *, above: Mask, rest: bool) -> Floats:
+        """Return count, sum and sum of squares, (3, V), of the rows of each value, or of the rest, past a threshold."""
+        rank = np.searchsorted(self.codes, threshold)
+        index = np.searchsorted(self.keys, np.arange(len(threshold)) * (len(self.codes) + 1) + rank)
+        below = self.value_sums[:, index] - self.value_sums[:, self.starts]
+        total = self.value_sums[:, self.starts + self.sizes] - self.value_sums[:, self.starts]
         if rest:
-            below, total = self.running[:, rank] - below, self.running[:, -1:] - total
+            below, total = self.sums[:, rank] - below, self.sums[:, -1:] - total
         return np.where(above, total - below, below)
 
     def loss(self, weights: Floats, offsets: Floats) -> tuple[Floats, Floats, Floats]:
-        """Loss (V,), gradient (2, V) and curvature (3, V): by weight twice, by both, by offset twice."""
+        """Return loss (V,), gradient (2, V) and Hessian (3, V): weight-weight, weight-offset, offset-offset."""
         falling = np.signbit(weights)
         value = (weights**2 + offsets**2) / 2
         gradient = np.stack([weights, offsets])
-        curvature = np.outer([1.0, 0.0, 1.0], np.ones(len(weights)))
+        hessian = np.outer([1.0, 0.0, 1.0], np.ones(len(weights)))
         for sign, rest, cost in ((1.0, False, self.costs[0]), (-1.0, True, self.costs[1])):
-            margin = sign - offsets  # the row errs if sign * weight * code < sign * margin
-            with np.errstate(divide="ignore", invalid="ignore"):  # no weight: all rows err or none does
+            margin = sign - offsets  # a row is misclassified if sign * weight * code < sign * margin
+            with np.errstate(divide="ignore", invalid="ignore"):  # at weight 0 all rows or none are misclassified
                 threshold = margin / weights
-            count, first, second = self.beyond(threshold, above=falling ^ rest, rest=rest)
+            count, first, second = self.sums_beyond(threshold, above=falling ^ rest, rest=rest)
             value += cost * (count * margin**2 - 2 * margin * weights * first + weights**2 * second)
             gradient += 2 * cost * np.stack([weights * second - margin * first, weights * first - margin * count])
-            curvature += 2 * cost * np.stack([second, first, count])
-        return value, gradient, curvature
+            hessian += 2 * cost * np.stack([second, first, count])
+        return value, gradient, hessian
 
 
-def _running(values: Floats) -> Floats:
-    """Running count, sum and sum of squares, from 0, (3, n + 1)."""
-    out = np.zeros((3, len(values) + 1))
-    out[0] = np.arange(len(values) + 1)
-    np.cumsum(values, out=out[1, 1:])
-    np.cumsum(values**2, out=out[2, 1:])
-    return out
+def _cumulative(values: Floats) -> Floats:
+    """Return the cumulative count, sum and sum of squares, from 0, (3, n + 1)."""
+    sums = np.zeros((3, len(values) + 1))
+    sums[0] = np.arange(len(values) + 1)
+    np.cumsum(values, out=sums[1, 1:])
+    np.cumsum(values**2, out=sums[2, 1:])
+    return sums
 
 
 def _fit(latent: _Latent) -> tuple[Floats, Floats]:
-    """Weight and offset of every machine, (V,) each: damped Newton steps on a convex, piecewise quadratic loss."""
-    at = np.zeros((2, len(latent.sizes)))
-    value, gradient, curvature = latent.loss(*at)
+    """Return weight and offset of every value, (V,) each, by damped Newton steps on a convex, piecewise quadratic."""
+    params = np.zeros((2, len(latent.sizes)))
+    value, gradient, hessian = latent.loss(*params)
     damping = np.ones(len(value))
-    for _ in range(STEPS):
-        ww, wb, bb = curvature
+    for _ in range(_MAX_STEPS):
+        ww, wb, bb = hessian
         step = np.stack([bb * gradient[0] - wb * gradient[1], ww * gradient[1] - wb * gradient[0]]) / (ww * bb - wb**2)
         if ((step * gradient).sum(axis=0) <= 1e-12 * value).all():
-            at = at - step  # for the digits that the loss no longer shows, and latents of tiny scale need
+            params = params - step  # because the loss no longer resolves the last digits, which tiny latents need
             break
-        tried = at - damping * step
-        new_value, new_gradient, new_curvature = latent.loss(*tried)
+        candidate = params - damping * step
+        new_value, new_gradient, new_hessian = latent.loss(*candidate)
         better = new_value <= value
-        at, value = np.where(better, tried, at), np.where(better, new_value, value)
+        params, value = np.where(better, candidate, params), np.where(better, new_value, value)
         gradient = np.where(better, new_gradient, gradient)
-        curvature = np.where(better, new_curvature, curvature)
+        hessian = np.where(better, new_hessian, hessian)
         damping = np.where(better, 1.0, damping / 2)
-    return at[0], at[1]
+    return params[0], params[1]

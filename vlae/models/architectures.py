@@ -1,27 +1,24 @@
-"""The deterministic part of every model: one trunk and one decoder, as tables of layers.
+"""The deterministic part of every model as data: one trunk and one decoder made of layers.
 
-All models of a comparison take the same table and differ in where their latents are: a ladder reads
-every rung of the trunk and joins the decoder at every joint, a stack reads the trunk's end and enters
-the decoder at its top.
+All models of a comparison have the same architecture and differ in where their latents are. A ladder reads every
+feature level of the trunk and enters the decoder at every merge. A stacked VAE reads the end of the trunk and enters
+the decoder at the top.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
-from vlae.models.layers import Layer, Layers, dense, to_feature_map
-
-ImageShape = tuple[int, int, int]
+from vlae.models.layers import ImageShape, Layer, Layers, dense, to_feature_map
 
 
 @dataclass(frozen=True)
 class Merge:
-    """Where rung l < L-1 joins the decoder.
+    """The point of the decoder where the latent of a rung below the top one enters.
 
-    Args:
-        inject: from z_l to what is laid beside the features from above; empty: z_l itself.
-        before: for the features from above, before z_l comes to them.
-        after: for the two together.
-        gated: features + gate * inject(z_l), with a learned gate, instead of the two side by side.
+    Attributes:
+        latent_path: Layers from z_l to the features that are merged; empty for z_l itself.
+        before: Layers of the features from above before the merge.
+        after: Layers of the merged features.
+        gated: Whether the merge is features + gate * latent_path(z_l) with a learned gate instead of a concatenation.
     """
 
     latent_path: Layers
@@ -34,14 +31,14 @@ class Merge:
 class Network:
     """A trunk and a decoder for L rungs, bottom first.
 
-    Args:
-        trunk: stages h_0 = image -> h_1 -> ...
-        taps: rung l reads h_taps[l].
-        rungs: from there to the features that its head sees.
-        top: from z_{L-1} to the decoder's first features.
-        joints: of the rungs below the top one.
-        finish: from there to the image, before the likelihood's link.
-        weight_std: standard deviation of the initial weights; None: torch's own.
+    Attributes:
+        trunk: Stages from the image h_0 to features h_1, h_2, ...
+        feature_levels: Rung l reads h_k with k = feature_levels[l].
+        rungs: Layers from those features to the input of each rung's head.
+        top: Layers from z_{L-1} to the first features of the decoder.
+        merges: Merges of the rungs below the top one.
+        output: Layers from the last merge to the decoder's output.
+        weight_std: Standard deviation of the initial weights; None for PyTorch's default.
     """
 
     trunk: tuple[Layers, ...]
@@ -55,83 +52,89 @@ class Network:
 
 @dataclass(frozen=True)
 class ArchitectureSpec:
-    """What a table is made for: `units[l]` features in the dense layers of rung l, convolutions of `width` channels."""
+    """The sizes that an architecture is built for.
 
-    image: ImageShape
-    rungs: int
+    Attributes:
+        width: Channels of the convolutions at half resolution.
+        hidden_dims: Units of the dense layers of each rung, bottom first.
+    """
+
+    image_shape: ImageShape
     width: int
-    units: tuple[int, ...]
+    hidden_dims: tuple[int, ...]
+
+    @property
+    def rungs(self) -> int:
+        """Number of rungs L."""
+        return len(self.hidden_dims)
 
 
-def pyramid(size: ArchitectureSpec) -> Network:
-    """Any image of 8 pixels or more and even sides, any number of rungs.
+def pyramid(spec: ArchitectureSpec) -> Network:
+    """Return the default architecture, for any number of rungs and images of even sides of 8 pixels or more.
 
-    Rung l reads trunk level l while the image can still be halved; rungs beyond the deepest level share it and
-    are told apart by the blocks between them. Halving stops at 4 to 7 pixels, or at an odd size. The top
-    rung runs to the deepest level and through dense layers.
+    Rung l reads level l of the trunk while the image can be halved. Further rungs share the deepest level and differ
+    by the blocks between them. Halving stops at 4 to 7 pixels, or at an odd size. The top rung runs to the deepest
+    level and through dense layers.
 
     Raises:
-        ValueError: the image cannot be halved once.
+        ValueError: The image cannot be halved once.
     """
-    shapes = _levels(size.image, size.width)
-    deepest, top = len(shapes) - 1, size.rungs - 1
-    feature_levels = tuple(min(rung, deepest) for rung in range(size.rungs))
-    joins = [min(tap + 1, deepest) for tap in feature_levels[:top]] + [deepest]
-
-    def up(source: int, target: int) -> Layers:
-        channels = shapes[max(target, 1)][0]
-        return tuple(Layer("up", channels, 3) for _ in range(source, target, -1))
+    channels, height, width = spec.image_shape
+    shapes = [spec.image_shape]  # by level: each is half the size of the one before
+    while height % 2 == 0 and width % 2 == 0 and min(height, width) >= 8:
+        height, width = height // 2, width // 2
+        shapes.append((spec.width * 2 ** min(len(shapes) - 1, 3), height, width))
+    if len(shapes) == 1:
+        raise ValueError(
+            f"model.network=pyramid: images of {height}x{width} pixels cannot be halved. "
+            "Use images whose sides are even and at least 8 pixels."
+        )
+    deepest, top = len(shapes) - 1, spec.rungs - 1
+    levels = [min(rung, deepest) for rung in range(spec.rungs)]
+    merge_levels = [min(level + 1, deepest) for level in levels[:top]] + [deepest]
 
     def block(source: int, target: int) -> Layers:
-        channels = shapes[target][0]
-        first = Layer("conv", channels, 4, 2) if target > source else Layer("conv", channels, 3)
-        return (first, Layer("conv", channels, 3))
+        units = shapes[target][0]
+        first = Layer("conv", units, 4, 2) if target > source else Layer("conv", units, 3)
+        return (first, Layer("conv", units, 3))
 
-    below_top = tuple(block(tap, min(tap + 1, deepest)) for tap in feature_levels[:top])
-    to_the_end = sum((block(level, level + 1) for level in range(feature_levels[top], deepest)), ())
-    join_at = [
-        Merge(
-            latent_path=(to_feature_map((size.width, *shapes[joins[rung]][1:]), is_output=True),),
-            before=_climb(up, joins[rung + 1], joins[rung]),
-            after=(Layer("conv", shapes[joins[rung]][0], 3),),
-        )
-        for rung in range(top)
-    ]
-    units = size.units[top]
+    def climb(source: int, target: int) -> Layers:
+        return tuple(Layer("up", shapes[max(level - 1, 1)][0], 3) for level in range(source, target, -1))
+
+    to_deepest = sum((block(level, level + 1) for level in range(levels[top], deepest)), ())
+    dense_layers = dense(spec.hidden_dims[top], 2)
     return Network(
-        trunk=tuple(block(feature_levels[rung], feature_levels[rung + 1]) for rung in range(top)),
-        feature_levels=tuple(range(size.rungs)),
-        rungs=(*below_top, (to_the_end or block(deepest, deepest)) + dense(units, 2)),
-        top=(*dense(units, 2), to_feature_map(shapes[deepest], is_output=True)),
-        merges=tuple(join_at),
-        output=(*_climb(up, joins[0], 0), Layer("conv", size.image[0], 3, is_output=True)),
+        trunk=tuple(block(levels[rung], levels[rung + 1]) for rung in range(top)),
+        feature_levels=tuple(range(spec.rungs)),
+        rungs=(
+            *(block(levels[rung], merge_levels[rung]) for rung in range(top)),
+            (to_deepest or block(deepest, deepest)) + dense_layers,
+        ),
+        top=(*dense_layers, to_feature_map(shapes[deepest], is_output=True)),
+        merges=tuple(
+            Merge(
+                latent_path=(to_feature_map((spec.width, *shapes[level][1:]), is_output=True),),
+                before=climb(merge_levels[rung + 1], level),
+                after=(Layer("conv", shapes[level][0], 3),),
+            )
+            for rung, level in enumerate(merge_levels[:top])
+        ),
+        output=(*climb(merge_levels[0], 0), Layer("conv", channels, 3, is_output=True)),
     )
 
 
-def _climb(up: Callable[[int, int], Layers], source: int, target: int) -> Layers:
-    return sum((up(level, level - 1) for level in range(source, target, -1)), ())
+def mlp(spec: ArchitectureSpec) -> Network:
+    """Return dense layers only, two per rung, for any number of rungs and any images; `spec.width` has no effect.
 
-
-def _levels(image: ImageShape, width: int) -> list[ImageShape]:
-    """Shape by level: level 0 is the image, each next one half its size; channels double, from `width` to 8 times."""
-    _, height, columns = image
-    shapes = [image]
-    while height % 2 == 0 and columns % 2 == 0 and min(height, columns) >= 8:
-        height, columns = height // 2, columns // 2
-        shapes.append((width * 2 ** min(len(shapes) - 1, 3), height, columns))
-    if len(shapes) == 1:
-        raise ValueError(f"images of {image[1]}x{image[2]} pixels cannot be halved once: 8 or more and even are needed")
-    return shapes
-
-
-def mlp(size: ArchitectureSpec) -> Network:
-    """Dense layers only, two of `units[l]` features for rung l (Soenderby et al. 2016, with their sizes)."""
-    top = size.rungs - 1
+    References:
+        Sønderby et al.: "Ladder Variational Autoencoders", NIPS 2016, arXiv:1602.02282.
+    """
+    *below, top = spec.hidden_dims
     return Network(
-        trunk=tuple(dense(size.units[rung], 2) for rung in range(top)),
-        feature_levels=tuple(range(size.rungs)),
-        rungs=tuple(dense(units, 2) for units in size.units),
-        top=dense(size.units[top], 2),
-        merges=tuple(Merge(latent_path=(), after=dense(size.units[rung], 2)) for rung in range(top)),
-        output=(to_feature_map(size.image, is_output=True),),
+        trunk=tuple(dense(units, 2) for units in below),
+        feature_levels=tuple(range(spec.rungs)),
+        rungs=tuple(dense(units, 2) for units in spec.hidden_dims),
+        top=dense(top, 2),
+        merges=tuple(Merge(latent_path=(), after=dense(units, 2)) for units in below),
+        output=(to_feature_map(spec.image_shape, is_output=True),),
     )

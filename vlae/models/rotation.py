@@ -1,4 +1,4 @@
-"""Which axes the rungs have, learned apart from what they tell."""
+"""A learned rotation of each rung's axes, shared by its head and the decoder."""
 
 from collections.abc import Sequence
 
@@ -9,37 +9,42 @@ from vlae.gaussian import DiagonalGaussian
 
 
 class Rotations(nn.Module):
-    """A rotation of each rung's latents that its head and the decoder share; none at the start.
+    """One rotation R_l per rung, the identity at first: z_l = R_l h_l, and the decoder reads R_l^T z_l.
 
-    To turn a rung without it, head and decoder have to change in step while every update disturbs both, so a rung
-    stays about as it is turned when it begins to tell something. With it, the image hardly depends on the turn, and the
-    prior alone decides on it.
+    Without this module, head and decoder must change in step to rotate a rung, so a rung keeps about the axes that it
+    has when it becomes active. With this module the image hardly depends on R_l, and the prior alone selects the axes.
 
-    The rotations are Cayley's of skew matrices: any but half turns, which axes can do without.
+    R_l is the Cayley transform of a skew-symmetric matrix, which reaches every rotation without a half turn. A half
+    turn only flips signs of axes.
 
     Args:
-        dims: D_l of each rung.
+        dims: Latent dimensions D_l of each rung, bottom first.
     """
 
     def __init__(self, dims: Sequence[int]) -> None:
         super().__init__()
-        self.skews = nn.ParameterList(nn.Parameter(torch.zeros(dim, dim)) for dim in dims)  # above the diagonal
+        self.skews = nn.ParameterList(nn.Parameter(torch.zeros(dim, dim)) for dim in dims)  # used above the diagonal
 
     def forward(self, posteriors: Sequence[DiagonalGaussian]) -> list[DiagonalGaussian]:
-        """What the heads say, (B, D_l), with its means turned: R_l mean."""
-        means = [q.mean @ rotation(skew).T for q, skew in zip(posteriors, self.skews, strict=True)]
-        return [DiagonalGaussian(mean, q.log_sigma) for mean, q in zip(means, posteriors, strict=True)]
+        """Return the heads' posteriors over (B, D_l) with rotated means R_l mean and the same scales."""
+        return [
+            DiagonalGaussian(q.mean @ rotation_matrix(skew).T, q.log_sigma)
+            for q, skew in zip(posteriors, self.skews, strict=True)
+        ]
 
     def inverse(self, latents: Sequence[Tensor]) -> list[Tensor]:
-        """From latents to what the decoder reads, (B, D_l): R_l^T z_l."""
-        return [z @ rotation(skew) for z, skew in zip(latents, self.skews, strict=True)]
+        """Return R_l^T z_l, (B, D_l) per rung, for the decoder."""
+        return [z @ rotation_matrix(skew) for z, skew in zip(latents, self.skews, strict=True)]
 
 
-def rotation(skew: Tensor) -> Tensor:
-    """Cayley's rotation by the entries of (D, D) above the diagonal: (D, D), orthogonal, of determinant 1."""
+def rotation_matrix(skew: Tensor) -> Tensor:
+    """Return the Cayley transform R = (I - A/2)^-1 (I + A/2) of A = U - U^T, (D, D), orthogonal with determinant 1.
+
+    U is the part of `skew` (D, D) above the diagonal, so A is skew-symmetric.
+    """
     upper = skew.triu(1)
     half = (upper - upper.T) / 2
-    one = torch.eye(len(half), dtype=half.dtype, device=half.device)
-    # 1 - half is never singular, so the check, for which the CPU would wait for a GPU, is left out.
-    turned: Tensor = torch.linalg.solve_ex(one - half, one + half).result
-    return turned
+    identity = torch.eye(len(half), dtype=half.dtype, device=half.device)
+    # solve_ex without the check, because the CPU would wait for a GPU; I - A/2 is never singular.
+    rotation: Tensor = torch.linalg.solve_ex(identity - half, identity + half).result
+    return rotation

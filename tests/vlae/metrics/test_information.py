@@ -9,12 +9,12 @@ import pytest
 from sklearn.metrics import mutual_info_score
 
 from benchmarks.reference.representations import NAMES, representation
+from vlae.metrics._discretization import discretize
 from vlae.metrics.information import (
     dcimig_score,
-    discretize,
     entropy,
-    factor_gaps,
     jemmig_score,
+    mig_per_factor,
     mig_score,
     mig_sup_score,
     modularity_score,
@@ -30,9 +30,8 @@ SCORES = {
     "jemmig": jemmig_score,
 }
 each_score = pytest.mark.parametrize("score", SCORES.values(), ids=SCORES)
-RNG = np.random.default_rng(0)
-FACTORS = np.stack([RNG.integers(0, 4, 4000), RNG.integers(0, 7, 4000), RNG.integers(0, 2, 4000)], axis=1)
-NOISE = RNG.normal(size=(4000, 3)).astype(np.float32)
+FACTORS = np.random.default_rng(0).integers((4, 7, 2), size=(4000, 3))
+NOISE = np.random.default_rng(1).normal(size=(4000, 3)).astype(np.float32)
 PERFECT = FACTORS.astype(np.float32)
 # Every combination of a factor of 4 and one of 2 values equally often: the information is exact.
 GRID = np.stack([np.arange(800) % 4, np.arange(800) // 4 % 2], axis=1)
@@ -40,29 +39,32 @@ GRID = np.stack([np.arange(800) % 4, np.arange(800) // 4 % 2], axis=1)
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("score", SCORES)
-def test_golden_values(name: str, score: str) -> None:
+def test_information_metrics_agree_with_golden_values(name: str, score: str) -> None:
+    """The metrics agree with scikit-learn on every representation."""
     rows = representation(name)
-    found = SCORES[score](rows.train_codes, rows.train_factors)
+    result = SCORES[score](rows.train_codes, rows.train_factors)
     if np.isnan(GOLDEN[name][score]):
-        # The reference has no second latent to take the gap to; here it tells 0.
+        # The reference has no second latent to take the gap to; here it has information 0.
         assert (name, score) in {("one_latent", "mig"), ("one_latent", "jemmig")}
-        with_dead = np.concatenate([rows.train_codes, 0 * rows.train_codes], axis=1)
-        assert found == pytest.approx(SCORES[score](with_dead, rows.train_factors))
+        with_inactive = np.concatenate([rows.train_codes, 0 * rows.train_codes], axis=1)
+        assert result == pytest.approx(SCORES[score](with_inactive, rows.train_factors))
     else:
-        assert found == pytest.approx(GOLDEN[name][score], abs=1e-6)
+        assert result == pytest.approx(GOLDEN[name][score], abs=1e-6)
 
 
 @pytest.mark.parametrize("bins", [1, 2, 20, 300])
 @pytest.mark.parametrize("rows", [1, 7, 4000])
-def test_mutual_information_agrees_with_scikit_learn(bins: int, rows: int) -> None:
+def test_mutual_information_agrees_with_sklearn(bins: int, rows: int) -> None:
+    """Every entry is scikit-learn's."""
     codes = np.concatenate([PERFECT + 0.5 * NOISE, NOISE, 0 * NOISE[:, :1]], axis=1)[:rows]
     factors = np.concatenate([FACTORS, FACTORS[:, :1] * 10**9 - 5, 0 * FACTORS[:, :1]], axis=1)[:rows]
-    binned = discretize(codes, bins)
-    expected = [[mutual_info_score(code, factor) for factor in factors.T] for code in binned.T]
+    binned = discretize(codes, bins).values
+    expected = [[mutual_info_score(code, factor) for factor in factors.T] for code in binned]
     np.testing.assert_allclose(mutual_information(codes, factors, bins=bins), expected, atol=1e-9)
 
 
-def test_what_tells_nothing_is_zero() -> None:
+def test_mutual_information_of_independent_is_exactly_zero() -> None:
+    """Independent and constant variables have exactly 0."""
     codes = np.stack([GRID[:, 1], np.full(800, 0.1)], axis=1)
     factors = np.stack([GRID[:, 0], np.full(800, 7)], axis=1)
     np.testing.assert_array_equal(mutual_information(codes, factors), np.zeros((2, 2)))
@@ -76,37 +78,40 @@ def test_what_tells_nothing_is_zero() -> None:
         np.arange(20) / 7,
         np.arange(7) / 3,
         np.linspace(-1, 1, 21),
-        RNG.normal(size=3000),
-        RNG.normal(size=3000) * 1e-3 + 3,
-        np.exp(RNG.normal(size=500)) * 1e-3,
-        np.round(RNG.normal(size=3000), 1),
+        NOISE[:3000, 0].astype(float),
+        NOISE[:3000, 1].astype(float) * 1e-3 + 3,
+        np.exp(NOISE[:500, 2].astype(float)) * 1e-3,
+        np.round(NOISE[:3000, 2].astype(float), 1),
         np.full(5, 0.3),
         np.full(5, -3e4),
         np.array([2.0]),
     ],
 )
-def test_bins_are_those_of_numpy_on_the_stored_dtype(column: np.ndarray, dtype: type) -> None:
+def test_discretize_agrees_with_numpy_on_the_stored_dtype(column: np.ndarray, dtype: type) -> None:
+    """The bins are those of numpy.histogram on the dtype of the codes."""
     code = column.astype(dtype)
     try:
         edges = np.histogram(code, 20)[1][:-1]
-    except ValueError:  # numpy cannot cut so narrow a range, which is rounding: one bin
-        np.testing.assert_array_equal(discretize(code[:, None], 20), 0)
+    except ValueError:  # numpy refuses so narrow a range: one bin
+        np.testing.assert_array_equal(discretize(code[:, None], 20).values, 0)
     else:
-        np.testing.assert_array_equal(discretize(code[:, None], 20)[:, 0], np.digitize(code, edges) - 1)
+        np.testing.assert_array_equal(discretize(code[:, None], 20).values[0], np.digitize(code, edges) - 1)
 
 
 @pytest.mark.parametrize("scale", [1e-300, 1e-30, 1.0, 1e30, 1e300])
-def test_bins_of_tiny_and_huge_codes(scale: float) -> None:
-    code = RNG.normal(size=500) * scale
+def test_discretize_tiny_and_huge_codes_agree_with_numpy(scale: float) -> None:
+    """The bins are numpy's at any scale."""
+    rng = np.random.default_rng(2)
+    code = rng.normal(size=500) * scale
     edges = np.histogram(code, 20)[1][:-1]
-    np.testing.assert_array_equal(discretize(code[:, None], 20)[:, 0], np.digitize(code, edges) - 1)
+    np.testing.assert_array_equal(discretize(code[:, None], 20).values[0], np.digitize(code, edges) - 1)
 
 
 @pytest.mark.parametrize("ulps", [1, 5, 19, 21, 27, 39, 61])
-def test_bins_of_codes_that_differ_in_their_last_digits(ulps: int) -> None:
-    """Float32 edges a few units of the last place apart: rounded, they are far from evenly spaced."""
+def test_discretize_last_digits_agree_with_numpy(ulps: int) -> None:
+    """Float32 edges a few units of the last place apart are rounded, hence far from evenly spaced."""
     code = (np.float32(1) + np.arange(ulps + 1, dtype=np.float32) * np.spacing(np.float32(1))).astype(np.float32)
-    binned = discretize(code[:, None], 20)[:, 0]
+    binned = discretize(code[:, None], 20).values[0]
     try:
         edges = np.histogram(code, 20)[1][:-1]
     except ValueError:
@@ -116,13 +121,15 @@ def test_bins_of_codes_that_differ_in_their_last_digits(ulps: int) -> None:
     assert ulps > 20 or (binned == 0).all()
 
 
-def test_range_that_overflows_is_named() -> None:
+def test_discretize_overflowing_range_raises() -> None:
+    """The error names the latent and the dtype."""
     codes = np.array([[0, -6e4], [1, 6e4]], np.float16)
-    with pytest.raises(ValueError, match="range of latent 1 overflows float16"):
+    with pytest.raises(ValueError, match=r"latent 1 .* float16"):
         discretize(codes, 20)
 
 
-def test_mig() -> None:
+def test_mig_perfect_useless_duplicated() -> None:
+    """MIG is 1 for perfect codes, 0 for useless and duplicated ones."""
     assert mig_score(PERFECT, FACTORS) == pytest.approx(1, abs=0.01)
     assert mig_score(NOISE, FACTORS) < 0.02
     assert mig_score(np.concatenate([PERFECT, PERFECT], axis=1), FACTORS) == pytest.approx(0)
@@ -130,7 +137,7 @@ def test_mig() -> None:
     assert mig_score(PERFECT[:, :1], FACTORS[:, :1]) == pytest.approx(1)
 
 
-def test_mig_by_hand() -> None:
+def test_mig_agrees_with_formula() -> None:
     """Two latents that hold I and J nats of a factor of entropy H score (I - J) / H."""
     factor = np.repeat(np.arange(4), 1000)[:, None]
     codes = np.stack([factor[:, 0] // 2, (factor[:, 0] > 2).astype(int)], axis=1).astype(np.float32)
@@ -138,21 +145,21 @@ def test_mig_by_hand() -> None:
     assert mig_score(codes, factor) == pytest.approx((first - second) / np.log(4))
 
 
-def test_gaps_by_factor() -> None:
-    """Each is the MIG of its factor alone; a factor with one value has none, and does not count."""
+def test_mig_per_factor_is_the_mig_of_each_factor() -> None:
+    """Each entry is the MIG of its factor alone; a factor with one value is NaN and does not count."""
     codes = np.concatenate([PERFECT + 0.3 * NOISE, PERFECT[:, :1]], axis=1)
     factors = np.concatenate([FACTORS, 0 * FACTORS[:, :1]], axis=1)
-    gaps = factor_gaps(codes, factors)
+    gaps = mig_per_factor(codes, factors)
     assert np.isnan(gaps[3])
     np.testing.assert_allclose(gaps[:3], [mig_score(codes, factors[:, k : k + 1]) for k in range(3)])
     assert mig_score(codes, factors) == pytest.approx(gaps[:3].mean())
-    assert gaps[0] < 0.5 < gaps[1]  # two latents know of the first factor
+    assert gaps[0] < 0.5 < gaps[1]  # two latents hold the first factor
 
 
-def test_mig_sup() -> None:
+def test_mig_sup_perfect_useless_duplicated_mixed() -> None:
+    """Duplicates and inactive latents cost nothing, a latent that mixes two factors does."""
     assert mig_sup_score(PERFECT, FACTORS) == pytest.approx(1, abs=0.01)
     assert mig_sup_score(NOISE, FACTORS) < 0.02
-    # Duplicates do not hurt it, dead latents are left out, and a latent that mixes two factors does hurt.
     assert mig_sup_score(np.concatenate([PERFECT, PERFECT, 0 * PERFECT], axis=1), FACTORS) == pytest.approx(1, abs=0.01)
     both = (FACTORS[:, :1] * 2 + FACTORS[:, 2:]).astype(np.float32)
     assert mig_sup_score(both, FACTORS[:, [0, 2]]) < 0.1
@@ -177,22 +184,27 @@ WIDE, NARROW, BINS = np.log(4), np.log(2), np.log(20)
         (dcimig_score, MIXED[:, 2:], (WIDE - NARROW) / (WIDE + NARROW)),
         (dcimig_score, CONSTANT, 0),
         (jemmig_score, OWN, 1),
-        # Of two that tell all, the one that tells nothing else, but the gap is gone.
+        # Of two latents with all information j* holds nothing else, but the gap is gone.
         (jemmig_score, MIXED, 1 - (WIDE / (WIDE + BINS) + NARROW / (NARROW + BINS)) / 2),
         (jemmig_score, MIXED[:, ::-1], 1 - (WIDE / (WIDE + BINS) + NARROW / (NARROW + BINS)) / 2),
         (jemmig_score, MIXED[:, 2:], 1 - (NARROW / (WIDE + BINS) + WIDE / (NARROW + BINS)) / 2),
         (jemmig_score, CONSTANT, 1 - (WIDE / (WIDE + BINS) + NARROW / (NARROW + BINS)) / 2),
     ],
 )
-def test_closed_forms(score: Callable[..., float], codes: np.ndarray, expected: float) -> None:
+def test_information_metrics_agree_with_closed_forms(
+    score: Callable[..., float], codes: np.ndarray, expected: float
+) -> None:
+    """On a full grid of factors the information is exact."""
     assert score(codes.astype(np.float32), GRID) == pytest.approx(expected)
 
 
 @each_score
-def test_order_names_and_constant_factors_do_not_matter(score: Callable[..., float]) -> None:
+def test_information_metrics_order_and_names_do_not_matter(score: Callable[..., float]) -> None:
+    """Neither order, names of values nor constant factors matter."""
+    rng = np.random.default_rng(2)
     codes = np.concatenate([PERFECT + NOISE, PERFECT[:, :1]], axis=1)
     expected = score(codes, FACTORS)
-    rows = RNG.permutation(4000)
+    rows = rng.permutation(4000)
     assert score(codes[rows], FACTORS[rows]) == pytest.approx(expected)
     assert score(codes[:, ::-1], FACTORS[:, ::-1]) == pytest.approx(expected)
     names = np.array([5, -(10**12), 0, 17, 10**12, 3, 4])
@@ -202,14 +214,16 @@ def test_order_names_and_constant_factors_do_not_matter(score: Callable[..., flo
 
 
 @each_score
-def test_range(score: Callable[..., float]) -> None:
+def test_information_metrics_are_in_unit_interval(score: Callable[..., float]) -> None:
+    """All metrics are in [0, 1]."""
     for codes in (PERFECT, NOISE, 0 * NOISE, PERFECT + NOISE, np.repeat(PERFECT, 3, axis=1)):
         assert -1e-9 <= score(codes, FACTORS) <= 1 + 1e-9
     assert 0 <= score(NOISE[:5], FACTORS[:5]) <= 1 + 1e-9  # fewer rows than bins
 
 
 @each_score
-def test_too_few_factors_are_nan(score: Callable[..., float]) -> None:
+def test_information_metrics_too_few_factors_are_nan(score: Callable[..., float]) -> None:
+    """The metrics are NaN where no factor, or only one, varies."""
     assert np.isnan(score(NOISE, np.zeros((4000, 2), int)))
     assert np.isnan(score(NOISE[:1], FACTORS[:1]))
     between_factors = score in {mig_sup_score, modularity_score, dcimig_score}
@@ -219,15 +233,18 @@ def test_too_few_factors_are_nan(score: Callable[..., float]) -> None:
 @pytest.mark.parametrize(
     ("codes", "factors", "bins", "message"),
     [
-        (NOISE[:10], FACTORS, 20, "same N"),
-        (NOISE[:, 0], FACTORS, 20, "same N"),
-        (NOISE[:0], FACTORS[:0], 20, "same N"),
-        (NOISE[:, :0], FACTORS, 20, "at least one latent"),
-        (np.full((4000, 2), np.nan), FACTORS, 20, "not finite"),
-        (NOISE, FACTORS, 0, "bins must be at least 1, got 0"),
+        (NOISE[:10], FACTORS, 20, "codes, factors"),
+        (NOISE[:, 0], FACTORS, 20, "codes, factors"),
+        (NOISE[:0], FACTORS[:0], 20, r"\(0, 3\)"),
+        (NOISE[:, :0], FACTORS, 20, r"\(4000, 0\)"),
+        (np.full((4000, 2), np.nan), FACTORS, 20, "codes"),
+        (NOISE, FACTORS, 0, "bins: .*0"),
     ],
 )
-def test_bad_input_is_named(codes: np.ndarray, factors: np.ndarray, bins: int, message: str) -> None:
+def test_information_metrics_invalid_input_raises(
+    codes: np.ndarray, factors: np.ndarray, bins: int, message: str
+) -> None:
+    """The error names the argument and its shape."""
     for score in (*SCORES.values(), mutual_information):
         with pytest.raises(ValueError, match=message):
             score(codes, factors, bins=bins)

@@ -1,9 +1,10 @@
-"""Models whose marginal likelihood is known: every map is linear, every density Gaussian.
+"""The bounds of linear-Gaussian models, whose marginal likelihood is known.
 
-Weights with orthogonal columns make the exact posteriors diagonal, so that each model can hold its own.
+Weights with orthogonal columns make the exact posteriors diagonal, so each model can represent its own posterior.
 """
 
 import math
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -42,26 +43,24 @@ class Linear(nn.Module):
 class Pixels(nn.Module):
     """A decoder that is a matrix for each rung."""
 
-    joins = ()
-
     def __init__(self, *weights: Tensor) -> None:
         super().__init__()
-        self.weights = weights  # of the rungs, the top one first
+        self.weights = weights  # per rung, the top one first
 
-    def forward(self, top: Tensor, joining: list[Tensor], scale: None = None) -> Tensor:
-        parts = zip((top, *joining), self.weights, strict=True)
-        return OFFSET + sum(z @ weight.T for z, weight in parts).view(-1, *SHAPE)
+    def forward(self, top: Tensor, latents: Sequence[Tensor] = (), gates: None = None) -> Tensor:
+        rungs = zip((top, *latents), self.weights, strict=True)
+        return OFFSET + sum(z @ weight.T for z, weight in rungs).view(-1, *SHAPE)
 
 
-class Twice(nn.Module):
-    """A trunk without layers: both rungs read the image."""
+class ImageTwice(nn.Module):
+    """A trunk without layers, so both rungs read the image."""
 
     def forward(self, images: Tensor) -> list[Tensor]:
         return [images, images]
 
 
 def posterior(weight: Tensor, prior_variance: Tensor) -> Linear:
-    """p(z|x) of z ~ N(0, prior_variance), x ~ N(OFFSET + weight z, SIGMA^2), for orthogonal columns."""
+    """Return p(z|x) of z ~ N(0, prior_variance), x ~ N(OFFSET + weight z, SIGMA^2), for orthogonal columns."""
     precision = 1 / prior_variance + weight.square().sum(0) / SIGMA**2
     gain = weight.T / SIGMA**2 / precision[:, None]
     return Linear(gain, -(gain.sum(1) * OFFSET), precision.rsqrt())
@@ -87,19 +86,19 @@ def flat() -> tuple[HierarchicalModel, Tensor]:
 def ladder() -> tuple[HierarchicalModel, Tensor]:
     model = base(VlaeConfig(latent_dims=(3, 2), **COMMON))
     both = orthogonal(5) * torch.cat([GAINS_0, GAINS_1])
-    whole = posterior(both, torch.ones(5, dtype=torch.float64))
-    parts = [slice(0, 3), slice(3, 5)]
-    model.trunk = Twice()
-    model.rung_encoders = nn.ModuleList(nn.Flatten() for _ in parts)
+    joint = posterior(both, torch.ones(5, dtype=torch.float64))
+    rungs = [slice(0, 3), slice(3, 5)]
+    model.trunk = ImageTwice()
+    model.rung_encoders = nn.ModuleList(nn.Flatten() for _ in rungs)
     model.heads = nn.ModuleList(
-        Linear(whole.weight[part], whole.bias[part], whole.log_sigma[part].exp()) for part in parts
+        Linear(joint.weight[rung], joint.bias[rung], joint.log_sigma[rung].exp()) for rung in rungs
     )
-    model.decoder = Pixels(both[:, parts[1]], both[:, parts[0]])
+    model.decoder = Pixels(both[:, rungs[1]], both[:, rungs[0]])
     return model, both @ both.T
 
 
 def stack_weights() -> tuple[Tensor, Tensor, Tensor]:
-    """Pixels from z_0; z_0 from z_1 (two of its three dimensions); marginal variance of z_0."""
+    """Return the maps z_0 -> pixels and z_1 -> z_0 (two of its three dimensions), and the marginal variance of z_0."""
     up = torch.zeros(3, 2, dtype=torch.float64)
     up[0, 0], up[1, 1] = GAINS_1
     return orthogonal(3) * GAINS_0, up, (up @ up.T).diag() + BELOW**2
@@ -146,7 +145,7 @@ MODELS = {"vae": flat, "vlae": ladder, "hvae": bottom_up, "lvae": top_down}
 
 
 def images_and_marginal(covariance: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Images of the model, and log p(x) of each as a density per gray level."""
+    """Return images of the model, and log p(x) of each as a density per gray level."""
     noise = SIGMA**2 * torch.eye(PIXELS, dtype=torch.float64)
     law = MultivariateNormal(torch.full((PIXELS,), OFFSET, dtype=torch.float64), covariance + noise)
     root = torch.linalg.cholesky(covariance + noise)
@@ -156,14 +155,14 @@ def images_and_marginal(covariance: Tensor, count: int) -> tuple[Tensor, Tensor]
 
 
 def noise_of(model: HierarchicalModel, count: int, seed: int) -> list[Tensor]:
-    return [part.double() for part in model.noise(count, torch.Generator().manual_seed(seed))]
+    return [values.double() for values in model.noise(count, torch.Generator().manual_seed(seed))]
 
 
 @pytest.mark.parametrize("name", sorted(MODELS))
-def test_with_the_exact_posterior_the_bounds_are_the_marginal_likelihood(name: str) -> None:
+def test_bounds_with_the_exact_posterior_equal_log_p_x(name: str) -> None:
     model, covariance = MODELS[name]()
     images, marginal = images_and_marginal(covariance, 6)
-    # One importance weight is p(x, z) / p(z|x) = p(x), whatever z is drawn.
+    # Every importance weight is p(x, z) / p(z|x) = p(x), whatever z is.
     for samples in (1, 7):
         bound = importance_weighted_bound(model, images, samples, torch.Generator().manual_seed(0))
         torch.testing.assert_close(bound, marginal, rtol=1e-9, atol=1e-5)
@@ -174,7 +173,7 @@ def test_with_the_exact_posterior_the_bounds_are_the_marginal_likelihood(name: s
 
 
 @pytest.mark.parametrize("name", sorted(MODELS))
-def test_with_a_wrong_posterior_the_elbo_falls_short_and_the_bound_converges(name: str) -> None:
+def test_bounds_with_a_wrong_posterior_converge(name: str) -> None:
     model, covariance = MODELS[name]()
     wrong = model.head if name in ("vae", "hvae") else model.heads[0]
     wrong.bias, wrong.log_sigma = wrong.bias + 0.3, wrong.log_sigma + 0.4
@@ -192,13 +191,13 @@ def test_with_a_wrong_posterior_the_elbo_falls_short_and_the_bound_converges(nam
     assert bounds[2] == pytest.approx(target, abs=0.03)
 
 
-def test_the_flat_elbos_gap_is_the_divergence_of_its_posterior() -> None:
+def test_elbo_gap_is_the_kl_of_the_posterior() -> None:
     model, covariance = flat()
     exact = model.head
     images, marginal = images_and_marginal(covariance, 3)
-    right = exact(images)
+    exact_posterior = exact(images)
     model.head = Linear(exact.weight, exact.bias + 0.2, exact.log_sigma.exp() * 1.3)
-    gap = model.head(images).kl_to(right).sum(1)
+    gap = model.head(images).kl_to(exact_posterior).sum(1)
     many = images.repeat_interleave(40_000, 0)
     terms = model(many, noise_of(model, len(many), 2))
     elbo = -(terms.reconstruction + terms.kl.sum(1)).view(3, -1).mean(1)

@@ -1,4 +1,4 @@
-"""The ladder against the same network written out by hand, which shares no code with it."""
+"""The ladder against the flat module of the benchmarks, which shares no code with it."""
 
 import pytest
 import torch
@@ -12,12 +12,12 @@ DIMS, WIDTH, HIDDEN = (2, 3, 4, 5), 8, 16
 
 
 @pytest.mark.parametrize("kl_weight", [1.0, 0.3])
-def test_loss_and_gradients_are_those_of_the_flat_module(kl_weight: float) -> None:
+def test_vlae_loss_and_gradients_equal_the_flat_module(kl_weight: float) -> None:
     generator = torch.Generator().manual_seed(1)
     model = build_model(VlaeConfig(latent_dims=DIMS, width=WIDTH, hidden_dims=HIDDEN), (3, 64, 64), seed=2)
     flat = FlatVlae(WIDTH, 64, DIMS, HIDDEN)
     copy_weights(model, flat)
-    images = torch.randint(0, 256, (3, 3, 64, 64), generator=generator) / 255  # black and white among them
+    images = torch.randint(0, 256, (3, 3, 64, 64), generator=generator) / 255  # with 0 and 1
     noise = model.noise(3, generator)
 
     loss = objective_loss(model(images, noise), [kl_weight] * 4, ObjectiveConfig())
@@ -26,15 +26,15 @@ def test_loss_and_gradients_are_those_of_the_flat_module(kl_weight: float) -> No
     expected.backward()
 
     torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
-    for (name, mine), other in zip(model.named_parameters(), flat.parameters(), strict=True):
+    for (name, parameter), other in zip(model.named_parameters(), flat.parameters(), strict=True):
         scale = other.grad.norm().item()
         assert scale > 0, name
         torch.testing.assert_close(
-            mine.grad, other.grad, rtol=1e-4, atol=1e-5 * scale, msg=lambda text, name=name: f"{name}: {text}"
+            parameter.grad, other.grad, rtol=1e-4, atol=1e-5 * scale, msg=lambda text, name=name: f"{name}: {text}"
         )
 
 
-def test_weights_of_another_network_are_refused() -> None:
+def test_copy_weights_of_another_network_raises() -> None:
     model = build_model(VlaeConfig(latent_dims=DIMS, width=WIDTH, hidden_dims=HIDDEN), (3, 64, 64))
-    with pytest.raises(ValueError, match="same layers"):
+    with pytest.raises(ValueError, match="layers"):
         copy_weights(model, FlatVlae(2 * WIDTH, 64, DIMS, HIDDEN))
