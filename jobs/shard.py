@@ -1,4 +1,4 @@
-"""The shard job: Ray tasks write a source's tars in parallel; the manifest comes last."""
+"""The shard stage: Ray tasks write a source's tars in parallel; the manifest is written last."""
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -7,108 +7,89 @@ from typing import Any, cast
 import ray
 
 from jobs.cluster.ray_cluster import Resources, task_result
-from jobs.data.config import BaseDataConfig
-from jobs.data.manifest import Manifest, Shard, finished_tasks, read_task_file, write_manifest
-from jobs.data.shard_writer import write_parts
-from jobs.data.sources.base import SPLITS, Source
+from jobs.data.manifest import Manifest, finished_tasks, read_task_file, write_manifest
+from jobs.data.shard_writer import ShardTask, write_tasks
+from jobs.data.sources.base import SPLITS, BaseDataConfig, Source
 from jobs.errors import UserError
-from jobs.storage import open_store
-
-Part = tuple[int, range]  # number of a task file, and the samples it speaks of
+from jobs.storage import open_storage
 
 
 def run_sharding(
     source: Source, config: BaseDataConfig, url: str, resources: Resources, on_progress: Callable[[int], None]
 ) -> Manifest:
-    """Write the dataset, or what an earlier, interrupted call left unwritten.
+    """Write a dataset, or the tasks that an interrupted call left.
 
-    Two calls at once, on one machine or on several, write the same bytes under the same names, so that neither
-    can harm the other.
+    Concurrent calls, also on several machines, write the same bytes under the same names and do not disturb each other.
 
     Args:
-        source: picklable; every task reads its own range.
-        config: splits, encoding and samples per task.
-        url: of this dataset alone, reached by every node.
-        resources: of the running cluster; a few tasks per CPU are kept waiting, not all of them.
-        on_progress: called with the number of samples that are written.
+        source: Source of the samples; it is pickled, and every task reads its own range.
+        config: Split fractions, encoding and samples per task.
+        url: Address of this dataset alone, reachable from every node.
+        resources: Resources of the running cluster.
+        on_progress: Called with the number of samples that are written.
+
+    Returns:
+        Content of the dataset.
 
     Raises:
-        UserError: the source is damaged, the place cannot be written, or a split came out empty.
+        UserError: The source is damaged, the storage cannot be written, or a split is empty.
     """
-    parts, store = plan_parts(source, config), open_store(url)
-    done = finished_tasks(store)
-    todo = [part for part in parts if part[0] not in done]
-    before = source.num_samples - sum(len(samples) for _, samples in todo)
-    cpus = max(1, resources.num_cpus)
-    runs = consecutive_runs(todo, -(-len(todo) // cpus) if source.sequential else 1)
-    _run_tasks(source, config, url, runs, 3 * cpus, lambda written: on_progress(before + written))
-    return publish(source, config, url, parts)
+    tasks = plan_tasks(source, config)
+    done = finished_tasks(open_storage(url))
+    remaining = [task for task in tasks if task[0] not in done]
+    written = source.num_samples - sum(len(ids) for _, ids in remaining)
+    num_cpus = max(1, resources.num_cpus)
+    # A sequential source passes over all samples before its range, so that each CPU reads one long range.
+    groups = iter(group_consecutive(remaining, -(-len(remaining) // num_cpus) if source.sequential else 1))
+    # SPREAD, because Ray would fill one node first and leave the disks and networks of the others unused.
+    write = ray.remote(write_tasks).options(num_cpus=1, scheduling_strategy="SPREAD")
+    shared_source = ray.put(source)
+    pending: list[Any] = []  # generators of sample counts; a few per CPU, because there may be many tasks
+    while True:
+        while len(pending) < 3 * num_cpus and (group := next(groups, None)) is not None:
+            pending.append(write.remote(shared_source, url, group, config))
+        if not pending:
+            return publish(source, config, url, tasks)
+        for counts in ray.wait(pending, num_returns=len(pending), timeout=0.5)[0]:
+            try:
+                written += task_result(next(cast(Iterator[Any], counts)))
+            except StopIteration:
+                pending.remove(counts)
+        on_progress(written)
 
 
-def plan_parts(source: Source, config: BaseDataConfig) -> list[Part]:
-    """The samples of each task."""
+def plan_tasks(source: Source, config: BaseDataConfig) -> list[ShardTask]:
+    """Divide the samples of a source among tasks of `samples_per_task` each."""
     total, step = source.num_samples, config.samples_per_task
-    return [(number, range(start, min(start + step, total))) for number, start in enumerate(range(0, total, step))]
+    return [(task, range(start, min(start + step, total))) for task, start in enumerate(range(0, total, step))]
 
 
-def publish(source: Source, config: BaseDataConfig, url: str, parts: list[Part]) -> Manifest:
-    """Write the manifest of a dataset whose tasks are all done.
-
-    Raises:
-        UserError: a split came out empty, or another command has published other content there.
-    """
-    store = open_store(url)
-    shards = [shard for number, _ in parts for shard in read_task_file(store, number)]
-    manifest = Manifest(source.image_shape, config.encoding, source.factors, source.fingerprint, _in_order(shards))
+def publish(source: Source, config: BaseDataConfig, url: str, tasks: list[ShardTask]) -> Manifest:
+    """Write and return the manifest of finished tasks; raise UserError if a split is empty or other content exists."""
+    storage = open_storage(url)
+    shards = [shard for task, _ in tasks for shard in read_task_file(storage, task)]
+    shards.sort(key=lambda shard: (SPLITS.index(shard.split), shard.name))
+    manifest = Manifest(source.image_shape, config.encoding, source.factors, source.fingerprint, tuple(shards))
     for split in ("train", "test"):
         if not manifest.num_samples(split):
-            raise UserError(f"none of the {source.num_samples} samples fell into the {split} split: use more images")
-    if sum(shard.num_samples for shard in shards) != source.num_samples:
-        raise UserError(f"{url} holds other than the {source.num_samples:,} samples of the source: use force=shard")
-    write_manifest(store, manifest)
-    with suppress(UserError):  # the dataset is there, whether we may tidy up or not
-        store.sweep()
+            raise UserError(f"data: none of the {source.num_samples} samples is in the {split} split. Use more images.")
+    num_samples = sum(shard.num_samples for shard in shards)
+    if num_samples != source.num_samples:
+        raise UserError(
+            f"{url}: {num_samples:,} samples instead of {source.num_samples:,}. Write them again with force=shard."
+        )
+    write_manifest(storage, manifest)
+    with suppress(UserError):  # because the dataset is complete without the clean-up
+        storage.sweep()
     return manifest
 
 
-def consecutive_runs(parts: list[Part], longest: int) -> list[list[Part]]:
-    """Cut parts into runs of at most `longest` that follow one another without a gap."""
-    runs: list[list[Part]] = []
-    for part in parts:
-        if runs and len(runs[-1]) < longest and runs[-1][-1][1].stop == part[1].start:
-            runs[-1].append(part)
+def group_consecutive(tasks: list[ShardTask], max_length: int) -> list[list[ShardTask]]:
+    """Group at most `max_length` tasks whose samples follow one another without a gap."""
+    groups: list[list[ShardTask]] = []
+    for task in tasks:
+        if groups and len(groups[-1]) < max_length and groups[-1][-1][1].stop == task[1].start:
+            groups[-1].append(task)
         else:
-            runs.append([part])
-    return runs
-
-
-def _in_order(shards: list[Shard]) -> tuple[Shard, ...]:
-    """By split and name."""
-    return tuple(sorted(shards, key=lambda shard: (SPLITS.index(shard.split), shard.name)))
-
-
-def _run_tasks(
-    source: Source,
-    config: BaseDataConfig,
-    url: str,
-    runs: list[list[Part]],
-    most_pending: int,
-    on_written: Callable[[int], None],
-) -> None:
-    # Ray would fill one node first: disks and networks of all are wanted.
-    write = ray.remote(write_parts).options(num_cpus=1, scheduling_strategy="SPREAD")
-    shared = ray.put(source)
-    waiting: Iterator[list[Part]] = iter(runs)
-    pending: list[Any] = []  # streams of the tasks' counts
-    written = 0
-    while True:
-        while len(pending) < most_pending and (run := next(waiting, None)) is not None:
-            pending.append(write.remote(shared, url, run, config))
-        if not pending:
-            return
-        for stream in ray.wait(pending, num_returns=len(pending), timeout=0.5)[0]:
-            try:
-                written += task_result(next(cast(Iterator[Any], stream)))
-            except StopIteration:
-                pending.remove(stream)
-        on_written(written)
+            groups.append([task])
+    return groups

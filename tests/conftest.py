@@ -1,4 +1,4 @@
-"""Environment of every test, and the session's datasets."""
+"""Set the environment of every test, and write the session's datasets."""
 
 import os
 import signal
@@ -6,17 +6,16 @@ from pathlib import Path
 
 import pytest
 
-# No token file in the home folder of whoever runs the tests.
+# Disabled, because Ray would write a token file into the home folder.
 os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 
 from helpers.datasets import write_dataset
 
-from jobs.data.sources.config import DigitsConfig
-from jobs.data.sources.digits import DigitScenes
+from jobs.data.sources.digits import DigitScenes, DigitsConfig
 
-# A shell's background job starts with Ctrl-C ignored, and so would all that the tests start.
+# Reset, because a background job of a shell starts with Ctrl-C ignored, and so would all child processes.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 pytest_plugins = ["helpers.time_budget", "servers.fixtures", "servers.tracking", "servers.browser"]
@@ -29,14 +28,14 @@ def digits_config() -> DigitsConfig:
 
 @pytest.fixture(scope="session")
 def digit_scenes(digits_config: DigitsConfig) -> DigitScenes:
-    return DigitScenes(digits_config.num_images, digits_config.image_size, digits_config.channels, 0)
+    return digits_config.open()
 
 
 @pytest.fixture(scope="session")
 def digit_dataset(
     digit_scenes: DigitScenes, digits_config: DigitsConfig, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """A small sharded dataset; tests that damage it work on a copy."""
+    """Return the folder of a small sharded dataset; tests that damage it work on a copy."""
     folder = tmp_path_factory.mktemp("data") / "digits"
     write_dataset(digit_scenes, folder, digits_config)
     return folder
@@ -46,7 +45,7 @@ def digit_dataset(
 def png_dataset(
     digit_scenes: DigitScenes, digits_config: DigitsConfig, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """The same with PNG in its shards."""
+    """Return the folder of the same dataset with PNG in its shards."""
     folder = tmp_path_factory.mktemp("data") / "png"
     write_dataset(digit_scenes, folder, digits_config.model_copy(update={"encoding": "png"}))
     return folder

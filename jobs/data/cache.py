@@ -1,8 +1,7 @@
-"""Copies of files on this node, shared by its processes, the least used removed to make room.
+"""A node-local cache of files, shared by processes, that removes the least recently used files.
 
-Files are named by the sha256 of their content, so equal ones are kept once and a stale one cannot be met.
-Who reads a file holds a shared lock on it, who writes one an exclusive lock; the kernel lets go of both when
-a process dies. A file appears under its name when it is whole.
+Files are named by the sha256 of their content, so that no stale file can be read. A reader holds a shared lock on its
+file, a writer an exclusive lock; the kernel releases both when a process ends. A file gets its name when complete.
 """
 
 import fcntl
@@ -13,39 +12,33 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from jobs.errors import UserError
+from jobs.errors import UserError, os_error_reason
 
 
 class CacheFullError(UserError):
-    """The cache is full of files in use; some may be let go of soon."""
+    """The cache is full of files in use, of which some may be closed soon."""
 
 
 Make = Callable[[BinaryIO], None]
 
 
 class Cache:
-    """A folder of copies with a limit.
-
-    Args:
-        folder: on a disk of this node; several processes may use it, over a network file system only if that
-            has locks (flock).
-        limit: most bytes in it.
-    """
+    """At most `limit` bytes of files in a folder on a disk of this node; a network file system must support flock."""
 
     def __init__(self, folder: Path, limit: int) -> None:
         self._folder, self._limit = folder, limit
 
     def open(self, name: str, num_bytes: int, make: Make) -> BinaryIO:
-        """Open a file, made first if it is not there; until it is closed, nobody removes it.
+        """Return a file that no process removes until it is closed; it is made if it does not exist.
 
         Args:
-            name: of the file, its sha256 first.
-            num_bytes: its size, for which room is made before it is written.
-            make: writes it from the start of a file and cuts off what is beyond; raises if it cannot be had.
+            name: Name of the file, its sha256 first.
+            num_bytes: Size of the file, for which space is reserved before it is written.
+            make: Writes the file from its start and truncates the rest.
 
         Raises:
-            NoRoomError: there is no room below the limit.
-            UserError: the disk fails, or what `make` raised.
+            CacheFullError: The files in use leave too little space below the limit.
+            UserError: The disk fails, or `make` raised it.
         """
         path = self._folder / name
         try:
@@ -53,15 +46,15 @@ class Cache:
                 file = _open_shared(path)
                 if file is not None:
                     return file
-                with self._locked(f"{name[:2]}.lock"):  # another process may be making it
+                with self._lock(f"{name[:2]}.lock"):  # because another process may be making the file
                     if not path.exists():
                         self._make(path, num_bytes, make)
         except OSError as error:
-            message = f"{error.filename or path}: {error.strerror or error}; mend that, or set data.cache_dir"
-            raise UserError(message) from error
+            message = f"{error.filename or path}: {os_error_reason(error)}. Free space there, or set data.cache_dir."
+            raise UserError(message, retry=True) from error
 
     def discard(self, name: str) -> None:
-        """Remove a file that was found damaged; who reads it keeps what he has."""
+        """Remove a damaged file; processes that have opened it keep their content."""
         (self._folder / name).unlink(missing_ok=True)
 
     def _make(self, path: Path, num_bytes: int, make: Make) -> None:
@@ -70,16 +63,16 @@ class Cache:
             with self._reserve(partial, num_bytes) as file:
                 make(file)
                 file.flush()
-                with self._locked("cache.lock"):  # who makes room then sees it under one of its two names
+                with self._lock("cache.lock"):  # so that `_evict` sees the file under one of its two names
                     partial.rename(path)
         except BaseException:
             partial.unlink(missing_ok=True)
             raise
 
     def _reserve(self, partial: Path, num_bytes: int) -> BinaryIO:
-        """A file of zeros, locked, whose room on the disk and below the limit is taken."""
-        with self._locked("cache.lock"):
-            self._make_room(num_bytes)
+        """Return a locked file of zeros that occupies its space on the disk and below the limit."""
+        with self._lock("cache.lock"):
+            self._evict(num_bytes)
             file = partial.open("w+b")
             fcntl.flock(file, fcntl.LOCK_EX)
             try:
@@ -89,7 +82,8 @@ class Cache:
                 raise OSError(error.errno, error.strerror, str(partial)) from error
         return file
 
-    def _make_room(self, num_bytes: int) -> None:
+    def _evict(self, num_bytes: int) -> None:
+        """Remove unused files, the least recently used first, until `num_bytes` more fit."""
         entries = []
         for path in self._folder.iterdir():
             with suppress(FileNotFoundError):
@@ -97,17 +91,17 @@ class Cache:
         entries.sort(key=lambda entry: entry[0].st_mtime_ns)
         used = sum(status.st_size for status, _ in entries)
         for status, path in entries:
-            left_over = path.suffix == ".partial"  # of a killed process, if nobody holds it
-            if (left_over or used + num_bytes > self._limit) and path.suffix != ".lock" and _remove_unused(path):
+            leftover = path.suffix == ".partial"  # of a killed process, if no process holds its lock
+            if (leftover or used + num_bytes > self._limit) and path.suffix != ".lock" and _remove_unused(path):
                 used -= status.st_size
         if used + num_bytes > self._limit:
             raise CacheFullError(
-                f"data.cache_bytes={self._limit} is too small: {used:,} bytes in {self._folder} are in use and "
-                f"{num_bytes:,} more are needed; raise it, or set train.shuffle_block_shards to fewer shards"
+                f"data.cache_bytes={self._limit}: too small, because {used:,} bytes in {self._folder} are in use and "
+                f"{num_bytes:,} more are needed. Raise it, or set train.shuffle_block_shards to fewer shards."
             )
 
     @contextmanager
-    def _locked(self, name: str) -> Iterator[None]:
+    def _lock(self, name: str) -> Iterator[None]:
         self._folder.mkdir(parents=True, exist_ok=True)
         with (self._folder / name).open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
@@ -128,9 +122,9 @@ def _open_shared(path: Path) -> BinaryIO | None:
 
 
 def _remove_unused(path: Path) -> bool:
-    """Remove a file unless somebody holds it."""
+    """Remove a file unless a process holds its lock, and return whether it is gone."""
     try:
-        with path.open("r+b") as file:  # network file systems want that for an exclusive lock
+        with path.open("r+b") as file:  # for writing, because network file systems require it for an exclusive lock
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             path.unlink()
     except FileNotFoundError:

@@ -1,47 +1,62 @@
-"""The one owner of a sharded dataset's names and formats: what the writer writes, the reader reads.
+"""The names and formats of a sharded dataset, shared by its writer and its reader.
 
-manifest.json               everything below, written last: without it there is no dataset
+manifest.json               the whole dataset; written last, so that without it there is no dataset
 train-00003.tar             samples `KEY.json` (factors) and `KEY.npy` or `KEY.png`, a plain WebDataset tar
 train-00003.index.npy       int64 (n, 2 + K): offset and length of the pixels (of the PNG file), then the factors
-task-00003.json             what task 3 wrote, so that a killed job does not do it again
+task-00003.json             shards of task 3, so that an interrupted job does not repeat the task
 """
 
 import hashlib
 import json
 import re
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any, TypeVar
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from jobs.data.sources.base import Factor, Split
-from jobs.errors import UserError
-from jobs.storage.base import Store
+from jobs.errors import CorruptedError, UserError
+from jobs.storage.base import Storage
 
 FORMAT = 2
 MANIFEST = "manifest.json"
-_SHARD_NAME = re.compile(r"(train|validation|test)-\d{5,}")  # it becomes a path: no folder may hide in it
-_SHA256 = re.compile(r"[0-9a-f]{64}")  # names a copy in the cache
 _TASK_FILE = re.compile(r"task-\d{5,}\.json")
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]  # it becomes the name of a file in the cache
+_Record = TypeVar("_Record")
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One tar of one split."""
+    """One tar of one split: its name without .tar, and size and hash of the tar.
 
-    name: str  # without .tar
+    `pixels_sha256` is the hash of the decoded images one after the other, if the tar holds them as PNG, else None.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    # The pattern keeps folders out of the name, because it becomes a path.
+    name: Annotated[str, Field(pattern=r"^(train|validation|test)-[0-9]{5,}$")]
     split: Split
     num_samples: int
     num_bytes: int
-    sha256: str  # of the tar
-    index_sha256: str
-    pixels_sha256: str | None  # of the images one after the other, where the tar holds them as PNG
+    sha256: Sha256
+    index_sha256: Sha256
+    pixels_sha256: Sha256 | None
+
+    def __post_init__(self) -> None:
+        if self.name.partition("-")[0] != self.split:
+            raise ValueError(f"shard {self.name} is not of the split {self.split}")
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a dataset holds. image_shape is (height, width, channels)."""
+    """Content of a dataset, with factors in the order of the index columns and shards by split and name.
+
+    `image_shape` is (height, width, channels).
+    """
 
     image_shape: tuple[int, int, int]
-    encoding: str  # "npy" or "png"
+    encoding: str
     factors: tuple[Factor, ...]
     source_fingerprint: str
     shards: tuple[Shard, ...]
@@ -49,133 +64,128 @@ class Manifest:
     @property
     def fingerprint(self) -> str:
         """Hash of the content: equal for equal bytes, wherever and whenever they were written."""
-        parts = [(shard.name, shard.sha256) for shard in self.shards]
-        return hashlib.sha256(json.dumps(sorted(parts)).encode()).hexdigest()[:16]
+        hashes = [(shard.name, shard.sha256) for shard in self.shards]
+        return hashlib.sha256(json.dumps(sorted(hashes)).encode()).hexdigest()[:16]
 
     def of_split(self, split: Split) -> tuple[Shard, ...]:
-        """Shards of one split, in the order that numbers its samples."""
+        """Return the shards of a split in the order that numbers its samples."""
         return tuple(shard for shard in self.shards if shard.split == split)
 
     def num_samples(self, split: Split) -> int:
-        """Samples in one split."""
+        """Return the number of samples in a split."""
         return sum(shard.num_samples for shard in self.of_split(split))
 
 
+_SHARDS, _MANIFEST = TypeAdapter(list[Shard]), TypeAdapter(Manifest)
+
+
 def shard_name(split: Split, task: int) -> str:
-    """Name of a task's tar of one split, without .tar."""
+    """Return the name, without .tar, of a task's tar of a split."""
     return f"{split}-{task:05d}"
 
 
 def tar_file(shard: str) -> str:
-    """Name of a shard's tar."""
+    """Return the name of a shard's tar."""
     return f"{shard}.tar"
 
 
 def index_file(shard: str) -> str:
-    """Name of a shard's index."""
+    """Return the name of a shard's index."""
     return f"{shard}.index.npy"
 
 
-def write_task_file(store: Store, task: int, shards: list[Shard]) -> None:
-    """Say what a finished task wrote: its tars and indexes are in place when this is called."""
-    store.write(_task_file(task), _sealed({"shards": [asdict(shard) for shard in shards]}))
-
-
-def read_task_file(store: Store, task: int) -> list[Shard]:
-    """What a finished task wrote.
-
-    Raises:
-        UserError: the file is gone, or damaged and therefore removed, so that the task is done again.
-    """
-    name = _task_file(task)
-    content = store.read(name)
-    if content is None:
-        raise UserError(
-            f"{store.url}/{name} is gone: something else changes that place, or not every node sees it; run again"
-        )
-    try:
-        return [_shard(shard) for shard in _opened(content)["shards"]]
-    except (ValueError, KeyError, TypeError) as error:
-        store.remove(name)
-        raise UserError(f"{store.url}/{name} was damaged ({error}): run again, to write that part anew") from error
-
-
-def finished_tasks(store: Store) -> set[int]:
-    """Numbers of the tasks that are done."""
-    return {int(name[5:-5]) for name in store.names("task-") if _TASK_FILE.fullmatch(name)}
-
-
-def write_manifest(store: Store, manifest: Manifest) -> None:
-    """Publish a dataset: its shards are whole and in place when this is called.
-
-    Raises:
-        UserError: there is another manifest already, of other content.
-    """
-    content = _sealed({"format": FORMAT, **asdict(manifest)})
-    there = store.create(MANIFEST, content)
-    if there != content and _parse(there).fingerprint != manifest.fingerprint:
-        raise UserError(
-            f"{store.url} was published by another command in the meantime, with other content: run again to use that, "
-            "or with force=shard to replace it"
-        )
-
-
-def read_manifest(store: Store) -> Manifest | None:
-    """The dataset in a place, or None if none was published there.
-
-    Raises:
-        UserError: there is a manifest, but it is damaged or of another version.
-    """
-    content = store.read(MANIFEST)
-    try:
-        return _parse(content) if content is not None else None
-    except UserError as error:
-        raise UserError(f"{store.url}/{MANIFEST} {error}") from error
-
-
-def _parse(text: bytes) -> Manifest:
-    try:
-        content = _opened(text)
-        if content["format"] != FORMAT:
-            raise UserError(f"has format {content['format']}, this version reads {FORMAT}: use force=shard")
-        height, width, channels = content["image_shape"]
-        return Manifest(
-            (height, width, channels),
-            content["encoding"],
-            tuple(Factor(factor["name"], tuple(factor["values"])) for factor in content["factors"]),
-            content["source_fingerprint"],
-            tuple(_shard(shard) for shard in content["shards"]),
-        )
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"is damaged ({error}): write the shards again with force=shard") from error
-
-
-def _shard(content: dict[str, Any]) -> Shard:
-    """A shard whose names are names: no folder hides in them."""
-    shard = Shard(**content)
-    hashes = [shard.sha256, shard.index_sha256] + [shard.pixels_sha256] * (shard.pixels_sha256 is not None)
-    if not _SHARD_NAME.fullmatch(shard.name) or shard.name.partition("-")[0] != shard.split:
-        raise ValueError("a shard has a name that is none of ours")
-    if not all(isinstance(digest, str) and _SHA256.fullmatch(digest) for digest in hashes):
-        raise ValueError("a shard has a hash that is none")
-    return shard
-
-
-def _task_file(task: int) -> str:
+def task_file(task: int) -> str:
+    """Return the name of the file that lists the shards of a finished task."""
     return f"task-{task:05d}.json"
 
 
-def _sealed(content: dict[str, Any]) -> bytes:
-    """JSON with the hash of all the rest, so that no bit of it can change unseen."""
+def write_task_file(storage: Storage, task: int, shards: list[Shard]) -> None:
+    """Record the shards of a finished task, after its tars and indexes were published."""
+    storage.write(task_file(task), _seal({"shards": [asdict(shard) for shard in shards]}))
+
+
+def read_task_file(storage: Storage, task: int) -> list[Shard]:
+    """Return the shards of a finished task.
+
+    Raises:
+        UserError: The file does not exist.
+        CorruptedError: The file is damaged; it is removed, so that the next command repeats the task.
+    """
+    name = task_file(task)
+    content = storage.read(name)
+    if content is None:
+        raise UserError(
+            f"{storage.url}/{name}: not found. Check that every node sees this storage and that no other program "
+            "changes it.",
+            retry=True,
+        )
+    try:
+        return _validate(_SHARDS, _unseal(content)["shards"])
+    except (ValueError, KeyError, TypeError) as error:
+        storage.remove(name)
+        message = f"{storage.url}/{name}: corrupted ({error}). Its shards have to be written again."
+        raise CorruptedError(message, retry=True) from error
+
+
+def finished_tasks(storage: Storage) -> set[int]:
+    """Return the numbers of the finished tasks."""
+    return {int(name[5:-5]) for name in storage.names("task-") if _TASK_FILE.fullmatch(name)}
+
+
+def write_manifest(storage: Storage, manifest: Manifest) -> None:
+    """Publish a dataset whose shards were published; a manifest of other content raises a UserError."""
+    content = _seal({"format": FORMAT, **asdict(manifest)})
+    current = storage.create(MANIFEST, content)
+    if current != content and _parse(storage, current).fingerprint != manifest.fingerprint:
+        raise UserError(
+            f"{storage.url}: another command has published other content. Use that dataset, or replace it with "
+            "force=shard.",
+            retry=True,
+        )
+
+
+def read_manifest(storage: Storage) -> Manifest | None:
+    """Return the content of a dataset, or None if no dataset was published.
+
+    Raises:
+        UserError: The manifest is of another version.
+        CorruptedError: The manifest is damaged.
+    """
+    content = storage.read(MANIFEST)
+    return _parse(storage, content) if content is not None else None
+
+
+def _parse(storage: Storage, text: bytes) -> Manifest:
+    path = f"{storage.url}/{MANIFEST}"
+    try:
+        content = _unseal(text)
+        version = content.pop("format")
+        if version != FORMAT:
+            raise UserError(f"{path}: format {version} instead of {FORMAT}. Write the shards again with force=shard.")
+        return _validate(_MANIFEST, content)
+    except (ValueError, KeyError, TypeError) as error:
+        raise CorruptedError(f"{path}: corrupted ({error}). Write the shards again with force=shard.") from error
+
+
+def _validate(adapter: TypeAdapter[_Record], content: Any) -> _Record:
+    try:
+        return adapter.validate_python(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+
+
+def _seal(content: dict[str, Any]) -> bytes:
+    """Return JSON with the hash of the rest, so that every changed bit is detected."""
     return json.dumps({"sha256": _digest(content), **content}, indent=1).encode()
 
 
-def _opened(text: bytes) -> dict[str, Any]:
+def _unseal(text: bytes) -> dict[str, Any]:
     content = json.loads(text)
     if not isinstance(content, dict):
-        raise ValueError("no JSON object")
+        raise ValueError("not a JSON object")
     if content.pop("sha256", None) != _digest(content):
-        raise ValueError("its content does not fit its hash")
+        raise ValueError("the content does not fit its hash")
     return content
 
 

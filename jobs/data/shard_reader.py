@@ -1,4 +1,4 @@
-"""One shard, verified and mapped into memory: the tar itself, or a copy of its decoded images on this node."""
+"""Open one shard, verified and mapped into memory: the tar itself, or a node-local copy of its decoded images."""
 
 import io
 import math
@@ -13,21 +13,22 @@ from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from jobs.data.cache import Cache
+from jobs.data.formats.images import IMAGE_ERRORS
 from jobs.data.manifest import Manifest, Shard, index_file, tar_file
-from jobs.errors import UserError
-from jobs.files import open_sha256
-from jobs.storage import open_store
-from jobs.storage.base import Store, damaged, missing
+from jobs.errors import CorruptedError
+from jobs.files import stream_sha256
+from jobs.storage import open_storage
+from jobs.storage.base import corrupted_object, missing_object
 
 _INDEX_HEADER = 128  # bytes of a .npy file before its values
 
 
 @dataclass(frozen=True)
 class DataAccess:
-    """A dataset's place, and where this node may keep copies of what cannot be read in place."""
+    """How a process reads a dataset: its address, and folder and maximum size of copies of shards not read in place."""
 
     url: str
     cache_dir: Path
@@ -36,100 +37,103 @@ class DataAccess:
 
 @dataclass(frozen=True)
 class OpenShard:
-    """A shard in memory; the kernel reads and drops its pages as it likes."""
+    """A shard mapped into memory, whose pages the kernel reads and drops as needed.
+
+    `offsets` are (n,) int64 first bytes of the images in `pixels`; `factors` are (n, K) int64 indices of the values.
+    """
 
     pixels: memoryview
-    offsets: NDArray[np.int64]  # (n,), of each image's first byte
-    factors: NDArray[np.int64]  # (n, K)
+    offsets: NDArray[np.int64]
+    factors: NDArray[np.int64]
 
 
-class ShardFiles:
-    """Opens the shards of one dataset.
+class ShardReader:
+    """Opens the shards of one dataset, and verifies every byte against the manifest each time.
 
-    Every byte is checked against the manifest each time a process opens a shard. A damaged copy is made anew; a
-    damaged original is an error.
+    A damaged copy is made anew; a damaged original is an error.
     """
 
     def __init__(self, access: DataAccess, manifest: Manifest) -> None:
         self.access, self._manifest = access, manifest
-        self._store: Store = open_store(access.url)
+        self._storage = open_storage(access.url)
         self._cache = Cache(access.cache_dir, access.cache_bytes)
         self._image_bytes = math.prod(manifest.image_shape)
 
     @property
     def in_place(self) -> bool:
-        """Whether the tars are read where they are, without copies."""
-        return self._manifest.encoding == "npy" and self._store.local_path("") is not None
+        """Whether the tars are read in place, without copies."""
+        return self._manifest.encoding == "npy" and self._storage.local_path("") is not None
 
     def copied_bytes(self, shard: Shard) -> int:
-        """What the copy of a shard takes in the cache."""
+        """Return the size of the copy of a shard in the cache."""
         return shard.num_bytes if shard.pixels_sha256 is None else shard.num_samples * self._image_bytes
 
     def open(self, shard: Shard) -> OpenShard:
-        """Open a shard.
+        """Return a shard, verified and mapped into memory.
 
         Raises:
-            UserError: it is missing or damaged (it is named), or there is no room for a copy.
+            CorruptedError: The shard is missing or damaged.
+            CacheFullError: The cache has no space for a copy.
         """
         index = self._index(shard)
         if shard.pixels_sha256 is None:
-            tar, make = tar_file(shard.name), partial(self._store.fetch, tar_file(shard.name), sha256=shard.sha256)
-            file = self._verified(tar, shard.sha256, shard.num_bytes, make, ".tar")
+            tar, make = tar_file(shard.name), partial(self._storage.fetch, tar_file(shard.name), sha256=shard.sha256)
+            file = self._open_verified(tar, shard.sha256, shard.num_bytes, make, ".tar")
             offsets = np.ascontiguousarray(index[:, 0])
         else:
             decode, size = partial(self._decode, shard, index), self.copied_bytes(shard)
-            file = self._verified(None, shard.pixels_sha256, size, decode, ".pixels")
+            file = self._open_verified(None, shard.pixels_sha256, size, decode, ".pixels")
             offsets = np.arange(len(index), dtype=np.int64) * self._image_bytes
         with file:  # the map keeps the file, and the lock of a copy
             pixels = memoryview(mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ))
         return OpenShard(pixels, offsets, index[:, 2:])
 
     def _index(self, shard: Shard) -> NDArray[np.int64]:
-        name = index_file(shard.name)
-        size = _INDEX_HEADER + 8 * shard.num_samples * (2 + len(self._manifest.factors))
-        make = partial(self._store.fetch, name, sha256=shard.index_sha256)
-        with self._verified(name, shard.index_sha256, size, make, ".index") as file:
+        name, shape = index_file(shard.name), (shard.num_samples, 2 + len(self._manifest.factors))
+        size = _INDEX_HEADER + 8 * math.prod(shape)
+        make = partial(self._storage.fetch, name, sha256=shard.index_sha256)
+        with self._open_verified(name, shard.index_sha256, size, make, ".index") as file:
             content = file.read()
-        shape = (shard.num_samples, 2 + len(self._manifest.factors))
-        # np.load would parse the header with ast, whose recursion count in Python 3.11 is shared by all threads:
-        # two shards that are opened at once make it raise a SystemError.
+        # Not np.load, because it parses the header with ast, whose recursion count all threads share in Python 3.11:
+        # two shards that are opened at once can raise a SystemError.
         header = f"{{'descr': '<i8', 'fortran_order': False, 'shape': {shape}, }}".encode()
         if header not in content[:_INDEX_HEADER] or len(content) != size:
-            raise UserError(f"{self._store.url}/{name} does not fit the manifest: use force=shard")
+            address = f"{self._storage.url}/{name}"
+            raise CorruptedError(f"{address}: does not fit the manifest. Write the shards again with force=shard.")
         return np.frombuffer(content, "<i8", offset=_INDEX_HEADER).reshape(shape)
 
-    def _verified(
+    def _open_verified(
         self, name: str | None, sha256: str, num_bytes: int, make: Callable[[BinaryIO], None], suffix: str
     ) -> BinaryIO:
-        """A file with this sha256, at its start: the object itself where it is a file, else a copy."""
-        path = self._store.local_path(name) if name else None
+        """Open a file with this sha256 at its start: the object itself if it is a local file, else a copy."""
+        path = self._storage.local_path(name) if name else None
         if path is not None:
             try:
                 file: BinaryIO = path.open("rb")
             except FileNotFoundError:
-                raise missing(str(path)) from None
-            found = open_sha256(file)
-            if found != sha256:
+                raise missing_object(str(path)) from None
+            digest = stream_sha256(file)
+            if digest != sha256:
                 file.close()
-                raise damaged(str(path), found, sha256)
+                raise corrupted_object(str(path), digest, sha256)
             return file
         copy = f"{sha256}{suffix}"
         for _ in range(2):
             file = self._cache.open(copy, num_bytes, make)
-            found = open_sha256(file)
-            if found == sha256:
+            digest = stream_sha256(file)
+            if digest == sha256:
                 return file
             file.close()
-            self._cache.discard(copy)  # the disk has changed it since it was made
-        raise damaged(str(self.access.cache_dir / copy), found, sha256)
+            self._cache.discard(copy)  # because the disk has changed it since it was made
+        raise corrupted_object(str(self.access.cache_dir / copy), digest, sha256)
 
     def _decode(self, shard: Shard, index: NDArray[np.int64], file: BinaryIO) -> None:
-        """Write the images of a PNG shard one after the other: once per node, instead of once per epoch."""
-        address = f"{self._store.url}/{tar_file(shard.name)}"
+        """Write the images of a PNG shard one after the other: once per node instead of once per epoch."""
+        address = f"{self._storage.url}/{tar_file(shard.name)}"
         height, width, channels = self._manifest.image_shape
         file.seek(0)
         with tempfile.TemporaryFile(dir=self.access.cache_dir) as tar:
-            self._store.fetch(tar_file(shard.name), tar, shard.sha256)
+            self._storage.fetch(tar_file(shard.name), tar, shard.sha256)
             for offset, length in index[:, :2].tolist():
                 content = os.pread(tar.fileno(), length, offset)
                 try:
@@ -137,6 +141,9 @@ class ShardFiles:
                         if (image.size, image.mode) != ((width, height), "RGB" if channels == 3 else "L"):
                             raise ValueError(f"an image of {image.size} {image.mode}")
                         file.write(image.tobytes())
-                except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
-                    raise UserError(f"{address} holds no PNG at byte {offset} ({error}): use force=shard") from error
+                except IMAGE_ERRORS as error:
+                    message = (
+                        f"{address}: no valid PNG at byte {offset} ({error}). Write the shards again with force=shard."
+                    )
+                    raise CorruptedError(message) from error
         file.truncate()

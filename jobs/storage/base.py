@@ -1,4 +1,4 @@
-"""What a store offers: a place for finished things. What is in it is whole."""
+"""The interface of a storage. Every object in it is complete."""
 
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
@@ -8,75 +8,71 @@ from typing import BinaryIO, Protocol
 from jobs.errors import CorruptedError
 
 
-class Store(Protocol):
-    """Objects by name below one address. A name may have one folder: `step-1/weights`.
-
-    Every method raises UserError when the place does not answer as it should: an AwayError where a later try may do.
-    """
+class Storage(Protocol):
+    """Objects by name (`a` or `step-1/a`). A failure is a UserError, an UnavailableError if a later try may succeed."""
 
     @property
     def url(self) -> str:
-        """The address, without a slash at its end."""
+        """The address without a trailing slash."""
         ...
 
     def read(self, name: str) -> bytes | None:
-        """Content of a small object, or None."""
+        """Return the content of a small object, or None if it does not exist."""
         ...
 
     def write(self, name: str, content: bytes) -> None:
-        """Put a small object there, whole or not at all."""
+        """Write a small object atomically."""
         ...
 
     def create(self, name: str, content: bytes) -> bytes:
-        """Put a small object there unless there is one; returns what is there then. Of several, one wins."""
+        """Write a small object atomically unless it exists; return its content, by the first of concurrent calls."""
         ...
 
     def scratch(self) -> AbstractContextManager[Path]:
-        """A local folder, for the time of a `with` block, to write files in that `publish` will take."""
+        """Return a local folder, removed at the end of a `with` block, for files that `publish` takes."""
         ...
 
     def publish(self, path: Path, name: str) -> None:
-        """Put a file of the scratch folder there, whole or not at all; the file is gone afterwards."""
+        """Move a file of the scratch folder into the storage atomically."""
         ...
 
     def local_path(self, name: str) -> Path | None:
-        """The file of an object, or None where objects are no files."""
+        """Return the file of an object, or None if objects are not files."""
         ...
 
     def fetch(self, name: str, file: BinaryIO, sha256: str) -> None:
-        """Copy an object into a file, from its start, and verify it.
-
-        Raises:
-            UserError: it is missing, or its sha256 is another, more than once.
-        """
+        """Copy an object into a file from its start; a CorruptedError if it is missing or its sha256 differs twice."""
         ...
 
     def names(self, prefix: str = "") -> Iterable[str]:
-        """Names that begin so, without those in folders below, in any order."""
+        """Return the names that begin with a prefix, without those in sub-folders, in any order."""
         ...
 
     def folders(self, prefix: str = "") -> Iterable[str]:
-        """Names of the folders below that begin so."""
+        """Return the names of the sub-folders that begin with a prefix, in any order."""
         ...
 
     def remove(self, name: str) -> None:
-        """Remove an object; it may be gone already."""
+        """Remove an object if it exists."""
         ...
 
     def clear(self, first: str) -> None:
-        """Remove everything, the object `first` before all others."""
+        """Remove all objects, `first` before all others."""
         ...
 
     def sweep(self) -> None:
-        """Remove what killed writers left behind, which nobody sees but which takes room."""
+        """Remove the hidden leftovers of killed writers, which use disk space."""
         ...
 
 
-def missing(address: str) -> CorruptedError:
-    """The error for an object that a manifest names and that is not there."""
-    return CorruptedError(f"{address} is missing: write it again with force=shard")
+def missing_object(address: str) -> CorruptedError:
+    """Return the error for an object that a manifest lists but that does not exist."""
+    return CorruptedError(f"{address}: not found. Write the shards again with force=shard.")
 
 
-def damaged(address: str, found: str, expected: str) -> CorruptedError:
-    """The error for an object whose bytes are not those that were written."""
-    return CorruptedError(f"{address} is damaged (sha256 {found[:12]}, manifest {expected[:12]}): use force=shard")
+def corrupted_object(address: str, actual: str, expected: str) -> CorruptedError:
+    """Return the error for an object whose sha256 differs from the one that was written."""
+    return CorruptedError(
+        f"{address}: corrupted (sha256 {actual[:12]} instead of {expected[:12]}). "
+        "Write the shards again with force=shard."
+    )

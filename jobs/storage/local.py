@@ -1,4 +1,4 @@
-"""A store that is a local folder, or one on a shared file system."""
+"""A storage in a folder, local or on a shared file system."""
 
 import fcntl
 import os
@@ -9,16 +9,16 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from jobs.errors import UserError
-from jobs.files import open_sha256, remove_folder
-from jobs.storage.base import damaged, missing
+from jobs.errors import UserError, os_error_reason
+from jobs.files import remove_folder, stream_sha256
+from jobs.storage.base import corrupted_object, missing_object
 
 _SCRATCH = ".partial-"
 _LOCK = "lock"
 
 
-class LocalStore:
-    """A folder. It is made when something is first written."""
+class LocalStorage:
+    """A folder, created at the first write."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -33,7 +33,7 @@ class LocalStore:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise _explained(error, self._folder / name) from error
+            raise _storage_error(error, self._folder / name) from error
 
     def write(self, name: str, content: bytes) -> None:
         with self.scratch() as scratch:
@@ -55,10 +55,10 @@ class LocalStore:
         try:
             folder.mkdir(parents=True)
             with (folder / _LOCK).open("w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)  # tells `sweep` that it is in use
+                fcntl.flock(lock, fcntl.LOCK_EX)  # so that `sweep` leaves the folder in place
                 yield folder
         except OSError as error:
-            raise _explained(error, folder) from error
+            raise _storage_error(error, folder) from error
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -70,7 +70,7 @@ class LocalStore:
             final.parent.mkdir(exist_ok=True)
             path.replace(final)
         except OSError as error:
-            raise _explained(error, final) from error
+            raise _storage_error(error, final) from error
 
     def local_path(self, name: str) -> Path:
         return self._folder / name
@@ -83,12 +83,12 @@ class LocalStore:
                 shutil.copyfileobj(source, file, 2**20)
                 file.truncate()
         except FileNotFoundError:
-            raise missing(str(path)) from None
+            raise missing_object(str(path)) from None
         except OSError as error:
-            raise _explained(error, path) from error
-        digest = open_sha256(file)
+            raise _storage_error(error, path) from error
+        digest = stream_sha256(file)
         if digest != sha256:
-            raise damaged(str(path), digest, sha256)
+            raise corrupted_object(str(path), digest, sha256)
 
     def names(self, prefix: str = "") -> list[str]:
         return [name for name, entry in self._entries(prefix) if entry.is_file()]
@@ -96,7 +96,7 @@ class LocalStore:
     def folders(self, prefix: str = "") -> list[str]:
         return [name for name, entry in self._entries(prefix) if entry.is_dir()]
 
-    def clear(self, first: str) -> None:  # noqa: ARG002  (the folder goes at once)
+    def clear(self, first: str) -> None:  # noqa: ARG002  (the folder is removed atomically)
         remove_folder(self._folder)
 
     def remove(self, name: str) -> None:
@@ -104,20 +104,20 @@ class LocalStore:
         try:
             path.unlink(missing_ok=True)
         except OSError as error:
-            raise _explained(error, path) from error
+            raise _storage_error(error, path) from error
         if path.parent != self._folder:
-            with suppress(OSError):  # it holds something yet
+            with suppress(OSError):  # the folder is not empty
                 path.parent.rmdir()
 
     def sweep(self) -> None:
         for name in self.folders(_SCRATCH):
-            # A folder without its lock is just being made, or being removed.
+            # A folder without its lock file is being created or removed.
             with suppress(OSError), (self._folder / name / _LOCK).open("r+") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(self._folder / name)
 
     def _entries(self, prefix: str) -> list[tuple[str, os.DirEntry[str]]]:
-        """What begins so, by name."""
+        """Return the entries whose names begin with a prefix."""
         folder, slash, start = prefix.rpartition("/")
         try:
             with os.scandir(self._folder / folder) as entries:
@@ -125,7 +125,7 @@ class LocalStore:
         except FileNotFoundError:
             return []
         except OSError as error:
-            raise _explained(error, self._folder / folder) from error
+            raise _storage_error(error, self._folder / folder) from error
 
 
 def _write_file(path: Path, content: bytes) -> None:
@@ -134,5 +134,8 @@ def _write_file(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def _explained(error: OSError, path: Path) -> UserError:
-    return UserError(f"{error.filename or path}: {error.strerror or error}; mend that and run again")
+def _storage_error(error: OSError, path: Path) -> UserError:
+    return UserError(
+        f"{error.filename or path}: {os_error_reason(error)}. Check the permissions and the free space of the disk.",
+        retry=True,
+    )

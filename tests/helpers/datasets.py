@@ -1,4 +1,4 @@
-"""Small datasets: written, opened, read with stock webdataset, copied, and put on a tiny disk."""
+"""Write, open, copy and read small datasets; mount a tiny disk."""
 
 import gc
 import shutil
@@ -12,38 +12,37 @@ from typing import Any
 import pytest
 import webdataset as wds
 
-from jobs.data.config import BaseDataConfig
 from jobs.data.dataset import ShardedDataset
 from jobs.data.manifest import Manifest
 from jobs.data.shard_reader import DataAccess
-from jobs.data.shard_writer import write_parts
-from jobs.data.sources.base import Source, Split
-from jobs.shard import plan_parts, publish
+from jobs.data.shard_writer import write_tasks
+from jobs.data.sources.base import BaseDataConfig, Source, Split
+from jobs.shard import plan_tasks, publish
 
 
 def write_dataset(source: Source, url: str | Path, config: BaseDataConfig) -> Manifest:
-    """What the shard job does, without Ray."""
-    parts = plan_parts(source, config)
-    for part in parts:
-        list(write_parts(source, str(url), [part], config))
-    return publish(source, config, str(url), parts)
+    """Write a dataset as the shard stage does, without Ray."""
+    tasks = plan_tasks(source, config)
+    for task in tasks:
+        list(write_tasks(source, str(url), [task], config))
+    return publish(source, config, str(url), tasks)
 
 
 def local(folder: Path) -> DataAccess:
-    """A dataset in a folder, with a cache beside it."""
+    """Return the access to a dataset in a folder, with a cache beside it."""
     return DataAccess(str(folder), folder.with_name(f"{folder.name}-cache"), 2**30)
 
 
 def open_split(folder: Path, split: Split) -> ShardedDataset:
-    """A split of a dataset in a folder."""
+    """Open a split of a dataset in a folder."""
     return ShardedDataset(local(folder), split)
 
 
 def stock_samples(folder: Path, pattern: str, images: str = "rgb8") -> list[dict[str, Any]]:
-    """Samples as webdataset itself reads them, in the order of the tars."""
+    """Return samples as webdataset itself reads them, in the order of the tars."""
     tars = sorted(str(path) for path in folder.glob(pattern))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)  # it leaves its files to the garbage collector
+        warnings.simplefilter("ignore", ResourceWarning)  # webdataset leaves its files to the garbage collector
         samples = list(wds.WebDataset(tars, shardshuffle=False).decode(images))
         gc.collect()
     return samples
@@ -55,13 +54,13 @@ def copy(folder: Path, to: Path) -> Path:
 
 @contextmanager
 def tiny_disk(folder: Path, size: str = "1m") -> Iterator[Path]:
-    """A file system of one megabyte, so that a full disk is a real one."""
+    """Mount a file system of one megabyte, so that tests can fill a disk."""
     folder.mkdir()
     done = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], check=False, capture_output=True, text=True
     )
     if done.returncode:
-        pytest.skip(f"no right to mount a small disk: {done.stderr.strip()}")
+        pytest.skip(f"cannot mount a small disk: {done.stderr.strip()}")
     try:
         yield folder
     finally:

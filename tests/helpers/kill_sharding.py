@@ -1,4 +1,4 @@
-"""Shard a dataset in child processes that are killed at random instants, as often as asked for.
+"""Shard a dataset in child processes that are killed at random instants.
 
 python kill_sharding.py URL NUM_KILLS SEED
 """
@@ -10,24 +10,23 @@ import sys
 import time
 
 from jobs.data.manifest import MANIFEST, finished_tasks
-from jobs.data.shard_writer import write_parts
-from jobs.data.sources.config import DigitsConfig
-from jobs.data.sources.digits import DigitScenes
-from jobs.shard import plan_parts, publish
-from jobs.storage import open_store
+from jobs.data.shard_writer import write_tasks
+from jobs.data.sources.digits import DigitsConfig
+from jobs.shard import plan_tasks, publish
+from jobs.storage import open_storage
 
 CONFIG = DigitsConfig(num_images=600, image_size=16, samples_per_task=50)
-SOURCE = DigitScenes(600, 16, 3, 0)
+SOURCE = CONFIG.open()
 
 
 def shard(url: str) -> None:
-    """What one command does, without Ray's seconds: what is left, then the manifest."""
-    parts = plan_parts(SOURCE, CONFIG)
-    done = finished_tasks(open_store(url))
-    for part in parts:
-        if part[0] not in done:
-            list(write_parts(SOURCE, url, [part], CONFIG))
-    publish(SOURCE, CONFIG, url, parts)
+    """Write the remaining tasks and the manifest as one command does, without the seconds that Ray needs."""
+    tasks = plan_tasks(SOURCE, CONFIG)
+    done = finished_tasks(open_storage(url))
+    for task in tasks:
+        if task[0] not in done:
+            list(write_tasks(SOURCE, url, [task], CONFIG))
+    publish(SOURCE, CONFIG, url, tasks)
 
 
 def main(url: str, num_kills: int, seed: int) -> None:
@@ -40,9 +39,9 @@ def main(url: str, num_kills: int, seed: int) -> None:
         time.sleep(rng.random() ** 2 * 0.25)  # often early, sometimes past the end
         os.kill(pid, signal.SIGKILL)
         kills += os.waitpid(pid, 0)[1] == signal.SIGKILL
-        if kills < num_kills and open_store(url).read(MANIFEST) is not None:
+        if kills < num_kills and open_storage(url).read(MANIFEST) is not None:
             published += 1
-            open_store(url).clear(MANIFEST)
+            open_storage(url).clear(MANIFEST)
     shard(url)
     print(f"{kills} kills, published {published + 1} times")
 

@@ -1,4 +1,4 @@
-"""The shard job: nothing is lost, doubled or half-written, whoever dies and whoever else is at work."""
+"""Test the shard stage: no sample is lost, doubled or incomplete after kills and beside other commands."""
 
 import hashlib
 import os
@@ -21,41 +21,39 @@ from servers.processes import descendants
 
 from jobs.cluster.ray_cluster import Resources, cluster
 from jobs.config import RayConfig
-from jobs.data.sources.base import Factor, Sample
-from jobs.data.sources.config import DigitsConfig
-from jobs.data.sources.digits import DigitScenes
+from jobs.data.sources.base import Factor, Sample, Source
+from jobs.data.sources.digits import DigitScenes, DigitsConfig
 from jobs.errors import UserError
-from jobs.shard import consecutive_runs, plan_parts, run_sharding
-from jobs.storage import open_store
-from jobs.storage.base import Store
+from jobs.shard import group_consecutive, plan_tasks, run_sharding
+from jobs.storage import open_storage
+from jobs.storage.base import Storage
 
 KILLER = HELPERS / "kill_sharding.py"
 
 
-def test_parts_cover_the_source() -> None:
-    parts = plan_parts(SOURCE, CONFIG)
-    assert [number for number, _ in parts] == list(range(12))
-    assert [sample for _, part in parts for sample in part] == list(range(600))
+def test_plan_tasks_covers_the_source() -> None:
+    tasks = plan_tasks(SOURCE, CONFIG)
+    assert [number for number, _ in tasks] == list(range(12))
+    assert [sample for _, ids in tasks for sample in ids] == list(range(600))
 
 
-def test_runs_have_no_gaps() -> None:
-    parts = plan_parts(SOURCE, CONFIG)
-    todo = [part for part in parts if part[0] not in (3, 8)]
-    runs = consecutive_runs(todo, 3)
-    assert [part for run in runs for part in run] == todo
-    assert [[number for number, _ in run] for run in runs] == [[0, 1, 2], [4, 5, 6], [7], [9, 10, 11]]
+def test_group_consecutive_splits_at_gaps() -> None:
+    tasks = [task for task in plan_tasks(SOURCE, CONFIG) if task[0] not in (3, 8)]
+    groups = group_consecutive(tasks, 3)
+    assert [task for group in groups for task in group] == tasks
+    assert [[number for number, _ in group] for group in groups] == [[0, 1, 2], [4, 5, 6], [7], [9, 10, 11]]
 
 
-def contents(store: Store) -> dict[str, str]:
-    """sha256 of every object."""
-    return {name: hashlib.sha256(store.read(name) or b"").hexdigest() for name in store.names()}
+def contents(storage: Storage) -> dict[str, str]:
+    """Return the sha256 of every object."""
+    return {name: hashlib.sha256(storage.read(name) or b"").hexdigest() for name in storage.names()}
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("undisturbed") / "data"
     write_dataset(SOURCE, folder, CONFIG)
-    return contents(open_store(str(folder)))
+    return contents(open_storage(str(folder)))
 
 
 def kill(url: str, num_kills: int) -> str:
@@ -71,50 +69,50 @@ def kill(url: str, num_kills: int) -> str:
 
 
 @pytest.mark.slow
-def test_fifty_kills_change_no_byte(tmp_path: Path, undisturbed: dict[str, str]) -> None:
+def test_shard_fifty_kills_change_no_byte(tmp_path: Path, undisturbed: dict[str, str]) -> None:
     url = str(tmp_path / "data")
     assert kill(url, 50).startswith("50 kills")
-    assert contents(open_store(url)) == undisturbed
-    assert {path.name for path in (tmp_path / "data").iterdir()} == set(undisturbed)  # and nothing is left lying about
+    assert contents(open_storage(url)) == undisturbed
+    assert {path.name for path in (tmp_path / "data").iterdir()} == set(undisturbed)  # without leftovers
 
 
 @pytest.mark.slow
-def test_kills_change_no_byte_on_s3(s3: str, undisturbed: dict[str, str]) -> None:
+def test_shard_s3_kills_change_no_byte(s3: str, undisturbed: dict[str, str]) -> None:
     url = f"s3://{s3}/data"
     assert kill(url, 10).startswith("10 kills")
-    assert contents(open_store(url)) == undisturbed
+    assert contents(open_storage(url)) == undisturbed
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("place", ["folder", "s3"])
-def test_two_at_once_write_the_same(
-    place: str, request: pytest.FixtureRequest, tmp_path: Path, undisturbed: dict[str, str]
+@pytest.mark.parametrize("kind", ["folder", "s3"])
+def test_shard_concurrent_commands_write_equal_bytes(
+    kind: str, request: pytest.FixtureRequest, tmp_path: Path, undisturbed: dict[str, str]
 ) -> None:
-    url = str(tmp_path / "data") if place == "folder" else f"s3://{request.getfixturevalue('s3')}/data"
+    url = str(tmp_path / "data") if kind == "folder" else f"s3://{request.getfixturevalue('s3')}/data"
     command = [sys.executable, str(KILLER), url, "0", "0"]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(2)]
-    for one in both:
-        _, errors = one.communicate(timeout=60)
-        assert one.returncode == 0, errors
-    assert contents(open_store(url)) == undisturbed
+    for process in both:
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 0, errors
+    assert contents(open_storage(url)) == undisturbed
 
 
-def test_two_that_differ_do_not_mix(tmp_path: Path) -> None:
-    """Nobody should give two sources one place; who does is told by the one that comes second."""
+def test_shard_other_content_at_same_address_raises(tmp_path: Path) -> None:
+    """Two sources should never share an address; the command that comes second gets an error."""
     url = str(tmp_path / "data")
     write_dataset(SOURCE, url, CONFIG)
-    before = contents(open_store(url))
+    before = contents(open_storage(url))
     for name in list(before):
         if name.startswith("task-"):
             (tmp_path / "data" / name).unlink()
-    with pytest.raises(UserError, match="published by another command in the meantime"):
+    with pytest.raises(UserError, match=r"data: .*force=shard"):
         write_dataset(DigitScenes(600, 16, 3, 1), tmp_path / "data", CONFIG)
 
 
-class Endless:
-    """Images that take room, as many as one likes, and little work to make."""
+class Endless(Source):
+    """Any number of large images that are fast to make."""
 
-    image_shape = (64, 64, 3)
+    image_size, channels, num_samples = 64, 3, 0
     factors = (Factor("half", (0, 1)),)
     fingerprint = "endless"
     sequential = True
@@ -122,17 +120,14 @@ class Endless:
     def __init__(self, num_samples: int) -> None:
         self.num_samples = num_samples
 
-    def check(self) -> list[str]:
-        return []
-
     def read(self, start: int, stop: int) -> Iterator[Sample]:
         for number in range(start, stop):
             yield Sample(f"{number:06d}", np.full(self.image_shape, number % 256, np.uint8), {"half": number % 2})
 
 
 @pytest.mark.parametrize("encoding", ["npy", "png"])
-def test_memory_does_not_grow(tmp_path: Path, encoding: str) -> None:
-    """Sixteen times as many images, 98 MB of them, take no more memory."""
+def test_write_tasks_memory_is_constant(tmp_path: Path, encoding: str) -> None:
+    """Sixteen times as many images, 98 MB, need no more memory."""
     config = DigitsConfig(samples_per_task=1000, encoding=encoding)
     write_dataset(Endless(500), tmp_path / "small", config)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -143,13 +138,13 @@ def test_memory_does_not_grow(tmp_path: Path, encoding: str) -> None:
 @pytest.fixture(scope="module")
 def cpus() -> Iterator[Resources]:
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers cannot import the tests
-    with cluster(RayConfig(num_cpus=2)) as found:
-        yield found
+    with cluster(RayConfig(num_cpus=2)) as resources:
+        yield resources
 
 
 @pytest.mark.slow
-def test_tasks_that_die_are_run_again(tmp_path: Path, cpus: Resources, undisturbed: dict[str, str]) -> None:
-    """The processes of Ray's tasks are killed while they write, three times."""
+def test_run_sharding_killed_tasks_are_repeated(tmp_path: Path, cpus: Resources, undisturbed: dict[str, str]) -> None:
+    """The processes of Ray's tasks are killed three times while they write."""
     killed: list[int] = []
     stop = threading.Event()
 
@@ -157,7 +152,7 @@ def test_tasks_that_die_are_run_again(tmp_path: Path, cpus: Resources, undisturb
         while len(killed) < 3 and not stop.wait(0.3):
             for pid in descendants(os.getpid()):
                 try:
-                    if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"ray::write_parts"):
+                    if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"ray::write_tasks"):
                         os.kill(pid, signal.SIGKILL)
                         killed.append(pid)
                         break
@@ -173,8 +168,8 @@ def test_tasks_that_die_are_run_again(tmp_path: Path, cpus: Resources, undisturb
         stop.set()
         killer.join()
     assert len(killed) == 3
-    found = contents(open_store(str(tmp_path / "data")))
-    assert {name: digest for name, digest in found.items() if name != "manifest.json"} == {
+    actual = contents(open_storage(str(tmp_path / "data")))
+    assert {name: digest for name, digest in actual.items() if name != "manifest.json"} == {
         name: digest for name, digest in undisturbed.items() if name != "manifest.json"
     }
     assert progress[-1] == 600
@@ -182,7 +177,7 @@ def test_tasks_that_die_are_run_again(tmp_path: Path, cpus: Resources, undisturb
 
 
 class Slow(DigitScenes):
-    """Takes long enough to be killed."""
+    """A source that takes long enough to be killed."""
 
     def read(self, start: int, stop: int) -> Iterator[Sample]:
         for sample in super().read(start, stop):
@@ -191,14 +186,14 @@ class Slow(DigitScenes):
 
 
 @pytest.mark.slow
-def test_streams_are_read_in_long_runs(tmp_path: Path, cpus: Resources) -> None:
-    """A source that is sequential is opened about once per CPU, not once per task."""
+def test_run_sharding_sequential_source_opened_per_cpu(tmp_path: Path, cpus: Resources) -> None:
+    """A sequential source is opened about once per CPU, not once per task."""
     source = Counting(400, tmp_path / "opened")
     run_sharding(source, DigitsConfig(samples_per_task=20), str(tmp_path / "data"), cpus, lambda done: None)
     assert (tmp_path / "opened").read_text().count("\n") == 2
     alone = write_dataset(Endless(400), tmp_path / "alone", DigitsConfig(samples_per_task=20))
-    with_ray = contents(open_store(str(tmp_path / "data")))
-    assert with_ray == contents(open_store(str(tmp_path / "alone")))
+    with_ray = contents(open_storage(str(tmp_path / "data")))
+    assert with_ray == contents(open_storage(str(tmp_path / "alone")))
     assert alone.num_samples("train") > 300
 
 

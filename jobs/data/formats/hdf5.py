@@ -1,4 +1,4 @@
-"""Arrays inside an HDF5 file, read in long slices: a compressed chunk is unpacked whole for every touch of it."""
+"""Arrays inside an HDF5 file, read in long slices, because HDF5 decompresses a whole chunk for every access to it."""
 
 import math
 from collections.abc import Iterator
@@ -11,6 +11,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from jobs.data.formats.published import invalid_file
 from jobs.errors import UserError
 
 # Publishers let HDF5 choose the chunks, which then hold a few pixels each of 20,000 images or more.
@@ -19,25 +20,15 @@ _BLOCK = 64 * 2**20  # bytes that are read at once
 
 @dataclass(frozen=True)
 class Hdf5Array:
-    """A dataset of an HDF5 file.
-
-    Args:
-        path: of the file.
-        name: of the dataset, with its groups.
-        shape: of the dataset.
-    """
+    """A dataset of an HDF5 file, whose name includes its groups."""
 
     path: Path
     name: str
     shape: tuple[int, ...]
 
     def blocks(self, start: int, stop: int) -> Iterator[NDArray[Any]]:
-        """Rows start..stop-1 in arrays of at most 64 MiB, cut at the borders of chunks where these are shorter.
-
-        Raises:
-            UserError: the file is damaged.
-        """
-        with _dataset(self.path, self.name) as dataset:
+        """Yield the rows start..stop-1 in arrays of at most 64 MiB that end with a chunk where chunks are shorter."""
+        with _open_dataset(self.path, self.name) as dataset:
             row = math.prod(self.shape[1:]) * dataset.dtype.itemsize
             step = max(1, _BLOCK // row)
             if dataset.chunks and dataset.chunks[0] <= step:
@@ -49,33 +40,27 @@ class Hdf5Array:
 
 
 def find_hdf5_array(path: Path, name: str, dtype: str, row_shape: tuple[int, ...]) -> Hdf5Array:
-    """The dataset `name` of shape (N, *row_shape).
-
-    Raises:
-        UserError: the file is damaged, has no such dataset, or one of another shape or type.
-    """
-    with _dataset(path, name) as dataset:
-        shape, found = dataset.shape, dataset.dtype
-    if found != np.dtype(dtype) or not shape or shape[1:] != row_shape:
-        raise UserError(
-            f"{path} has {name} of {found} {shape}, not {dtype} (N, {', '.join(map(str, row_shape))}): "
-            "put the published file there"
-        )
+    """Return the dataset `name` (with its groups) of shape (N, *row_shape) and this type, or raise a UserError."""
+    with _open_dataset(path, name) as dataset:
+        shape, actual = dataset.shape, dataset.dtype
+    if actual != np.dtype(dtype) or not shape or shape[1:] != row_shape:
+        expected = f"{dtype} (N, {', '.join(map(str, row_shape))})"
+        raise UserError(invalid_file(path, f"array {name} is {actual} {shape} instead of {expected}"))
     return Hdf5Array(path, name, shape)
 
 
 @contextmanager
-def _dataset(path: Path, name: str) -> Iterator[Any]:
-    """The dataset, open; what is wrong with it is a UserError."""
+def _open_dataset(path: Path, name: str) -> Iterator[Any]:
+    """Open a dataset; any failure within the `with` block is a UserError."""
     try:
         with h5py.File(path, "r", locking="best-effort") as file:
-            found = file
-            for part in name.split("/"):
-                # A file may name other files, which are none of its publisher's business.
-                inside = isinstance(found, h5py.Group) and isinstance(found.get(part, getlink=True), h5py.HardLink)
-                found = found[part] if inside else None
-            if not isinstance(found, h5py.Dataset) or found.is_virtual or found.external:
-                raise UserError(f"{path} has no array {name}: put the published file there")
-            yield found
+            node = file
+            for component in name.split("/"):
+                # Only hard links, because a file may link to other files of the reader's machine.
+                inside = isinstance(node, h5py.Group) and isinstance(node.get(component, getlink=True), h5py.HardLink)
+                node = node[component] if inside else None
+            if not isinstance(node, h5py.Dataset) or node.is_virtual or node.external:
+                raise UserError(invalid_file(path, f"array {name} not found"))
+            yield node
     except (OSError, RuntimeError) as error:
-        raise UserError(f"{path} cannot be read ({error}): fetch it again") from error
+        raise UserError(invalid_file(path, error)) from error

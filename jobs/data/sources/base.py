@@ -1,77 +1,231 @@
-"""What a data source offers: numbered samples with factors, readable in any range and order."""
+"""What every data source shares: its settings, and its reader of numbered samples with factors.
 
-from collections.abc import Iterator
+A dataset is one file of this folder: a settings class, listed in `jobs.data.sources.DataConfig`, whose `open` returns
+the reader, a `Source`.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BeforeValidator, Field
+
+from jobs.config import EXECUTION, AbsolutePath
+from jobs.data.sampling import permute
+from vlae.config import SettingsModel
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 
+def parse_none(value: Any) -> Any:
+    """Turn the command line's `none` into None."""
+    return None if value == "none" else value
+
+
+def parse_integer(value: Any) -> Any:
+    """Turn the command line's `3` into an integer for a `Literal` field, which pydantic does not convert."""
+    return int(value) if isinstance(value, str) and value.isdecimal() else value
+
+
+ImageSize = Annotated[int, Field(ge=8, le=1024, multiple_of=4)]
+Channels = Annotated[Literal[1, 3], BeforeValidator(parse_integer)]
+
+
+def root_field(dataset: str, files: str) -> Any:
+    """Return the field of a folder of published files, named in `--help`, by default `datasets/DATASET`."""
+    return Field(
+        Path("datasets") / dataset,
+        validate_default=True,
+        description=f"folder with {files}",
+        json_schema_extra=EXECUTION,
+    )
+
+
+class BaseDataConfig(SettingsModel):
+    """How a dataset is split, cut into shards and cached."""
+
+    validation_fraction: float = Field(
+        0.05, ge=0, lt=0.5, description="fraction of the samples, by hash of the key, kept for validation"
+    )
+    test_fraction: float = Field(
+        0.1, gt=0, lt=0.5, description="fraction of the samples kept for testing, if the publisher has no test split"
+    )
+    samples_per_task: int = Field(
+        4096, ge=1, description="samples per shard task, which writes at most one tar per split"
+    )
+    encoding: Literal["npy", "png"] = Field(
+        "npy", description="image encoding in the tars: npy is raw and fast, png is two to ten times smaller"
+    )
+    cache_dir: Annotated[AbsolutePath | None, BeforeValidator(parse_none)] = Field(
+        None,
+        description="folder for node-local copies of shards on S3 or in PNG; none: in the workspace",
+        json_schema_extra=EXECUTION,
+    )
+    cache_bytes: int = Field(
+        100 * 2**30,
+        ge=2**20,
+        description="maximum size of these copies in bytes; the least recently used are removed",
+        json_schema_extra=EXECUTION,
+    )
+
+    def locate(self, downloads: Path, *, fetch: bool) -> Self:  # noqa: ARG002
+        """Return these settings, with a `root` that holds the files if the dataset may be downloaded.
+
+        Args:
+            downloads: Folder for downloaded files, one folder per dataset.
+            fetch: Whether missing files may be downloaded now.
+
+        Raises:
+            UserError: Files are missing or cannot be downloaded.
+        """
+        return self
+
+    def open(self) -> "Source":
+        """Return the reader of the dataset. Missing files are an error of its first use."""
+        raise NotImplementedError
+
+
+class BaseFilesConfig(BaseDataConfig):
+    """A dataset that its publisher provides as files."""
+
+    root: AbsolutePath = Field(..., description="folder with the published files", json_schema_extra=EXECUTION)
+
+
 @dataclass(frozen=True)
 class Factor:
-    """A generative factor or label with finitely many values; samples carry the index of theirs."""
+    """A factor or label with finitely many values, whose name is part of metric names. A sample has a value's index."""
 
     name: str
-    values: tuple[str | float, ...]
+    values: tuple[str | int | float, ...]  # int, because pydantic would turn 3 into 3.0
 
 
-@dataclass(slots=True)  # not frozen: there are millions, and that would triple what each costs to make
+@dataclass(slots=True)  # not frozen, because that triples the time to make one, and there are millions
 class Sample:
-    """One image with what is known of it."""
+    """One image with its labels.
 
-    key: str  # unique in the dataset; no dot, no slash: it becomes a member name
-    image: NDArray[np.uint8]  # (height, width, channels); not to be changed once it was given away
-    factors: dict[str, int]  # index into the values of each factor
-    split: Split | None = None  # the publisher's own split, or None: the hash of the key decides
-
-
-class Source(Protocol):
-    """A dataset as its publisher or its owner has it.
-
-    Sources are small and picklable: each shard task gets one and reads its own range. What they cannot
-    find or read is a UserError that names the file and the mend.
+    Attributes:
+        key: Name of the sample, unique in the dataset, without dot and slash, because it becomes a tar member name.
+        image: Pixels, (height, width, channels) uint8. The reader must not change them later.
+        factors: Index of the value of each factor, by factor name.
+        split: The publisher's split, or None: the hash of the key decides.
     """
+
+    key: str
+    image: NDArray[np.uint8]
+    factors: dict[str, int]
+    split: Split | None = None
+
+
+class Source(ABC):
+    """A dataset as its publisher or owner provides it: square images of 3 channels (color) or 1 (gray).
+
+    Sources are small and picklable, because every shard task gets a copy and reads its own range. A missing or invalid
+    file is a `UserError` that names the file and the fix, also if it has changed since it was validated.
+    """
+
+    image_size: int
+    channels: int
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(height, width, channels) of every image."""
-        ...
+        return self.image_size, self.image_size, self.channels
 
     @property
+    @abstractmethod
     def factors(self) -> tuple[Factor, ...]:
-        """The known factors, in the order of the columns that the loader gives."""
-        ...
+        """The known factors, in the order of the columns that the loader returns."""
 
     @property
+    @abstractmethod
     def num_samples(self) -> int:
-        """How many samples there are."""
-        ...
+        """Number of samples."""
 
     @property
+    @abstractmethod
     def fingerprint(self) -> str:
-        """Changes whenever the content may have changed; cheap, and the same on every machine with the same files."""
-        ...
+        """Text that changes whenever the content may have changed; equal on every machine with the same files."""
 
     @property
     def sequential(self) -> bool:
-        """Whether `read` has to pass over all samples before `start` (a compressed stream), so that long runs pay."""
-        ...
+        """Whether `read` passes over all samples before `start`, as in a compressed stream. Long ranges pay then."""
+        return False
 
-    def check(self) -> list[str]:
-        """Verify the files, once, before they are read.
+    def validate(self) -> list[str]:
+        """Check the files once before they are read, and return warnings, such as a hash unlike the published one."""
+        return []
 
-        Returns:
-            Remarks for the user, such as a hash that is not the published one.
+    @abstractmethod
+    def read(self, start: int, stop: int) -> Iterator[Sample]:
+        """Yield the samples start..stop-1 in order, with few of them in memory at a time."""
 
-        Raises:
-            UserError: a file is missing or not of the format.
-        """
-        ...
+
+@dataclass(frozen=True)
+class DrawnGrid(Source):
+    """Drawn images of all combinations of the factor values, the last factor fastest, or of a random subset of them.
+
+    Attributes:
+        num_images: Size of the random subset; 0: all combinations, in order.
+        revision: Number to raise when a change of the code changes the pixels.
+    """
+
+    num_images: int
+    revision: ClassVar[int]
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Number of values of each factor."""
+        return tuple(len(factor.values) for factor in self.factors)
+
+    @property
+    def batch_size(self) -> int:
+        """Images that are drawn together."""
+        return 256
+
+    @property
+    def num_samples(self) -> int:
+        return self.num_images or math.prod(self.sizes)
+
+    @property
+    def fingerprint(self) -> str:
+        return f"{self!r}-{self.revision}"
+
+    @abstractmethod
+    def draw(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Return (N, height, width, channels) uint8 for (N, K) indices into the values of the factors."""
 
     def read(self, start: int, stop: int) -> Iterator[Sample]:
-        """Samples start..stop-1, a few at a time in memory."""
-        ...
+        names, total = [factor.name for factor in self.factors], math.prod(self.sizes)
+        for begin in range(start, stop, self.batch_size):
+            ids = np.arange(begin, min(begin + self.batch_size, stop))
+            if self.num_images:
+                ids = permute(ids, total, 0)
+            indices = np.stack(np.unravel_index(ids, self.sizes), axis=1)
+            for sample_id, row, image in zip(ids, indices.tolist(), self.draw(indices), strict=True):
+                yield Sample(f"{sample_id:06d}", image, dict(zip(names, row, strict=True)))
+
+
+def even_grid(low: float, high: float, count: int) -> tuple[float, ...]:
+    """Return evenly spaced values from `low` to `high`, rounded to six decimals."""
+    return tuple(np.linspace(low, high, count).round(6).tolist())
+
+
+def ranges_by_file(counts: Sequence[int], start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+    """Yield the index of each file that holds samples start..stop-1, and its first and last-plus-one sample of them.
+
+    Example:
+        >>> list(ranges_by_file([3, 2, 4], 1, 6))
+        [(0, 1, 3), (1, 0, 2), (2, 0, 1)]
+    """
+    first = 0
+    for index, count in enumerate(counts):
+        begin, end = max(start - first, 0), min(stop - first, count)
+        if begin < end:
+            yield index, begin, end
+        first += count

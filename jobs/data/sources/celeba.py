@@ -1,22 +1,29 @@
-"""CelebA (Liu, Luo, Wang, Tang 2015), aligned faces: read out of the publisher's zip, which is never unpacked."""
+"""CelebA, aligned faces: read out of the publisher's zip, which is never unpacked.
+
+References:
+    Liu, Luo, Wang, Tang: Deep Learning Face Attributes in the Wild, ICCV 2015, arXiv:1411.7766.
+"""
 
 import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
+from pydantic import BeforeValidator, Field
 
-from jobs.data.formats.binary_arrays import FIX_HINT
-from jobs.data.formats.published import PublishedFile, content_fingerprint, remarks, require
-from jobs.data.sources.base import SPLITS, Factor, Sample
+from jobs.config import AbsolutePath
+from jobs.data.formats.images import IMAGE_ERRORS
+from jobs.data.formats.published import PublishedFile, content_fingerprint, invalid_file, require, warnings
+from jobs.data.sources.base import SPLITS, BaseFilesConfig, Factor, ImageSize, Sample, Source, parse_integer, root_field
 from jobs.errors import UserError
 
 _URL = "http://mmlab.ie.cuhk.edu.hk/projects/CelebA.html"
@@ -26,25 +33,32 @@ FILES = (
     PublishedFile("list_eval_partition.txt", None, "d32c9cbf5e040fd4025c592c306e6668", _URL),
 )
 _WIDTH, _HEIGHT = 178, 218
-_MOST_BYTES = 2**20  # of one JPEG; the published ones have some 7 KB
-_FACTOR_NAME = re.compile(r"[A-Za-z0-9_.-]+")  # it becomes part of a metric's name
-# What zipfile and Pillow raise where content is damaged, encrypted or compressed in a way they do not know.
-_UNREADABLE = (
-    zipfile.BadZipFile,
-    Image.DecompressionBombError,
-    OSError,
-    EOFError,
-    RuntimeError,
-    ValueError,
-    SyntaxError,
-    struct.error,
-    zlib.error,
-)
+_MAX_BYTES = 2**20  # of one JPEG; the published ones have about 7 KB
+_FACTOR_NAME = re.compile(r"[A-Za-z0-9_.-]+")  # because it becomes part of metric names
+# zipfile raises these where content is damaged, encrypted (RuntimeError) or compressed by an unknown method.
+_ZIP_ERRORS = (zipfile.BadZipFile, OSError, EOFError, RuntimeError, ValueError, struct.error, zlib.error)
+
+
+class CelebaConfig(BaseFilesConfig):
+    """CelebA: 202,599 aligned faces in color with 40 attributes and the publisher's three splits."""
+
+    name: Literal["celeba"] = "celeba"
+    root: AbsolutePath = root_field("celeba", "img_align_celeba.zip, list_attr_celeba.txt and list_eval_partition.txt")
+    validation_fraction: float = Field(
+        0.0, ge=0, lt=0.5, description="fraction of the training split moved to the publisher's validation split"
+    )
+    crop: Annotated[Literal[148, 108], BeforeValidator(parse_integer)] = Field(
+        148, description="height and width in pixels of the central crop of the 178x218 images"
+    )
+    image_size: ImageSize = Field(64, description="height and width in pixels after resizing the crop")
+
+    def open(self) -> "CelebA":
+        return CelebA(self.root, self.crop, self.image_size)
 
 
 @dataclass(frozen=True)
 class _Table:
-    """What the two lists say: a row per image, in the order of list_attr_celeba.txt."""
+    """The content of the two lists, a row per image in the order of list_attr_celeba.txt."""
 
     names: tuple[str, ...]  # of the images
     attributes: tuple[str, ...]
@@ -53,22 +67,13 @@ class _Table:
 
 
 @dataclass(frozen=True)
-class CelebA:
-    """Source of the faces in color, 0 to 255; the factors are the attributes, each no or yes.
-
-    Args:
-        folder: holds img_align_celeba.zip, list_attr_celeba.txt and list_eval_partition.txt.
-        crop: height and width that are cut out of the center of the 218x178 pixels, at most 178.
-        image_size: height and width of the result, pixels.
-    """
+class CelebA(Source):
+    """Source of the faces in color, 0 to 255; the factors are the attributes, each no or yes."""
 
     folder: Path
     crop: int
     image_size: int
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        return self.image_size, self.image_size, 3
+    channels = 3
 
     @property
     def factors(self) -> tuple[Factor, ...]:
@@ -83,27 +88,6 @@ class CelebA:
         return f"celeba-{self.crop}-{self.image_size}-{content_fingerprint(self._paths)}"
 
     @property
-    def sequential(self) -> bool:
-        return False
-
-    def check(self) -> list[str]:
-        with self._zip() as archive:
-            names = [_base_name(member) for member in _pictures(archive)]
-        _same_images(self._paths[0], names, self._paths[1], self._table.names)
-        return remarks(self.folder, FILES)
-
-    def read(self, start: int, stop: int) -> Iterator[Sample]:
-        table = self._table
-        with self._zip() as archive:
-            members = {_base_name(member): member for member in _pictures(archive)}
-            for number, name in enumerate(table.names[start:stop], start=start):
-                if name not in members:
-                    raise UserError(f"{self._paths[0]} has no {name}: {FIX_HINT}")
-                image = self._load(archive, members[name], name)
-                factors = dict(zip(table.attributes, table.values[number].tolist(), strict=True))
-                yield Sample(f"{number + 1:06d}", image, factors, SPLITS[table.splits[number]])
-
-    @property
     def _paths(self) -> list[Path]:
         return require(self.folder, "celeba", FILES)
 
@@ -111,85 +95,95 @@ class CelebA:
     def _table(self) -> _Table:
         _, attribute_file, split_file = self._paths
         names, attributes, values = _read_attributes(attribute_file)
-        split_of = _read_partition(split_file)
-        _same_images(split_file, list(split_of), attribute_file, names)
-        splits = np.array([split_of[name] for name in names], np.uint8)
-        return _Table(names, attributes, values, splits)
+        splits = _read_partition(split_file)
+        _check_same_images(split_file, list(splits), attribute_file, names)
+        return _Table(names, attributes, values, np.array([splits[name] for name in names], np.uint8))
 
-    def _zip(self) -> zipfile.ZipFile:
+    def validate(self) -> list[str]:
+        with self._open_zip() as archive:
+            names = [name for name, _ in _members(archive)]
+        _check_same_images(self._paths[0], names, self._paths[1], self._table.names)
+        return warnings(self.folder, FILES)
+
+    def read(self, start: int, stop: int) -> Iterator[Sample]:
+        table = self._table
+        with self._open_zip() as archive:
+            members = dict(_members(archive))
+            for index, name in enumerate(table.names[start:stop], start=start):
+                if name not in members:
+                    raise UserError(invalid_file(self._paths[0], f"{name} not found"))
+                image = self._load(archive, members[name], name)
+                factors = dict(zip(table.attributes, table.values[index].tolist(), strict=True))
+                yield Sample(f"{index + 1:06d}", image, factors, SPLITS[table.splits[index]])
+
+    def _open_zip(self) -> zipfile.ZipFile:
         try:
             return zipfile.ZipFile(self._paths[0])
-        except _UNREADABLE as error:
-            raise UserError(f"{self._paths[0]} is not a whole zip file ({error}): {FIX_HINT}") from error
+        except _ZIP_ERRORS as error:
+            raise UserError(invalid_file(self._paths[0], error)) from error
 
     def _load(self, archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str) -> NDArray[np.uint8]:
-        """One face, (image_size, image_size, 3)."""
+        """Return one face, (image_size, image_size, 3)."""
         left, top = (_WIDTH - self.crop) // 2, (_HEIGHT - self.crop) // 2
         try:
             with archive.open(member) as file:
-                content = file.read(_MOST_BYTES)
+                content = file.read(_MAX_BYTES)
             with Image.open(BytesIO(content), formats=("JPEG",)) as image:
                 if image.size != (_WIDTH, _HEIGHT):
-                    raise ValueError(f"{image.width}x{image.height} pixels, not {_WIDTH}x{_HEIGHT}")
+                    raise ValueError(f"{image.width}x{image.height} pixels instead of {_WIDTH}x{_HEIGHT}")
                 face = image.convert("RGB").crop((left, top, left + self.crop, top + self.crop))
         except UnidentifiedImageError as error:
-            raise UserError(f"{name} in {self._paths[0]} is not a JPEG: {FIX_HINT}") from error
-        except _UNREADABLE as error:
-            raise UserError(f"{name} in {self._paths[0]} cannot be read ({error}): {FIX_HINT}") from error
+            raise UserError(invalid_file(f"{name} in {self._paths[0]}", "not a JPEG")) from error
+        except (*_ZIP_ERRORS, *IMAGE_ERRORS) as error:
+            raise UserError(invalid_file(f"{name} in {self._paths[0]}", error)) from error
         return np.asarray(face.resize((self.image_size, self.image_size), Image.Resampling.LANCZOS), np.uint8)
 
 
-def _pictures(archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
-    return [member for member in archive.infolist() if member.filename.endswith(".jpg")]
+def _members(archive: zipfile.ZipFile) -> list[tuple[str, zipfile.ZipInfo]]:
+    """Return the JPEGs with their names without folders."""
+    jpegs = (member for member in archive.infolist() if member.filename.endswith(".jpg"))
+    return [(member.filename.rpartition("/")[2], member) for member in jpegs]
 
 
-def _base_name(member: zipfile.ZipInfo) -> str:
-    return member.filename.rpartition("/")[2]
-
-
-def _same_images(path: Path, names: list[str], other: Path, others: tuple[str, ...]) -> None:
+def _check_same_images(path: Path, names: Sequence[str], other: Path, others: Sequence[str]) -> None:
     if sorted(names) != sorted(others):
-        odd = min(set(names) ^ set(others), default="one twice")
-        raise UserError(f"{path} and {other.name} do not list the same images ({odd!r}): take both from one release")
+        example = min(set(names) ^ set(others), default="a duplicate")
+        raise UserError(invalid_file(path, f"lists other images than {other.name} (first difference: {example})"))
 
 
 def _read_lines(path: Path) -> list[str]:
     try:
         return path.read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read ({error}): {FIX_HINT}") from error
+        raise UserError(invalid_file(path, error)) from error
 
 
 def _read_attributes(path: Path) -> tuple[tuple[str, ...], tuple[str, ...], NDArray[np.uint8]]:
-    """Names of the images, names of the attributes, and values (images, attributes), 0 or 1.
-
-    The file has the count, the attributes' names, and a line per image: its name and a -1 or 1 for each.
-    """
+    """Return names of the images, names of the attributes, and values (images, attributes), 0 or 1."""
+    # The file has the count, the attributes' names, and a line per image: its name and a -1 or 1 for each.
     lines = _read_lines(path)
     count, attributes = "".join(lines[:1]).strip(), tuple("".join(lines[1:2]).split())
     del lines[:2]
-    odd = [name for name in attributes if not _FACTOR_NAME.fullmatch(name)]
-    if count != str(len(lines)) or not attributes or odd or len(set(attributes)) != len(attributes):
-        raise UserError(
-            f"{path} does not begin with the number of its images, {len(lines)}, and a line of names of letters, "
-            f"digits, dot, _ and -: {FIX_HINT}"
-        )
+    valid_names = all(map(_FACTOR_NAME.fullmatch, attributes)) and len(set(attributes)) == len(attributes) > 0
+    if count != str(len(lines)) or not valid_names:
+        expected = f"{len(lines)}, the number of its images, and distinct names of letters, digits, dot, _ and -"
+        raise UserError(invalid_file(path, f"the first two lines are not {expected}"))
     names, values = [], bytearray()
-    for number, line in enumerate(lines, start=3):
+    for line_number, line in enumerate(lines, start=3):
         name, *row = line.split() or [""]
         if len(row) != len(attributes) or row.count("1") + row.count("-1") != len(row):
-            raise UserError(f"{path} has no {len(attributes)} values of 1 or -1 in line {number}: {FIX_HINT}")
+            raise UserError(invalid_file(path, f"line {line_number} has not {len(attributes)} values of 1 or -1"))
         names.append(name)
         values += bytes(value == "1" for value in row)
     return tuple(names), attributes, np.frombuffer(values, np.uint8).reshape(len(names), len(attributes))
 
 
 def _read_partition(path: Path) -> dict[str, int]:
-    """Name of an image -> index into SPLITS, which has the publisher's order."""
-    found = {}
-    for number, line in enumerate(_read_lines(path), start=1):
+    """Return name of an image -> index into SPLITS, which has the publisher's order."""
+    splits: dict[str, int] = {}
+    for line_number, line in enumerate(_read_lines(path), start=1):
         name, _, split = line.strip().partition(" ")
-        if split.strip() not in ("0", "1", "2") or name in found:
-            raise UserError(f"{path} has no new image and its 0, 1 or 2 in line {number}: {FIX_HINT}")
-        found[name] = int(split)
-    return found
+        if split.strip() not in ("0", "1", "2") or name in splits:
+            raise UserError(invalid_file(path, f"line {line_number} is not a new image with 0, 1 or 2"))
+        splits[name] = int(split)
+    return splits

@@ -1,7 +1,7 @@
 """Atlas of digit glyphs: 12 faces x 10 digits, 40x40 gray, as a committed PNG.
 
-It is committed because FreeType's pixels change from version to version. `python -m jobs.data.sources.glyphs`
-draws it again from the fonts in matplotlib's wheel (DejaVu, STIX, Computer Modern: free licenses).
+The file is committed because FreeType's pixels change between versions. `python -m jobs.data.sources.glyphs` draws it
+again from the fonts in matplotlib's wheel (DejaVu, STIX, Computer Modern: free licenses).
 """
 
 import hashlib
@@ -33,23 +33,21 @@ SHA256 = "3688c66d165ab692f80088b2dc9c2bd207efb53a4b98142699b8d888b0581e3c"
 
 @cache
 def load_atlas() -> NDArray[np.float32]:
-    """Ink coverage in [0, 1], (12 faces, 10 digits, 40, 40) float32.
-
-    Raises:
-        ValueError: the file's pixels are not the ones that this version was made with.
-    """
+    """Return the ink coverage in [0, 1], (12 faces, 10 digits, 40, 40) float32; a changed file raises a ValueError."""
     with Image.open(ATLAS) as image:
         pixels = np.asarray(image.convert("L"))
     digest = hashlib.sha256(pixels.tobytes()).hexdigest()
     if digest != SHA256:
-        raise ValueError(f"{ATLAS} was changed (sha256 of its pixels {digest}); restore it from the repository")
+        raise ValueError(
+            f"{ATLAS}: unexpected content (sha256 of its pixels {digest}). Restore it from the repository."
+        )
     cells = pixels.reshape(len(FACES), CELL, 10, CELL).transpose(0, 2, 1, 3)
     return np.ascontiguousarray(cells, np.float32) / np.float32(255)
 
 
 def draw_atlas() -> NDArray[np.uint8]:
-    """Draw the atlas, (12 * 40, 10 * 40) uint8: each digit 28 px high, centerd in its cell."""
-    import matplotlib as mpl  # noqa: PLC0415  (only who redraws the atlas needs it)
+    """Draw the atlas, (12 * 40, 10 * 40) uint8: each digit 28 px high, centered in its cell."""
+    import matplotlib as mpl  # noqa: PLC0415  (heavy, and needed only to redraw the atlas)
 
     fonts = Path(mpl.get_data_path()) / "fonts" / "ttf"
     atlas = Image.new("L", (10 * CELL, len(FACES) * CELL))
@@ -70,6 +68,6 @@ def draw_atlas() -> NDArray[np.uint8]:
 
 
 if __name__ == "__main__":
-    drawn = draw_atlas()
-    Image.fromarray(drawn).save(ATLAS, optimize=True)
-    print(hashlib.sha256(drawn.tobytes()).hexdigest())
+    pixels = draw_atlas()
+    Image.fromarray(pixels).save(ATLAS, optimize=True)
+    print(hashlib.sha256(pixels.tobytes()).hexdigest())

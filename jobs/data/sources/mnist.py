@@ -1,48 +1,80 @@
-"""MNIST (LeCun, Cortes, Burges 1998) and Fashion-MNIST (Xiao, Rasul, Vollgraf 2017): four IDX files each."""
+"""MNIST and Fashion-MNIST: four IDX files each, downloaded from the official address if necessary.
+
+References:
+    LeCun, Cortes, Burges: The MNIST database of handwritten digits, 1998.
+    Xiao, Rasul, Vollgraf: Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine Learning Algorithms, 2017,
+    arXiv:1708.07747.
+"""
 
 import hashlib
 import http.client
-import struct
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from io import BufferedIOBase
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 import numpy as np
+from pydantic import BeforeValidator, Field
 
-from jobs.data.formats.binary_arrays import FIX_HINT, check_length, find_file, opened, read_items, read_shape
-from jobs.data.formats.published import PublishedFile, content_fingerprint, remarks
-from jobs.data.sources.base import Factor, Sample, Split
-from jobs.errors import UserError
+from jobs.config import EXECUTION, AbsolutePath
+from jobs.data.formats.idx import ByteArray, read_idx_header
+from jobs.data.formats.published import (
+    PublishedFile,
+    content_fingerprint,
+    file_md5,
+    find_file,
+    invalid_file,
+    open_plain_or_gzip,
+    warnings,
+)
+from jobs.data.sources.base import (
+    BaseFilesConfig,
+    Factor,
+    Sample,
+    Source,
+    Split,
+    parse_integer,
+    ranges_by_file,
+    root_field,
+)
+from jobs.errors import UnavailableError, UserError
 
+# Where Debian's package dataset-fashion-mnist puts its files.
+DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 CLASSES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
-PARTS: tuple[tuple[str, Split], ...] = (("train", "train"), ("t10k", "test"))
-_MOST_BYTES = 64 * 2**20  # the largest file has 47 MB; whatever is longer is something else
+SUBSETS: tuple[tuple[str, Split], ...] = (("train", "train"), ("t10k", "test"))
+_MAX_BYTES = 64 * 2**20  # of a download; the largest file has 47 MB
 _TIMEOUT = 20.0  # seconds without an answer
 
 
 @dataclass(frozen=True)
 class IdxDataset:
-    """What sets one dataset of the format apart."""
+    """Properties that differ between the two datasets; `files` has names without .gz, each with its hash.
 
-    name: str  # as in data=NAME
+    `hashed` is "content" (sha256 of the uncompressed content, where another hash is an error) or "gz" (md5 of the .gz,
+    where another hash is a warning).
+    """
+
+    name: str
     title: str
     factor: Factor
-    address: str  # of the publisher, where the files lie as .gz
-    hint: str  # how else to come by them
-    files: tuple[tuple[str, str], ...]  # name without .gz, hash
-    hashed: Literal["content", "gz"]  # sha256 of the content, verified; or md5 of the .gz, a remark when it differs
+    address: str
+    hint: str
+    files: tuple[tuple[str, str], ...]
+    hashed: Literal["content", "gz"]
 
     def digest(self, path: Path) -> str:
-        """Hash (hex) of a file, of the kind that `files` has."""
-        if self.hashed == "content":
-            with opened(path) as file:
-                return hashlib.file_digest(file, "sha256").hexdigest()
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+        """Return the hash (hex) of a file, of the kind that `files` has."""
+        if self.hashed == "gz":
+            return file_md5(path)
+        with open_plain_or_gzip(path) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    def missing(self, folder: Path) -> list[str]:
+        """Return the names of the files that a folder lacks."""
+        return [name for name, _ in self.files if find_file(folder, name) is None]
 
 
 FASHION_MNIST = IdxDataset(
@@ -50,8 +82,8 @@ FASHION_MNIST = IdxDataset(
     title="Fashion-MNIST",
     factor=Factor("class", CLASSES),
     address="http://fashion-mnist.s3-website.eu-central-1.amazonaws.com",
-    hint="install Debian's dataset-fashion-mnist, or ",
-    # Of the content: packagers compress the files anew, which changes the .gz only.
+    hint="Install Debian's package dataset-fashion-mnist. Or: ",
+    # Hashes of the content, because packagers compress the files anew, which changes the .gz only.
     files=(
         ("train-images-idx3-ubyte", "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888"),
         ("train-labels-idx1-ubyte", "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9"),
@@ -63,7 +95,7 @@ FASHION_MNIST = IdxDataset(
 MNIST = IdxDataset(
     name="mnist",
     title="MNIST",
-    factor=Factor("digit", tuple(str(digit) for digit in range(10))),
+    factor=Factor("digit", tuple("0123456789")),
     address="https://storage.googleapis.com/cvdf-datasets/mnist",
     hint="",
     files=(
@@ -76,36 +108,88 @@ MNIST = IdxDataset(
 )
 
 
-@dataclass(frozen=True)
-class IdxImages:
-    """Source of the training and test images of 28x28 pixels, gray, 0 to 255; one factor, the class.
+class BaseIdxConfig(BaseFilesConfig):
+    """A dataset of 28x28 images in four IDX files."""
 
-    Args:
-        dataset: which.
-        folder: holds the four files, each plain or as .gz.
-        image_size: 28, or 32 with a black border of two pixels.
-    """
+    dataset: ClassVar[IdxDataset]
+    image_size: Annotated[Literal[28, 32], BeforeValidator(parse_integer)] = Field(
+        28, description="height and width in pixels; 32 adds a black border"
+    )
+    download: bool = Field(
+        True, description="download missing files from the official address", json_schema_extra=EXECUTION
+    )
+
+    def locate(self, downloads: Path, *, fetch: bool) -> Self:
+        """Return these settings with a `root` that holds the four files: the folder itself, or the downloads."""
+        missing = self.dataset.missing(self.root)
+        if not missing:
+            return self
+        folder = downloads / self.dataset.name
+        # A root that the user set is never replaced by a download, because it may be mistyped.
+        user_set = self.root != type(self).model_fields["root"].default.absolute()
+        if user_set or (self.dataset.missing(folder) and not (self.download and fetch)):
+            raise UserError(
+                f"data.root={self.root}: not found: {', '.join(missing)}. Put these files there, plain or .gz."
+            )
+        download(self.dataset, folder)
+        return self.model_copy(update={"root": folder})
+
+    def open(self) -> "IdxImages":
+        return IdxImages(self.dataset, self.root, self.image_size)
+
+
+class FashionMnistConfig(BaseIdxConfig):
+    """Fashion-MNIST: 70,000 gray images of clothes, 28x28, with the publisher's test split."""
+
+    dataset = FASHION_MNIST
+    name: Literal["fashion_mnist"] = "fashion_mnist"
+    root: AbsolutePath = Field(
+        DEBIAN_FASHION_MNIST, description="folder with the four IDX files, .gz or not", json_schema_extra=EXECUTION
+    )
+
+
+class MnistConfig(BaseIdxConfig):
+    """MNIST: 70,000 gray images of handwritten digits, 28x28, with the publisher's test split."""
+
+    dataset = MNIST
+    name: Literal["mnist"] = "mnist"
+    root: AbsolutePath = root_field("mnist", "the four IDX files, .gz or not")
+
+
+@dataclass(frozen=True)
+class IdxImages(Source):
+    """Source of the 28x28 gray images, 0 to 255, by class; at 32 pixels they have a black border of two pixels."""
 
     dataset: IdxDataset
     folder: Path
     image_size: int
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        return self.image_size, self.image_size, 1
+    channels = 1
 
     @property
     def factors(self) -> tuple[Factor, ...]:
         return (self.dataset.factor,)
 
+    @property
+    def _paths(self) -> dict[str, Path]:
+        """The four files by their names without .gz."""
+        for name in self.dataset.missing(self.folder):
+            raise UserError(f"{self.folder / name}: not found, although it existed before. Put the file back.")
+        paths = {name: find_file(self.folder, name) for name, _ in self.dataset.files}
+        return {name: path for name, path in paths.items() if path}
+
     @cached_property
     def counts(self) -> tuple[int, ...]:
-        """Images of each part, from the headers of its two files.
-
-        Raises:
-            UserError: a header is not of the format, or the two do not fit.
-        """
-        return tuple(self._count(part) for part, _ in PARTS)
+        """Number of training and test images, from the headers; files that do not fit together raise a UserError."""
+        counts, paths = [], self._paths
+        for subset, _ in SUBSETS:
+            images, labels = (paths[f"{subset}-{kind}-ubyte"] for kind in ("images-idx3", "labels-idx1"))
+            shape, label_shape = (ByteArray(path, read_idx_header).shape for path in (images, labels))
+            if shape[1:] != (28, 28):
+                raise UserError(invalid_file(images, f"shape {shape} instead of (N, 28, 28)"))
+            if label_shape != shape[:1]:
+                raise UserError(invalid_file(labels, f"shape {label_shape}, but there are {shape[0]} images"))
+            counts.append(shape[0])
+        return tuple(counts)
 
     @property
     def num_samples(self) -> int:
@@ -113,118 +197,72 @@ class IdxImages:
 
     @property
     def fingerprint(self) -> str:
-        content = self.dataset.files if self.dataset.hashed == "content" else content_fingerprint(self._paths)
+        by_content = self.dataset.hashed == "content"
+        content = self.dataset.files if by_content else content_fingerprint([*self._paths.values()])
         return f"{self.dataset.name}-{self.image_size}-{content}"
 
     @property
     def sequential(self) -> bool:
-        return any(path.suffix == ".gz" for path in self._paths)
+        return any(path.suffix == ".gz" for path in self._paths.values())
 
-    def check(self) -> list[str]:
+    def validate(self) -> list[str]:
         for name, _ in self.dataset.files:
-            check_length(self._verified(name), read_header)
-        self.counts  # noqa: B018  (the headers and factors are read)
+            self._verified(name).validate_length()
+        self.counts  # noqa: B018  (reads the headers)
         if self.dataset.hashed == "content":
             return []
         published = [PublishedFile(f"{name}.gz", None, md5, self.dataset.address) for name, md5 in self.dataset.files]
-        return remarks(self.folder, [file for file in published if self.folder / file.name in self._paths])
+        existing = {path.name for path in self._paths.values()}
+        return warnings(self.folder, [file for file in published if file.name in existing])
 
     def read(self, start: int, stop: int) -> Iterator[Sample]:
-        first = 0
-        for (part, split), count in zip(PARTS, self.counts, strict=True):
-            begin, end = max(start - first, 0), min(stop - first, count)
-            if begin < end:
-                yield from self._read_part(part, split, begin, end)
-            first += count
+        factor, border = self.dataset.factor, (self.image_size - 28) // 2
+        for file, begin, end in ranges_by_file(self.counts, start, stop):
+            subset, split = SUBSETS[file]
+            label_file = self._verified(f"{subset}-labels-idx1-ubyte")
+            image_blocks = self._verified(f"{subset}-images-idx3-ubyte").blocks(begin, end)
+            for images, labels in zip(image_blocks, label_file.blocks(begin, end), strict=True):
+                if labels.max() >= len(factor.values):
+                    raise UserError(invalid_file(label_file.path, f"label {labels.max()} instead of 0 to 9"))
+                padded = np.pad(images, ((0, 0), (border, border), (border, border)))[..., None]
+                for index, (image, label) in enumerate(zip(padded, labels.tolist(), strict=True), start=begin):
+                    yield Sample(f"{subset}-{index:05d}", image, {factor.name: label}, split)
+                begin += len(images)  # noqa: PLW2901
 
-    def _read_part(self, part: str, split: Split, start: int, stop: int) -> Iterator[Sample]:
-        border = (self.image_size - 28) // 2
-        number = start
-        label_file = self._verified(f"{part}-labels-idx1-ubyte")
-        batches = zip(
-            read_items(self._verified(f"{part}-images-idx3-ubyte"), read_header, start, stop),
-            read_items(label_file, read_header, start, stop),
-            strict=True,
-        )
-        for images, labels in batches:
-            if labels.max() >= len(self.dataset.factor.values):
-                raise UserError(f"{label_file} has the label {labels.max()}, not 0 to 9: {FIX_HINT}")
-            framed = np.pad(images, ((0, 0), (border, border), (border, border)))[..., None]
-            for image, label in zip(framed, labels, strict=True):
-                yield Sample(f"{part}-{number:05d}", image, {self.dataset.factor.name: int(label)}, split)
-                number += 1
-
-    def _count(self, part: str) -> int:
-        images, labels = (self._path(f"{part}-{kind}-ubyte") for kind in ("images-idx3", "labels-idx1"))
-        shapes = [read_shape(path, read_header) for path in (images, labels)]
-        if shapes[0][1:] != (28, 28):
-            raise UserError(f"{images} is an IDX file of shape {shapes[0]}, not of images 28x28: {FIX_HINT}")
-        if shapes[1] != shapes[0][:1]:
-            raise UserError(f"{labels} has shape {shapes[1]}, and there are {shapes[0][0]} images: {FIX_HINT}")
-        return shapes[0][0]
-
-    def _verified(self, name: str) -> Path:
-        """The file, read to its end to see that it is the published one, where other content is an error."""
-        path, expected = self._path(name), dict(self.dataset.files)[name]
+    def _verified(self, name: str) -> ByteArray:
+        """Return a file after a check of its content, where other content than published is an error."""
+        path, expected = self._paths[name], dict(self.dataset.files)[name]
         if self.dataset.hashed == "content" and (digest := self.dataset.digest(path)) != expected:
-            raise UserError(
-                f"{path} is not the published file (sha256 of its content {digest[:12]}, expected {expected[:12]}): "
-                f"{FIX_HINT}"
-            )
-        return path
-
-    @property
-    def _paths(self) -> list[Path]:
-        return [self._path(name) for name, _ in self.dataset.files]
-
-    def _path(self, name: str) -> Path:
-        path = find_file(self.folder, name)
-        if path is None:
-            raise UserError(f"{self.folder / name} is gone since the job began: put it back and run again")
-        return path
-
-
-def read_header(path: Path, file: BufferedIOBase) -> tuple[int, ...]:
-    """The shape in the header of an IDX file of bytes: big-endian sizes, last index fastest.
-
-    Raises:
-        UserError: it is none.
-    """
-    magic = file.read(4)
-    rank = magic[3] if len(magic) == 4 else 0
-    sizes = file.read(4 * rank)
-    if magic[:3] != b"\0\0\x08" or not 1 <= rank <= 4 or len(sizes) != 4 * rank:
-        raise UserError(f"{path} is not an IDX file of bytes (magic number): {FIX_HINT}")
-    return struct.unpack(f">{rank}I", sizes)
+            raise UserError(invalid_file(path, f"other content (sha256 {digest[:12]} instead of {expected[:12]})"))
+        return ByteArray(path, read_idx_header)
 
 
 def download(dataset: IdxDataset, folder: Path) -> None:
-    """Fetch what `folder` lacks from the official address, verified before it gets its name.
+    """Download the missing files from the official address, and verify each before it gets its name.
 
     Raises:
-        UserError: no network, or the address sends something else.
+        UserError: The address cannot be reached.
+        UnavailableError: The address serves something else.
     """
-    for name, expected in dataset.files:
-        if find_file(folder, name) is not None:
-            continue
+    hashes = dict(dataset.files)
+    for name in dataset.missing(folder):
         url = f"{dataset.address}/{name}.gz"
         try:
-            with urllib.request.urlopen(url, timeout=_TIMEOUT) as reply:  # noqa: S310  (the address is ours)
-                content = reply.read(_MOST_BYTES)
+            with urllib.request.urlopen(url, timeout=_TIMEOUT) as response:  # noqa: S310  (the address is a constant)
+                content = response.read(_MAX_BYTES)
         except (OSError, http.client.HTTPException) as error:
-            reason = getattr(error, "reason", error)
             raise UserError(
-                f"{dataset.title} is not on this machine and {url} cannot be reached ({reason}): {dataset.hint}"
-                f"set data.root to a folder with {', '.join(name for name, _ in dataset.files)} (plain or .gz)"
+                f"{url}: cannot download {dataset.title} ({getattr(error, 'reason', error)}). {dataset.hint}"
+                f"Set data.root to a folder with {', '.join(hashes)} (plain or .gz)."
             ) from error
         folder.mkdir(parents=True, exist_ok=True)
         partial = folder / f"{name}.partial.gz"
         partial.write_bytes(content)
         try:
-            published = dataset.digest(partial) == expected
+            published = dataset.digest(partial) == hashes[name]
         except UserError:
             published = False
         if not published:
             partial.unlink()
-            raise UserError(f"{url} sent something else than the published file: try again later")
+            raise UnavailableError(f"{url}: not the published file. Put the files into data.root.")
         partial.rename(folder / f"{name}.gz")

@@ -1,4 +1,9 @@
-"""MPI3D (Gondal et al. 2019): a robot arm with an object, drawn or filmed, every factor known."""
+"""MPI3D: a robot arm with an object, rendered or filmed, every factor known.
+
+References:
+    Gondal et al.: On the Transfer of Inductive Bias from Simulation to the Real World: a New Disentanglement Dataset,
+    NeurIPS 2019, arXiv:1906.03292.
+"""
 
 import math
 from collections.abc import Iterator
@@ -9,10 +14,12 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from pydantic import Field
 
+from jobs.config import AbsolutePath
 from jobs.data.formats.npz import NpzArray, find_npz_array
-from jobs.data.formats.published import PublishedFile, content_fingerprint, remarks, require
-from jobs.data.sources.base import Factor, Sample
+from jobs.data.formats.published import PublishedFile, content_fingerprint, invalid_file, require, warnings
+from jobs.data.sources.base import BaseFilesConfig, Factor, Sample, Source, root_field
 from jobs.errors import UserError
 
 _URL = "https://github.com/rr-learning/disentanglement_dataset"
@@ -32,23 +39,27 @@ FACTORS = (
 )
 
 
-@dataclass(frozen=True)
-class Mpi3d:
-    """Source of the 1,036,800 images of one variant, 64x64x3, last factor fastest.
+class Mpi3dConfig(BaseFilesConfig):
+    """MPI3D: 1,036,800 color images of a robot's arm, 64x64, with seven factors."""
 
-    Args:
-        folder: holds mpi3d_toy.npz, mpi3d_realistic.npz or mpi3d_real.npz.
-        variant: which of them.
-        factors: as published; the file has all their combinations and says nothing of them.
-    """
+    name: Literal["mpi3d"] = "mpi3d"
+    root: AbsolutePath = root_field("mpi3d", "mpi3d_toy.npz, mpi3d_realistic.npz or mpi3d_real.npz")
+    variant: Literal["toy", "realistic", "real"] = Field(
+        "real", description="which of the three published files to use"
+    )
+
+    def open(self) -> "Mpi3d":
+        return Mpi3d(self.root, self.variant)
+
+
+@dataclass(frozen=True)
+class Mpi3d(Source):
+    """Source of the 1,036,800 images of one variant, 64x64x3, last factor fastest; the file holds no labels."""
 
     folder: Path
     variant: Literal["toy", "realistic", "real"]
     factors: tuple[Factor, ...] = FACTORS
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        return 64, 64, 3
+    image_size, channels = 64, 3
 
     @property
     def _sizes(self) -> tuple[int, ...]:
@@ -56,18 +67,11 @@ class Mpi3d:
 
     @cached_property
     def _images(self) -> NpzArray:
-        """The images.
-
-        Raises:
-            UserError: no file, or not one with an image for each combination.
-        """
         [path] = require(self.folder, "mpi3d", [FILES[self.variant]])
         images = find_npz_array(path, "images", "uint8", (64, 64, 3))
         if images.shape[0] != math.prod(self._sizes):
-            raise UserError(
-                f"{path} has {images.shape[0]:,} images, not {math.prod(self._sizes):,}, one for each combination: "
-                "put the published file there"
-            )
+            expected = f"{math.prod(self._sizes):,}, one per combination of the factors"
+            raise UserError(invalid_file(path, f"{images.shape[0]:,} images instead of {expected}"))
         return images
 
     @property
@@ -82,12 +86,12 @@ class Mpi3d:
     def sequential(self) -> bool:
         return not self._images.stored
 
-    def check(self) -> list[str]:
+    def validate(self) -> list[str]:
         self._images  # noqa: B018  (reads the header)
-        return remarks(self.folder, [FILES[self.variant]])
+        return warnings(self.folder, [FILES[self.variant]])
 
     def read(self, start: int, stop: int) -> Iterator[Sample]:
         names = [factor.name for factor in self.factors]
-        for number, image in enumerate(chain.from_iterable(self._images.blocks(start, stop)), start):
-            place = map(int, np.unravel_index(number, self._sizes))
-            yield Sample(f"{number:07d}", image, dict(zip(names, place, strict=True)))
+        for sample_id, image in enumerate(chain.from_iterable(self._images.blocks(start, stop)), start):
+            indices = map(int, np.unravel_index(sample_id, self._sizes))
+            yield Sample(f"{sample_id:07d}", image, dict(zip(names, indices, strict=True)))

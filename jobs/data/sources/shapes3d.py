@@ -1,17 +1,22 @@
-"""3D Shapes (Burgess, Kim 2018): one object in a room, every factor known."""
+"""3D Shapes: one object before two walls, every factor known.
+
+References:
+    Burgess, Kim: 3D Shapes Dataset, 2018.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
+from jobs.config import AbsolutePath
 from jobs.data.formats.hdf5 import Hdf5Array, find_hdf5_array
-from jobs.data.formats.published import PublishedFile, content_fingerprint, remarks, require
-from jobs.data.sources.base import Factor, Sample
+from jobs.data.formats.published import PublishedFile, content_fingerprint, invalid_file, require, warnings
+from jobs.data.sources.base import BaseFilesConfig, Factor, Sample, Source, root_field
 from jobs.errors import UserError
 
 FILE = PublishedFile(
@@ -20,50 +25,42 @@ FILE = PublishedFile(
 NAMES = ("floor_hue", "wall_hue", "object_hue", "scale", "shape", "orientation")
 
 
+class Shapes3dConfig(BaseFilesConfig):
+    """3DShapes: 480,000 color images of one object before two walls, 64x64, with six factors."""
+
+    name: Literal["shapes3d"] = "shapes3d"
+    root: AbsolutePath = root_field("shapes3d", "3dshapes.h5")
+
+    def open(self) -> "Shapes3D":
+        return Shapes3D(self.root)
+
+
 @dataclass(frozen=True)
-class Shapes3D:
-    """Source of the 480,000 images, 64x64x3, last factor fastest.
-
-    The factors are floor_hue, wall_hue, object_hue, scale, shape and orientation; their values are the
-    different ones of each column of the file's labels, sorted.
-
-    Args:
-        folder: holds 3dshapes.h5.
-    """
+class Shapes3D(Source):
+    """Source of the 480,000 images, 64x64x3, last factor fastest; factor values are the sorted labels of the file."""
 
     folder: Path
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        return 64, 64, 3
+    image_size, channels = 64, 3
 
     @cached_property
     def _arrays(self) -> tuple[Hdf5Array, Hdf5Array]:
-        """Images and labels, row by row the same samples.
-
-        Raises:
-            UserError: no file, or its arrays have other shapes.
-        """
+        """Images and labels of the same samples, row by row."""
         [path] = require(self.folder, "shapes3d", [FILE])
         images = find_hdf5_array(path, "images", "uint8", (64, 64, 3))
         labels = find_hdf5_array(path, "labels", "float64", (6,))
         if images.shape[0] != labels.shape[0] or not images.shape[0]:
-            raise UserError(
-                f"{path} has {images.shape[0]} images and {labels.shape[0]} labels: put the published file there"
-            )
+            raise UserError(invalid_file(path, f"{images.shape[0]} images and {labels.shape[0]} labels"))
         return images, labels
 
     @cached_property
-    def _values(self) -> tuple[NDArray[np.float64], ...]:
+    def factors(self) -> tuple[Factor, ...]:
         labels = self._arrays[1]
         columns = np.concatenate(list(labels.blocks(0, self.num_samples))).T
         if not np.isfinite(columns).all():
-            raise UserError(f"{labels.path} has labels that are no numbers: put the published file there")
-        return tuple(np.unique(column) for column in columns)
-
-    @property
-    def factors(self) -> tuple[Factor, ...]:
-        return tuple(Factor(name, tuple(values.tolist())) for name, values in zip(NAMES, self._values, strict=True))
+            raise UserError(invalid_file(labels.path, "labels are not finite"))
+        return tuple(
+            Factor(name, tuple(np.unique(column).tolist())) for name, column in zip(NAMES, columns, strict=True)
+        )
 
     @property
     def num_samples(self) -> int:
@@ -73,23 +70,16 @@ class Shapes3D:
     def fingerprint(self) -> str:
         return f"shapes3d-{content_fingerprint([self._arrays[0].path])}"
 
-    @property
-    def sequential(self) -> bool:
-        return False
-
-    def check(self) -> list[str]:
+    def validate(self) -> list[str]:
         self.factors  # noqa: B018  (reads all labels)
-        return remarks(self.folder, [FILE])
+        return warnings(self.folder, [FILE])
 
     def read(self, start: int, stop: int) -> Iterator[Sample]:
         images, labels = self._arrays
-        # Images and labels come in blocks of different lengths.
+        index = {factor.name: {value: i for i, value in enumerate(factor.values)} for factor in self.factors}
+        # Rows are chained because blocks of images and of labels differ in length.
         rows = chain.from_iterable(labels.blocks(start, stop))
-        for number, image, row in zip(
-            range(start, stop), chain.from_iterable(images.blocks(start, stop)), rows, strict=True
-        ):
-            place = {
-                name: int(np.searchsorted(values, value))
-                for name, values, value in zip(NAMES, self._values, row, strict=True)
-            }
-            yield Sample(f"{number:06d}", image, place)
+        pictures = chain.from_iterable(images.blocks(start, stop))
+        for sample_id, image, row in zip(range(start, stop), pictures, rows, strict=True):
+            factors = {name: table[value] for (name, table), value in zip(index.items(), row.tolist(), strict=True)}
+            yield Sample(f"{sample_id:06d}", image, factors)

@@ -1,7 +1,11 @@
-"""Small NORB (LeCun, Huang, Bottou 2004): toys under varied light and viewpoint, in binary-matrix files.
+"""Small NORB: toys under varied light and viewpoint, in binary-matrix files.
 
-Despite their names the files are not Matlab's: a little-endian header of magic number, rank and sizes (three at
-least), then the numbers, last index fastest.
+Despite their names the files are not MATLAB files. They hold a little-endian header of magic number, rank and at least
+three sizes, then the numbers, last index fastest.
+
+References:
+    LeCun, Huang, Bottou: Learning Methods for Generic Object Recognition with Invariance to Pose and Lighting,
+    CVPR 2004.
 """
 
 import math
@@ -11,19 +15,29 @@ from dataclasses import dataclass
 from functools import cached_property
 from io import BufferedIOBase
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from pydantic import Field
 
-from jobs.data.formats.binary_arrays import FIX_HINT, check_length, opened, read_items, read_shape
-from jobs.data.formats.published import PublishedFile, content_fingerprint, remarks, require
-from jobs.data.sources.base import Factor, Sample, Split
+from jobs.config import AbsolutePath
+from jobs.data.formats.idx import ByteArray
+from jobs.data.formats.images import resize_square
+from jobs.data.formats.published import (
+    PublishedFile,
+    content_fingerprint,
+    invalid_file,
+    open_plain_or_gzip,
+    require,
+    warnings,
+)
+from jobs.data.sources.base import BaseFilesConfig, Factor, ImageSize, Sample, Source, Split, ranges_by_file, root_field
 from jobs.errors import UserError
 
 _URL = "https://cs.nyu.edu/~ylclab/data/norb-v1.0-small"
 _TRAINING, _TESTING = "smallnorb-5x46789x9x18x6x2x96x96-training", "smallnorb-5x01235x9x18x6x2x96x96-testing"
-PARTS: tuple[tuple[Split, str], ...] = (("train", _TRAINING), ("test", _TESTING))
+SUBSETS: tuple[tuple[Split, str], ...] = (("train", _TRAINING), ("test", _TESTING))
 # Images (dat), categories (cat) and the other factors (info): md5 of the uncompressed file and of the .gz.
 FILES = {
     f"{_TRAINING}-dat.mat": ("8138a0902307b32dfa0025a36dfa45ec", "66054832f9accfe74a0f4c36a75bc0a2"),
@@ -41,99 +55,33 @@ FACTORS = (
     Factor("lighting", tuple(range(6))),
 )
 _BYTES, _INTEGERS = 0x1E3D4C55, 0x1E3D4C54  # magic numbers
-_STEPS = (1, 1, 1, 2, 1)  # between the stored values of each factor; they begin at 0
+_STEPS = (1, 1, 1, 2, 1)  # between the stored values of each factor, which begin at 0
 _NATIVE = 96
 
 
-@dataclass(frozen=True)
-class SmallNorb:
-    """Source of the left camera's images, gray, 0 to 255.
+class SmallNorbConfig(BaseFilesConfig):
+    """Small NORB: 48,600 gray images of toys with five factors and the publisher's test split."""
 
-    Args:
-        folder: holds dat, cat and info of training and testing, each plain or as .gz.
-        image_size: height and width, pixels; 96 leaves the images as they are.
-    """
+    name: Literal["smallnorb"] = "smallnorb"
+    root: AbsolutePath = root_field("smallnorb", "the dat, cat and info files of training and testing, .gz or not")
+    image_size: ImageSize = Field(64, description="height and width in pixels after resizing; 96: unchanged")
+
+    def open(self) -> "SmallNorb":
+        return SmallNorb(self.root, self.image_size)
+
+
+@dataclass(frozen=True)
+class SmallNorb(Source):
+    """Source of the left camera's images, gray, 0 to 255; an `image_size` of 96 leaves them unchanged."""
 
     folder: Path
     image_size: int
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        return self.image_size, self.image_size, 1
-
-    @property
-    def factors(self) -> tuple[Factor, ...]:
-        return FACTORS
-
-    @cached_property
-    def counts(self) -> tuple[int, ...]:
-        """Images of each part, from the headers of its three files.
-
-        Raises:
-            UserError: a file is missing or not of the format, or they do not fit.
-        """
-        return tuple(self._count(part) for _, part in PARTS)
-
-    @property
-    def num_samples(self) -> int:
-        return sum(self.counts)
-
-    @property
-    def fingerprint(self) -> str:
-        return f"smallnorb-{self.image_size}-{content_fingerprint(list(self._paths.values()))}"
-
-    @property
-    def sequential(self) -> bool:
-        return any(self._paths[f"{part}-dat.mat"].suffix == ".gz" for _, part in PARTS)
-
-    def check(self) -> list[str]:
-        self.counts  # noqa: B018  (the headers and factors are read)
-        for _, part in PARTS:
-            check_length(self._paths[f"{part}-dat.mat"], _read_image_header)
-        return remarks(self.folder, self._published)
-
-    def read(self, start: int, stop: int) -> Iterator[Sample]:
-        first = 0
-        for (split, part), count in zip(PARTS, self.counts, strict=True):
-            begin, end = max(start - first, 0), min(stop - first, count)
-            if begin < end:
-                factors = self._read_factors(part, count)[begin:end]
-                yield from self._read_part(split, part, begin, factors)
-            first += count
-
-    def _read_part(self, split: Split, part: str, start: int, factors: NDArray[np.int64]) -> Iterator[Sample]:
-        names = [factor.name for factor in FACTORS]
-        batches = read_items(self._paths[f"{part}-dat.mat"], _read_image_header, start, start + len(factors))
-        images = (image for pairs in batches for image in pairs[:, 0])  # the left one of each pair
-        for number, (image, row) in enumerate(zip(images, factors.tolist(), strict=True), start=start):
-            yield Sample(f"{split}-{number:05d}", self._resize(image), dict(zip(names, row, strict=True)), split)
-
-    def _resize(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        if self.image_size != _NATIVE:
-            size = self.image_size, self.image_size
-            image = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
-        return image[..., None]
-
-    def _count(self, part: str) -> int:
-        count = read_shape(self._paths[f"{part}-dat.mat"], _read_image_header)[0]
-        self._read_factors(part, count)
-        return count
-
-    def _read_factors(self, part: str, count: int) -> NDArray[np.int64]:
-        """Index of each factor's value, (count, 5)."""
-        files = [self._paths[f"{part}-cat.mat"], *[self._paths[f"{part}-info.mat"]] * 4]
-        stored = np.column_stack([_read_integers(files[0], (count,)), _read_integers(files[1], (count, 4))])
-        index, rest = np.divmod(stored.astype(np.int64), _STEPS)
-        for column, factor in enumerate(FACTORS):
-            odd = (rest[:, column] != 0) | (index[:, column] < 0) | (index[:, column] >= len(factor.values))
-            if odd.any():
-                value = stored[odd.argmax(), column]
-                raise UserError(f"{files[column]} has the value {value} for {factor.name}: {FIX_HINT}")
-        return index
+    channels = 1
+    factors = FACTORS
 
     @property
     def _published(self) -> list[PublishedFile]:
-        """The six files, of those that are there as they are, else as .gz."""
+        """The six files, plain where a plain one exists, else as .gz."""
         return [
             PublishedFile(name, None, plain, _URL)
             if (self.folder / name).is_file()
@@ -145,33 +93,84 @@ class SmallNorb:
     def _paths(self) -> dict[str, Path]:
         return dict(zip(FILES, require(self.folder, "smallnorb", self._published), strict=True))
 
+    def _images(self, subset: str) -> ByteArray:
+        return ByteArray(self._paths[f"{subset}-dat.mat"], _read_image_header)
 
-def _read_header(path: Path, file: BufferedIOBase, expected: int) -> tuple[int, ...]:
-    """The shape in the header."""
+    @cached_property
+    def counts(self) -> tuple[int, ...]:
+        """Number of training and test images, from the headers; files that do not fit together raise a UserError."""
+        counts = tuple(self._images(subset).shape[0] for _, subset in SUBSETS)
+        for (_, subset), count in zip(SUBSETS, counts, strict=True):
+            self._read_factors(subset, count)
+        return counts
+
+    @property
+    def num_samples(self) -> int:
+        return sum(self.counts)
+
+    @property
+    def fingerprint(self) -> str:
+        return f"smallnorb-{self.image_size}-{content_fingerprint(list(self._paths.values()))}"
+
+    @property
+    def sequential(self) -> bool:
+        return any(self._images(subset).path.suffix == ".gz" for _, subset in SUBSETS)
+
+    def validate(self) -> list[str]:
+        self.counts  # noqa: B018  (reads the headers and factors)
+        for _, subset in SUBSETS:
+            self._images(subset).validate_length()
+        return warnings(self.folder, self._published)
+
+    def read(self, start: int, stop: int) -> Iterator[Sample]:
+        names = [factor.name for factor in FACTORS]
+        for file, begin, end in ranges_by_file(self.counts, start, stop):
+            split, subset = SUBSETS[file]
+            factors = self._read_factors(subset, self.counts[file])[begin:end].tolist()
+            images = (pair[0] for pairs in self._images(subset).blocks(begin, end) for pair in pairs)  # left camera
+            for index, (image, row) in enumerate(zip(images, factors, strict=True), start=begin):
+                pixels = resize_square(image, self.image_size)[..., None]
+                yield Sample(f"{split}-{index:05d}", pixels, dict(zip(names, row, strict=True)), split)
+
+    def _read_factors(self, subset: str, count: int) -> NDArray[np.int64]:
+        """Return the index of each factor's value, (count, 5)."""
+        files = [self._paths[f"{subset}-cat.mat"], *[self._paths[f"{subset}-info.mat"]] * 4]
+        stored = np.column_stack([_read_integers(files[0], (count,)), _read_integers(files[1], (count, 4))])
+        index, rest = np.divmod(stored.astype(np.int64), _STEPS)
+        for column, factor in enumerate(FACTORS):
+            invalid = (rest[:, column] != 0) | (index[:, column] < 0) | (index[:, column] >= len(factor.values))
+            if invalid.any():
+                value = stored[invalid.argmax(), column]
+                raise UserError(invalid_file(files[column], f"value {value} of {factor.name}"))
+        return index
+
+
+def _read_header(path: Path, file: BufferedIOBase, magic: int) -> tuple[int, ...]:
+    """Return the shape in the header."""
     start = file.read(8)
-    magic, rank = struct.unpack("<II", start) if len(start) == 8 else (0, 0)
-    if magic != expected or not 1 <= rank <= 4:
-        raise UserError(f"{path} is not a binary matrix of the expected type (magic number): {FIX_HINT}")
+    actual, rank = struct.unpack("<II", start) if len(start) == 8 else (0, 0)
+    if actual != magic or not 1 <= rank <= 4:
+        raise UserError(invalid_file(path, "not a binary matrix of the expected type (magic number)"))
     sizes = file.read(4 * max(3, rank))
     if len(sizes) != 4 * max(3, rank):
-        raise UserError(f"{path} ends in its header: {FIX_HINT}")
+        raise UserError(invalid_file(path, "ends in its header"))
     return struct.unpack_from(f"<{rank}I", sizes)
 
 
 def _read_image_header(path: Path, file: BufferedIOBase) -> tuple[int, ...]:
     shape = _read_header(path, file, _BYTES)
     if shape[1:] != (2, _NATIVE, _NATIVE):
-        raise UserError(f"{path} has shape {shape}, not that of pairs of images 96x96: {FIX_HINT}")
+        raise UserError(invalid_file(path, f"shape {shape} instead of (N, 2, 96, 96)"))
     return shape
 
 
 def _read_integers(path: Path, expected: tuple[int, ...]) -> NDArray[np.int32]:
-    """All numbers of a small file."""
-    with opened(path) as file:
+    """Read all numbers of a small file."""
+    with open_plain_or_gzip(path) as file:
         shape = _read_header(path, file, _INTEGERS)
         if shape != expected:
-            raise UserError(f"{path} has shape {shape}, and the images need {expected}: {FIX_HINT}")
+            raise UserError(invalid_file(path, f"shape {shape}, but the images need {expected}"))
         content = file.read(4 * math.prod(shape) + 1)
     if len(content) != 4 * math.prod(shape):
-        raise UserError(f"{path} has not as many numbers as its shape {shape} says: {FIX_HINT}")
+        raise UserError(invalid_file(path, f"the length does not fit the shape {shape} in its header"))
     return np.frombuffer(content, "<i4").reshape(shape)

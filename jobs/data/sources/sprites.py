@@ -1,113 +1,75 @@
 """Drawn sprites: a near-exact re-render of dSprites, never to be reported as dSprites itself.
 
-The geometry was fitted to frames that the publisher shows: most pictures differ from the published ones in a
-pixel or so at the outline. Factors, sizes and order are those of dSprites (Matthey et al. 2017).
+The geometry was fitted to frames that the publisher shows: most images differ from the published ones in about a pixel
+at the outline. Factors, sizes and order are those of dSprites.
+
+References:
+    Matthey, Higgins, Hassabis, Lerchner: dSprites: Disentanglement testing Sprites dataset, 2017.
 """
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
-from jobs.data.sampling import permute
-from jobs.data.sources.base import Factor, Sample
-
-
-def _grid(low: float, high: float, count: int) -> tuple[float, ...]:
-    return tuple(round(float(value), 6) for value in np.linspace(low, high, count))
-
+from jobs.data.sources.base import BaseDataConfig, DrawnGrid, Factor, even_grid
 
 FACTORS = (
     Factor("shape", ("square", "ellipse", "heart")),
-    Factor("scale", _grid(0.5, 1, 6)),
-    Factor("orientation", _grid(0, 2 * math.pi, 40)),  # radians, counter-clockwise; the last is the first
-    Factor("x", _grid(0, 1, 32)),  # to the right
-    Factor("y", _grid(0, 1, 32)),  # downwards
+    Factor("scale", even_grid(0.5, 1, 6)),
+    Factor("orientation", even_grid(0, 2 * math.pi, 40)),  # radians, counter-clockwise; the last equals the first
+    Factor("x", even_grid(0, 1, 32)),  # to the right
+    Factor("y", even_grid(0, 1, 32)),  # downwards
 )
 SIZES = tuple(len(factor.values) for factor in FACTORS)
 SIZE = 64
-# Bump when a change of this file changes the pixels.
-_REVISION = 1
 # Sines and cosines differ in the last bit from machine to machine, sums and products do not.
 _DECIMALS = 7
-_HEART = 96  # corners of its outline
+_HEART_CORNERS = 96
+
+
+class SpritesConfig(BaseDataConfig):
+    """Drawn sprites like those of dSprites: close, but not to be reported as dSprites."""
+
+    name: Literal["sprites"] = "sprites"
+    num_images: int = Field(
+        0, ge=0, le=737_280, description="size of a random subset of the 737,280 combinations; 0: all"
+    )
+
+    def open(self) -> "Sprites":
+        return Sprites(self.num_images)
 
 
 @dataclass(frozen=True)
-class Sprites:
-    """Source of the drawn sprites, 64x64x1 of 0 and 255, in the order of dSprites: last factor fastest.
+class Sprites(DrawnGrid):
+    """Source of the drawn sprites, 64x64x1 of 0 and 255, with the factors, order and sample numbers of dSprites."""
 
-    The factors are shape, scale, orientation, x and y; the keys are the numbers of dSprites.
+    image_size, channels = SIZE, 1
+    factors = FACTORS
+    revision = 1
 
-    Args:
-        num_images: how many different ones of the 737,280 combinations, chosen at random; 0: all, in order.
-    """
-
-    num_images: int
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        return SIZE, SIZE, 1
-
-    @property
-    def factors(self) -> tuple[Factor, ...]:
-        return FACTORS
-
-    @property
-    def num_samples(self) -> int:
-        return self.num_images or math.prod(SIZES)
-
-    @property
-    def fingerprint(self) -> str:
-        return f"{self!r}-{_REVISION}"
-
-    @property
-    def sequential(self) -> bool:
-        return False
-
-    def check(self) -> list[str]:
-        return []
-
-    def read(self, start: int, stop: int) -> Iterator[Sample]:
-        for begin in range(start, stop, 256):
-            number = np.arange(begin, min(begin + 256, stop))
-            if self.num_images:
-                number = permute(number, math.prod(SIZES), 0)
-            places = np.stack(np.unravel_index(number, SIZES), axis=1)
-            for sample, place, image in zip(number, places, draw(places), strict=True):
-                labels = {factor.name: int(index) for factor, index in zip(FACTORS, place, strict=True)}
-                yield Sample(f"{sample:06d}", image, labels)
+    def draw(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
+        return draw(indices)
 
 
-def draw(places: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """Draw sprites, white on black, without anti-aliasing.
-
-    Args:
-        places: (N, 5) indices into the values of the factors.
-
-    Returns:
-        (N, 64, 64, 1) uint8 of 0 and 255.
-    """
-    shape, scale, orientation, x, y = places.T
+def draw(indices: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """Return sprites, white on black, not anti-aliased, (N, 64, 64, 1) uint8, for (N, 5) indices into the values."""
+    shape, scale, orientation, x, y = indices.T
     corners = _outlines()[shape] * np.take(FACTORS[1].values, scale)[:, None, None]
-    cos, sin = (part[orientation, None] for part in _turns())
+    cos, sin = (table[orientation, None] for table in _rotations())
     across = 16 + 32 * np.take(FACTORS[3].values, x)[:, None] + cos * corners[..., 0] + sin * corners[..., 1]
     down = 16 + 32 * np.take(FACTORS[4].values, y)[:, None] + cos * corners[..., 1] - sin * corners[..., 0]
-    return fill(across, down)
+    return fill_polygons(across, down)
 
 
-def fill(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.uint8]:
-    """Fill polygons by the even-odd rule, sampled at the centers of the pixels.
+def fill_polygons(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.uint8]:
+    """Return polygons filled by the even-odd rule, sampled at the pixels' centers, (N, 64, 64, 1) uint8 of 0 and 255.
 
-    Args:
-        x: (N, K) columns of the corners, pixels from the left edge, inside the picture.
-        y: (N, K) rows of the corners, pixels from the upper edge, inside the picture.
-
-    Returns:
-        (N, 64, 64, 1) uint8 of 0 and 255.
+    Columns x and rows y of the corners, (N, K), are in pixels from the left and the upper edge, inside the image.
     """
     polygons, corners = x.shape
     next_x, next_y = np.roll(x, -1, 1).ravel(), np.roll(y, -1, 1).ravel()
@@ -120,31 +82,29 @@ def fill(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.uint8]:
     slope = (next_x - x)[edge] / (next_y - y)[edge]
     crossing = x[edge] + (row + 0.5 - y[edge]) * slope
     column = np.ceil(crossing - 0.5).astype(np.int64)  # the first center that is not left of it
-    place = (edge // corners * SIZE + row) * (SIZE + 1) + column
-    crossings = np.bincount(place, minlength=polygons * SIZE * (SIZE + 1)).astype(np.uint8)
+    position = (edge // corners * SIZE + row) * (SIZE + 1) + column
+    crossings = np.bincount(position, minlength=polygons * SIZE * (SIZE + 1)).astype(np.uint8)
     inside = np.bitwise_xor.accumulate(crossings.reshape(polygons, SIZE, SIZE + 1) & 1, axis=2)
     return inside[..., :SIZE, None] * np.uint8(255)
 
 
 @cache
-def _turns() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Cosine and sine of each orientation."""
-    turn = np.linspace(0, 2 * math.pi, SIZES[2])
-    return np.cos(turn).round(_DECIMALS), np.sin(turn).round(_DECIMALS)
+def _rotations() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return cosine and sine of each orientation."""
+    angle = np.linspace(0, 2 * math.pi, SIZES[2])
+    return np.cos(angle).round(_DECIMALS), np.sin(angle).round(_DECIMALS)
 
 
 @cache
 def _outlines() -> NDArray[np.float64]:
-    """Corners at scale 1, pixels to the right of and below the center, (3 shapes, corners, 2).
-
-    The last corner of the simpler shapes is repeated: an edge without length crosses nothing.
-    """
+    """Return corners at scale 1, pixels right of and below the center, (3, corners, 2), padded by empty edges."""
     square = 9.6 * np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]])
-    turn = np.linspace(0, 2 * math.pi, 24, endpoint=False)
-    ellipse = np.stack([12.8 * np.cos(turn), 7.3 * np.sin(turn)], axis=1)
-    t = np.linspace(0, 2 * math.pi, _HEART, endpoint=False)
+    angle = np.linspace(0, 2 * math.pi, 24, endpoint=False)
+    ellipse = np.stack([12.8 * np.cos(angle), 7.3 * np.sin(angle)], axis=1)
+    t = np.linspace(0, 2 * math.pi, _HEART_CORNERS, endpoint=False)
     across = 10.75150618 * np.sin(t) ** 3 - 1.17987368 * np.sin(t)
     harmonics = 8.60020365 * np.cos(t) - 3.85598764 * np.cos(2 * t) - 1.51716517 * np.cos(3 * t)
     heart = np.stack([across, -(0.99664048 + harmonics - 0.82046516 * np.cos(4 * t))], axis=1)
-    padded = [np.pad(shape, ((0, _HEART - len(shape)), (0, 0)), mode="edge") for shape in (square, ellipse, heart)]
+    shapes = (square, ellipse, heart)
+    padded = [np.pad(shape, ((0, _HEART_CORNERS - len(shape)), (0, 0)), mode="edge") for shape in shapes]
     return np.stack(padded).round(_DECIMALS)

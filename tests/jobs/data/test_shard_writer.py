@@ -1,4 +1,4 @@
-"""What is written, read back by stock webdataset and by tarfile."""
+"""Test shards and manifests, read back by stock webdataset and by tarfile."""
 
 import hashlib
 import json
@@ -17,16 +17,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from jobs.data.manifest import finished_tasks, read_manifest
-from jobs.data.shard_writer import member_header, split_of, write_parts
+from jobs.data.shard_writer import assign_split, member_header, write_tasks
 from jobs.data.sources.base import Sample
-from jobs.data.sources.config import DigitsConfig
-from jobs.data.sources.digits import DigitScenes
+from jobs.data.sources.digits import DigitScenes, DigitsConfig
 from jobs.errors import UserError
-from jobs.shard import plan_parts, publish
-from jobs.storage.local import LocalStore
+from jobs.shard import plan_tasks, publish
+from jobs.storage.local import LocalStorage
 
 
-def test_stock_webdataset_reads_every_sample(digit_scenes: DigitScenes, digit_dataset: Path) -> None:
+def test_shards_stock_webdataset_reads_every_sample(digit_scenes: DigitScenes, digit_dataset: Path) -> None:
     read = {sample["__key__"]: sample for sample in stock_samples(digit_dataset, "*.tar")}
     written = list(digit_scenes.read(0, 300))
     assert set(read) == {sample.key for sample in written}
@@ -35,7 +34,7 @@ def test_stock_webdataset_reads_every_sample(digit_scenes: DigitScenes, digit_da
         assert read[sample.key]["json"] == sample.factors
 
 
-def test_index_points_where_tarfile_does(digit_dataset: Path) -> None:
+def test_shard_index_offsets_equal_tarfile(digit_dataset: Path) -> None:
     for path in digit_dataset.glob("*.tar"):
         index = np.load(path.with_suffix(".index.npy"), allow_pickle=False)
         with tarfile.open(path) as tar:
@@ -47,8 +46,8 @@ def test_index_points_where_tarfile_does(digit_dataset: Path) -> None:
         np.testing.assert_array_equal(index[:, 2:], [list(values.values()) for values in factors])
 
 
-def test_manifest_says_what_there_is(digit_scenes: DigitScenes, digit_dataset: Path) -> None:
-    manifest = read_manifest(LocalStore(digit_dataset))
+def test_manifest_sizes_and_hashes_equal_files(digit_scenes: DigitScenes, digit_dataset: Path) -> None:
+    manifest = read_manifest(LocalStorage(digit_dataset))
     assert manifest is not None
     assert manifest.factors == digit_scenes.factors
     assert manifest.image_shape == (16, 16, 3)
@@ -58,13 +57,13 @@ def test_manifest_says_what_there_is(digit_scenes: DigitScenes, digit_dataset: P
         assert (len(content), hashlib.sha256(content).hexdigest()) == (shard.num_bytes, shard.sha256)
 
 
-def test_equal_samples_give_equal_bytes(
+def test_shards_equal_samples_give_equal_bytes(
     digit_scenes: DigitScenes, digits_config: DigitsConfig, digit_dataset: Path, tmp_path: Path
 ) -> None:
     write_dataset(digit_scenes, tmp_path / "again", digits_config)
     assert contents(tmp_path / "again") == contents(digit_dataset)
     other = write_dataset(DigitScenes(300, 16, 3, 1), tmp_path / "other", digits_config)
-    manifest = read_manifest(LocalStore(digit_dataset))
+    manifest = read_manifest(LocalStorage(digit_dataset))
     assert manifest is not None
     assert other.fingerprint != manifest.fingerprint
 
@@ -73,8 +72,8 @@ def contents(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
 
 
-def test_tars_are_those_of_webdataset(digit_scenes: DigitScenes, digit_dataset: Path, tmp_path: Path) -> None:
-    """Byte for byte, with its time and owner fixed."""
+def test_shard_equals_webdataset_writer(digit_scenes: DigitScenes, digit_dataset: Path, tmp_path: Path) -> None:
+    """The tar is equal byte for byte to webdataset's with its time and owner fixed."""
     with tarfile.open(digit_dataset / "train-00000.tar") as tar:
         keys = {name.partition(".")[0] for name in tar.getnames()}
     with wds.TarWriter(str(tmp_path / "stock.tar"), mtime=0) as writer:
@@ -86,19 +85,19 @@ def test_tars_are_those_of_webdataset(digit_scenes: DigitScenes, digit_dataset: 
 
 
 @pytest.mark.parametrize(("name", "size"), [(b"", 1), (b"x" * 101, 1), ("\u00e9".encode(), 1), (b"x", 8**11)])
-def test_what_a_plain_header_cannot_hold_is_refused(name: bytes, size: int) -> None:
-    with pytest.raises(ValueError, match="does not fit"):
+def test_member_header_out_of_range_raises(name: bytes, size: int) -> None:
+    with pytest.raises(ValueError, match="ustar header"):
         member_header(name, size)
 
 
 @given(name=st.text("abc/.-_0129", min_size=1, max_size=100), size=st.integers(0, 8**11 - 1))
-def test_headers_are_those_of_tarfile(name: str, size: int) -> None:
+def test_member_header_equals_tarfile(name: str, size: int) -> None:
     info = tarfile.TarInfo(name)
     info.size, info.mode, info.uname, info.gname = size, 0o444, "bigdata", "bigdata"
     assert member_header(name.encode(), size) == info.tobuf(tarfile.USTAR_FORMAT)
 
 
-def test_png_tars_hold_the_same_images(digit_scenes: DigitScenes, digits_config: DigitsConfig, tmp_path: Path) -> None:
+def test_shards_png_images_equal_source(digit_scenes: DigitScenes, digits_config: DigitsConfig, tmp_path: Path) -> None:
     manifest = write_dataset(digit_scenes, tmp_path / "png", digits_config.model_copy(update={"encoding": "png"}))
     assert manifest.encoding == "png"
     read = {sample["__key__"]: sample for sample in stock_samples(tmp_path / "png", "*.tar", "rgb8")}
@@ -112,21 +111,21 @@ def test_png_tars_hold_the_same_images(digit_scenes: DigitScenes, digits_config:
         np.testing.assert_array_equal(read[sample.key]["png"], sample.image[..., 0])
 
 
-def test_split_by_hash_of_the_key() -> None:
+def test_assign_split_fractions_and_published_split() -> None:
+    """A published test split stays complete, and no published training sample joins it."""
     samples = [Sample(f"{number}", np.zeros((1, 1, 1), np.uint8), {}) for number in range(20_000)]
-    shares = Counter(split_of(sample, 0.05, 0.1) for sample in samples)
-    assert shares["validation"] / 20_000 == pytest.approx(0.05, abs=0.006)
-    assert shares["test"] / 20_000 == pytest.approx(0.1, abs=0.008)
-    # The publisher's word counts: his test set stays whole, and nothing of his training set joins it.
+    counts = Counter(assign_split(sample, 0.05, 0.1) for sample in samples)
+    assert counts["validation"] / 20_000 == pytest.approx(0.05, abs=0.006)
+    assert counts["test"] / 20_000 == pytest.approx(0.1, abs=0.008)
     for split, expected in (("test", {"test"}), ("train", {"train", "validation"}), ("validation", {"validation"})):
         published = [Sample(sample.key, sample.image, {}, split) for sample in samples[:500]]
-        assert {split_of(sample, 0.2, 0.2) for sample in published} == expected
+        assert {assign_split(sample, 0.2, 0.2) for sample in published} == expected
 
 
 class Failing(DigitScenes):
     def read(self, start: int, stop: int) -> Iterator[Sample]:
         yield from super().read(start, stop - 1)
-        raise UserError("picture 17 is damaged")
+        raise UserError("picture 17: damaged")
 
 
 class Short(DigitScenes):
@@ -134,15 +133,15 @@ class Short(DigitScenes):
         return super().read(start, min(stop, 90))
 
 
-def test_a_source_that_ends_early_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="ended early, in task 1"):
-        list(write_parts(Short(100, 16, 3, 0), str(tmp_path), [(0, range(50)), (1, range(50, 100))], DigitsConfig()))
+def test_write_tasks_source_ends_early_raises(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"data: .* task 1"):
+        list(write_tasks(Short(100, 16, 3, 0), str(tmp_path), [(0, range(50)), (1, range(50, 100))], DigitsConfig()))
     assert [path.name for path in tmp_path.glob("task-*")] == ["task-00000.json"]
 
 
-def test_a_failing_source_leaves_nothing_half_written(tmp_path: Path) -> None:
+def test_write_tasks_source_fails_leaves_no_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="picture 17"):
-        list(write_parts(Failing(100, 16, 3, 0), str(tmp_path), [(0, range(100))], DigitsConfig()))
+        list(write_tasks(Failing(100, 16, 3, 0), str(tmp_path), [(0, range(100))], DigitsConfig()))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -152,23 +151,23 @@ def whole_manifest(digit_dataset: Path) -> bytes:
 
 
 @settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(place=st.integers(0, 2**31), bit=st.integers(0, 7))
-def test_no_bit_of_the_manifest_can_change(whole_manifest: bytes, tmp_path: Path, place: int, bit: int) -> None:
+@given(position=st.integers(0, 2**31), bit=st.integers(0, 7))
+def test_manifest_any_flipped_bit_is_detected(whole_manifest: bytes, tmp_path: Path, position: int, bit: int) -> None:
     content = bytearray(whole_manifest)
-    content[place % len(content)] ^= 1 << bit
-    store = LocalStore(tmp_path)
-    store.write("manifest.json", bytes(content))
+    content[position % len(content)] ^= 1 << bit
+    storage = LocalStorage(tmp_path)
+    storage.write("manifest.json", bytes(content))
     try:
-        found = read_manifest(store)
+        manifest = read_manifest(storage)
     except UserError as error:
-        assert re.search(r"manifest\.json .*force=shard", str(error))  # noqa: PT017  (or it does not matter)
+        assert re.search(r"manifest\.json.*force=shard", str(error))  # noqa: PT017
     else:  # white space between the values
-        store.write("manifest.json", whole_manifest)
-        assert found == read_manifest(store)
+        storage.write("manifest.json", whole_manifest)
+        assert manifest == read_manifest(storage)
 
 
-def sealed(content: dict[str, Any]) -> str:
-    """With a hash that fits: not by accident."""
+def seal(content: dict[str, Any]) -> str:
+    """Return a manifest whose hash fits, unlike that of a damaged one."""
     content = {key: value for key, value in content.items() if key != "sha256"}
     return json.dumps({"sha256": hashlib.sha256(json.dumps(content).encode()).hexdigest(), **content})
 
@@ -186,38 +185,43 @@ def sealed(content: dict[str, Any]) -> str:
         {"more": 1},
     ],
 )
-def test_a_manifest_cannot_lead_elsewhere(digit_dataset: Path, tmp_path: Path, change: dict[str, Any]) -> None:
+def test_manifest_hostile_shard_is_rejected(digit_dataset: Path, tmp_path: Path, change: dict[str, Any]) -> None:
     content = json.loads((digit_dataset / "manifest.json").read_text())
-    (tmp_path / "manifest.json").write_text(sealed(content))
-    assert read_manifest(LocalStore(tmp_path)) == read_manifest(LocalStore(digit_dataset))
+    (tmp_path / "manifest.json").write_text(seal(content))
+    assert read_manifest(LocalStorage(tmp_path)) == read_manifest(LocalStorage(digit_dataset))
     content["shards"][0] |= change
-    (tmp_path / "manifest.json").write_text(sealed(content))
-    with pytest.raises(UserError, match=r"manifest\.json is damaged"):
-        read_manifest(LocalStore(tmp_path))
+    (tmp_path / "manifest.json").write_text(seal(content))
+    with pytest.raises(UserError, match=r"manifest\.json"):
+        read_manifest(LocalStorage(tmp_path))
 
 
 @pytest.mark.parametrize("damage", ["", "[]", "{", "flip"])
-def test_a_damaged_task_file_is_done_again(
+def test_task_file_damaged_task_is_repeated(
     digit_scenes: DigitScenes, digits_config: DigitsConfig, tmp_path: Path, damage: str
 ) -> None:
     expected = write_dataset(digit_scenes, tmp_path / "data", digits_config)
     (tmp_path / "data" / "manifest.json").unlink()
     path = tmp_path / "data" / "task-00001.json"
     path.write_text(path.read_text().replace('"num_samples": ', '"num_samples": 1') if damage == "flip" else damage)
-    parts = plan_parts(digit_scenes, digits_config)
-    with pytest.raises(UserError, match=r"task-00001\.json was damaged .*run again"):
-        publish(digit_scenes, digits_config, str(tmp_path / "data"), parts)
-    assert finished_tasks(LocalStore(tmp_path / "data")) == {0, 2}
-    list(write_parts(digit_scenes, str(tmp_path / "data"), [parts[1]], digits_config))
-    assert publish(digit_scenes, digits_config, str(tmp_path / "data"), parts) == expected
+    tasks = plan_tasks(digit_scenes, digits_config)
+    with pytest.raises(UserError, match=r"task-00001\.json"):
+        publish(digit_scenes, digits_config, str(tmp_path / "data"), tasks)
+    assert finished_tasks(LocalStorage(tmp_path / "data")) == {0, 2}
+    list(write_tasks(digit_scenes, str(tmp_path / "data"), [tasks[1]], digits_config))
+    assert publish(digit_scenes, digits_config, str(tmp_path / "data"), tasks) == expected
 
 
-def test_a_damaged_manifest_is_named(digit_dataset: Path, tmp_path: Path) -> None:
+def test_manifest_damaged_error_names_it(digit_dataset: Path, tmp_path: Path) -> None:
     path = copy(digit_dataset, tmp_path) / "manifest.json"
-    good = json.loads(path.read_text())
-    for bad in ("{", json.dumps({**good, "shards": good["shards"][1:]}), json.dumps({**good, "format": 99}), "[]"):
-        path.write_text(bad)
+    valid = json.loads(path.read_text())
+    for damaged in (
+        "{",
+        json.dumps({**valid, "shards": valid["shards"][1:]}),
+        json.dumps({**valid, "format": 99}),
+        "[]",
+    ):
+        path.write_text(damaged)
         with pytest.raises(UserError, match=r"manifest\.json.*force=shard"):
-            read_manifest(LocalStore(path.parent))
+            read_manifest(LocalStorage(path.parent))
     path.unlink()
-    assert read_manifest(LocalStore(path.parent)) is None
+    assert read_manifest(LocalStorage(path.parent)) is None

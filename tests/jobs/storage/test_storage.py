@@ -1,4 +1,4 @@
-"""What every store keeps to, on a folder and on a real S3 server."""
+"""Test the contract of every storage, on a folder and on a real S3 server."""
 
 import io
 from collections.abc import Iterator
@@ -10,112 +10,112 @@ import pytest
 from helpers.datasets import tiny_disk
 
 from jobs.errors import UserError
-from jobs.storage import open_store
-from jobs.storage.base import Store
-from jobs.storage.local import LocalStore
+from jobs.storage import open_storage
+from jobs.storage.base import Storage
+from jobs.storage.local import LocalStorage
 
 
 @pytest.fixture(params=["folder", "s3"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Storage]:
     if request.param == "folder":
-        return open_store(str(tmp_path / "place"))
-    return open_store(f"s3://{request.getfixturevalue('s3')}/some/place")
+        return open_storage(str(tmp_path / "data"))
+    return open_storage(f"s3://{request.getfixturevalue('s3')}/some/data")
 
 
-def publish(store: Store, name: str, content: bytes) -> None:
-    with store.scratch() as folder:
+def publish(storage: Storage, name: str, content: bytes) -> None:
+    with storage.scratch() as folder:
         (folder / name).write_bytes(content)
-        store.publish(folder / name, name)
+        storage.publish(folder / name, name)
 
 
-def fetch(store: Store, name: str, digest: str) -> bytes:
-    file = io.BytesIO(b"x" * 50)  # room that was made beforehand
-    store.fetch(name, file, digest)
+def fetch(storage: Storage, name: str, digest: str) -> bytes:
+    file = io.BytesIO(b"x" * 50)  # space that was reserved beforehand
+    storage.fetch(name, file, digest)
     return file.getvalue()
 
 
-def test_what_is_written_is_read(store: Store) -> None:
-    assert store.read("a.json") is None
-    assert list(store.names()) == []
-    store.write("a.json", b"one")
-    store.write("a.json", b"two")
-    assert store.read("a.json") == b"two"
-    publish(store, "b.tar", b"tar")
-    assert fetch(store, "b.tar", sha256(b"tar").hexdigest()) == b"tar"
-    assert set(store.names()) == {"a.json", "b.tar"}
-    assert set(store.names("a")) == {"a.json"}
-    store.clear("a.json")
-    assert list(store.names()) == []
+def test_storage_written_objects_are_read(storage: Storage) -> None:
+    assert storage.read("a.json") is None
+    assert list(storage.names()) == []
+    storage.write("a.json", b"one")
+    storage.write("a.json", b"two")
+    assert storage.read("a.json") == b"two"
+    publish(storage, "b.tar", b"tar")
+    assert fetch(storage, "b.tar", sha256(b"tar").hexdigest()) == b"tar"
+    assert set(storage.names()) == {"a.json", "b.tar"}
+    assert set(storage.names("a")) == {"a.json"}
+    storage.clear("a.json")
+    assert list(storage.names()) == []
 
 
-def test_large_files_go_in_parts(store: Store) -> None:
+def test_storage_large_file_is_published(storage: Storage) -> None:
     content = bytes(range(256)) * (40 * 2**20 // 256)
-    publish(store, "large.tar", content)
-    assert fetch(store, "large.tar", sha256(content).hexdigest()) == content
+    publish(storage, "large.tar", content)
+    assert fetch(storage, "large.tar", sha256(content).hexdigest()) == content
 
 
 @pytest.mark.slow
-def test_one_of_several_creates(store: Store) -> None:
+def test_storage_concurrent_creates_have_one_winner(storage: Storage) -> None:
     contents = [b"%d" % number for number in range(6)]
     with ThreadPoolExecutor(6) as pool:
-        there = list(pool.map(lambda content: store.create("manifest.json", content), contents))
-    assert len(set(there)) == 1
-    assert store.read("manifest.json") == there[0]
-    assert store.create("manifest.json", b"late") == there[0]
+        results = list(pool.map(lambda content: storage.create("manifest.json", content), contents))
+    assert len(set(results)) == 1
+    assert storage.read("manifest.json") == results[0]
+    assert storage.create("manifest.json", b"late") == results[0]
 
 
-def test_folders_are_seen(store: Store) -> None:
+def test_storage_folders_and_names_are_listed(storage: Storage) -> None:
     for name in ("data-a", "data-b", "other"):
-        open_store(f"{store.url}/{name}").write("manifest.json", b"{}")
-    store.write("data-file", b"")
-    assert set(store.folders("data-")) == {"data-a", "data-b"}
-    assert set(store.names("data-")) == {"data-file"}
+        open_storage(f"{storage.url}/{name}").write("manifest.json", b"{}")
+    storage.write("data-file", b"")
+    assert set(storage.folders("data-")) == {"data-a", "data-b"}
+    assert set(storage.names("data-")) == {"data-file"}
 
 
-def test_missing_and_damaged_objects_are_named(store: Store) -> None:
-    with pytest.raises(UserError, match=r"place/c\.tar is missing.*force=shard"):
-        fetch(store, "c.tar", "0" * 64)
-    publish(store, "c.tar", b"content")
-    with pytest.raises(UserError, match=r"place/c\.tar is damaged \(sha256 ed7002b439e9, manifest 000000000000\)"):
-        fetch(store, "c.tar", "0" * 64)
+def test_storage_fetch_missing_or_damaged_error_names_it(storage: Storage) -> None:
+    with pytest.raises(UserError, match=r"data/c\.tar.*force=shard"):
+        fetch(storage, "c.tar", "0" * 64)
+    publish(storage, "c.tar", b"content")
+    with pytest.raises(UserError, match=r"data/c\.tar.*ed7002b439e9.*000000000000.*force=shard"):
+        fetch(storage, "c.tar", "0" * 64)
 
 
-def test_a_scratch_folder_goes_with_its_writer(store: Store) -> None:
+def test_storage_scratch_is_removed_after_interrupt(storage: Storage) -> None:
     def fail() -> None:
-        with store.scratch() as folder:
+        with storage.scratch() as folder:
             (folder / "half.tar").write_bytes(b"half")
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         fail()
-    assert list(store.names()) == []
-    assert list(store.folders()) == []
+    assert list(storage.names()) == []
+    assert list(storage.folders()) == []
 
 
-def test_sweep_removes_what_killed_writers_left(tmp_path: Path) -> None:
-    store = LocalStore(tmp_path)
+def test_local_storage_sweep_removes_leftovers(tmp_path: Path) -> None:
+    storage = LocalStorage(tmp_path)
     (tmp_path / ".partial-123").mkdir()
     (tmp_path / ".partial-123" / "lock").touch()
     (tmp_path / ".partial-123" / "half.tar").write_bytes(b"half")
-    store.write("a.json", b"")
-    store.sweep()
+    storage.write("a.json", b"")
+    storage.sweep()
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
 
 
-def test_a_full_disk_is_named(tmp_path: Path) -> None:
+def test_local_storage_full_disk_error_names_path(tmp_path: Path) -> None:
     with tiny_disk(tmp_path / "disk") as folder:
-        store = LocalStore(folder / "place")
-        with pytest.raises(UserError, match=r"disk/place.*No space left on device; mend that and run again"):
-            publish(store, "a.tar", b"x" * 2**21)
-        with pytest.raises(UserError, match="No space left"):
-            store.write("a.json", b"x" * 2**21)
-        assert list(store.names()) == []
-        store.write("a.json", b"small")
+        storage = LocalStorage(folder / "data")
+        with pytest.raises(UserError, match=r"disk/data.*No space left on device"):
+            publish(storage, "a.tar", b"x" * 2**21)
+        with pytest.raises(UserError, match="disk/data"):
+            storage.write("a.json", b"x" * 2**21)
+        assert list(storage.names()) == []
+        storage.write("a.json", b"small")
 
 
-def test_a_place_that_is_no_folder_is_named(tmp_path: Path) -> None:
+def test_local_storage_below_file_error_names_path(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="file/place"):
-        LocalStore(tmp_path / "file" / "place").write("a.json", b"")
-    with pytest.raises(UserError, match="file"):
-        LocalStore(tmp_path / "file" / "place").read("a.json")
+    with pytest.raises(UserError, match="file/data"):
+        LocalStorage(tmp_path / "file" / "data").write("a.json", b"")
+    with pytest.raises(UserError, match="file/data"):
+        LocalStorage(tmp_path / "file" / "data").read("a.json")

@@ -1,4 +1,4 @@
-"""Whole tars are read, and no damage passes for the end of one."""
+"""Test that complete tars are read, and that no damage is taken for the end of one."""
 
 import gzip
 import io
@@ -16,10 +16,10 @@ PAYLOADS = {"0.bin": b"a" * 700, "0.cls": b"0", "1.bin": b"b" * 1024, "1.cls": b
 
 
 def write(path: Path) -> tuple[bytes, int]:
-    """A tar by webdataset itself, with the fractional times that make PAX headers.
+    """Write a tar by webdataset itself, with fractional times, which require PAX headers.
 
     Returns:
-        Its content, and how many bytes of it are needed: up to the second block of zeros.
+        Its content, and the number of bytes up to the second block of zeros, which are needed.
     """
     with webdataset.TarWriter(str(path)) as writer:
         for number in range(2):
@@ -35,18 +35,18 @@ def read(path: Path) -> dict[str, bytes | None]:
 
 
 @pytest.mark.parametrize("compress", [bytes, gzip.compress])
-def test_wanted_members(tmp_path: Path, compress) -> None:
+def test_tar_members_selected_content_is_read(tmp_path: Path, compress) -> None:
     path = tmp_path / "0.tar"
     path.write_bytes(compress(write(path)[0]))
     assert read(path) == PAYLOADS
-    chosen = dict(tar_members(path, lambda name: name.startswith("1")))
-    assert chosen == {"0.bin": None, "0.cls": None, "1.bin": PAYLOADS["1.bin"], "1.cls": b"1"}
+    selected = dict(tar_members(path, lambda name: name.startswith("1")))
+    assert selected == {"0.bin": None, "0.cls": None, "1.bin": PAYLOADS["1.bin"], "1.cls": b"1"}
     assert dict(tar_samples(path, ("cls",))) == {"0": {"bin": b"", "cls": b"0"}, "1": {"bin": b"", "cls": b"1"}}
 
 
 @pytest.mark.parametrize("kind", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-def test_long_names(tmp_path: Path, kind: int) -> None:
-    """They differ after their first hundred characters only; the folder's name has dots."""
+def test_tar_samples_long_names_are_distinct(tmp_path: Path, kind: int) -> None:
+    """The names differ after their first hundred characters only, and the folder's name has dots."""
     path, stems = tmp_path / "0.tar", [f"{'v1.0-' * 20}/{'x' * 150}{number}" for number in range(3)]
     with tarfile.open(path, "w", format=kind) as tar:
         for number, stem in enumerate(stems):
@@ -60,32 +60,32 @@ def test_long_names(tmp_path: Path, kind: int) -> None:
     ]
 
 
-@pytest.mark.parametrize("wanted", [True, False])
-def test_every_truncation_is_noticed(tmp_path: Path, wanted: bool) -> None:
-    """In headers, in payloads, in their padding, between members, and before the end."""
+@pytest.mark.parametrize("selected", [True, False])
+def test_tar_members_any_truncation_raises(tmp_path: Path, selected: bool) -> None:
+    """The tar is cut in headers, payloads, padding, between members, and before the end."""
     path = tmp_path / "0.tar"
     content, needed = write(path)
     for length in [*range(0, needed, 32), needed - 1]:
         path.write_bytes(content[:length])
-        with pytest.raises(UserError, match=r"0\.tar is no whole tar \(.*\): fetch it again"):
-            list(tar_members(path, lambda name: wanted))
+        with pytest.raises(UserError, match=r"0\.tar: "):
+            list(tar_members(path, lambda name: selected))
     path.write_bytes(content[:needed])
     assert read(path) == PAYLOADS
 
 
-def test_every_truncation_of_gzip_is_noticed(tmp_path: Path) -> None:
+def test_tar_members_any_gzip_truncation_raises(tmp_path: Path) -> None:
     path = tmp_path / "0.tgz"
     content = gzip.compress(write(tmp_path / "0.tar")[0])
     for length in range(0, len(content), 7):
         path.write_bytes(content[:length])
-        with pytest.raises(UserError, match=r"0\.tgz is no whole tar \(.*\): fetch it again"):
+        with pytest.raises(UserError, match=r"0\.tgz: "):
             read(path)
     path.write_bytes(content[:-8] + bytes(4) + content[-4:])
-    with pytest.raises(UserError, match=r"0\.tgz is no whole tar \(CRC"):
+    with pytest.raises(UserError, match=r"0\.tgz: .*CRC"):
         read(path)
 
 
-def test_every_damaged_header_is_noticed(tmp_path: Path) -> None:
+def test_tar_members_any_damaged_header_raises(tmp_path: Path) -> None:
     path = tmp_path / "0.tar"
     content, _ = write(path)
     with tarfile.open(path) as tar:  # the first block of each member's PAX header, and its own header
@@ -93,11 +93,11 @@ def test_every_damaged_header_is_noticed(tmp_path: Path) -> None:
     assert len(set(starts)) == 8
     for start in starts:
         path.write_bytes(content[: start + 2] + b"?" + content[start + 3 :])
-        with pytest.raises(UserError, match=r"0\.tar is no whole tar"):
+        with pytest.raises(UserError, match=r"0\.tar: "):
             read(path)
 
 
-def test_a_damaged_header_before_zeros_is_noticed(tmp_path: Path) -> None:
+def test_tar_members_damaged_header_before_zeros_raises(tmp_path: Path) -> None:
     """The payload of the last member looks like the end of the archive."""
     path = tmp_path / "0.tar"
     with tarfile.open(path, "w") as tar:
@@ -108,19 +108,19 @@ def test_a_damaged_header_before_zeros_is_noticed(tmp_path: Path) -> None:
     content = path.read_bytes()
     assert read(path) == {"0.bin": bytes(1024), "1.bin": bytes(1024)}
     path.write_bytes(content.replace(b"1.bin", b"2.bin"))
-    with pytest.raises(UserError, match=r"0\.tar is no whole tar \(bad checksum\)"):
+    with pytest.raises(UserError, match=r"0\.tar: .*checksum"):
         read(path)
 
 
-def test_nothing_follows_the_end(tmp_path: Path) -> None:
+def test_tar_members_wrong_end_raises(tmp_path: Path) -> None:
     path = tmp_path / "0.tar"
     content, needed = write(path)
     for end in (b"\1", content):  # as of `cat 0.tar 1.tar`
         path.write_bytes(content + end)
-        with pytest.raises(UserError, match="something follows its end"):
+        with pytest.raises(UserError, match=r"0\.tar: "):
             read(path)
     path.write_bytes(content[: needed - 512])
-    with pytest.raises(UserError, match="lacks the blocks that end an archive"):
+    with pytest.raises(UserError, match=r"0\.tar: "):
         read(path)
 
 
@@ -133,9 +133,9 @@ def header(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (header("0.cls", -512), "a header speaks of -512 bytes"),
-        (header("long", 2**40, tarfile.GNUTYPE_LONGNAME), "a header speaks of 1099511627776 bytes"),
-        (header("0.cls", 2**40), r"0\.cls has 1,099,511,627,776 bytes, over 268,435,456"),
+        (header("0.cls", -512), "-512 bytes"),
+        (header("long", 2**40, tarfile.GNUTYPE_LONGNAME), "1099511627776 bytes"),
+        (header("0.cls", 2**40), r"0\.cls.* 1,099,511,627,776 .*268,435,456"),
         (
             header("x", 512, tarfile.XHDTYPE) + b"15 size=-10240\n".ljust(512, b"\0") + header("0.cls", 0),
             "-10240 bytes",
@@ -143,13 +143,13 @@ def header(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
         (header("x", 512, tarfile.XHDTYPE) + b"0 size=1\n".ljust(512, b"\0") + header("0.cls", 0), "invalid header"),
     ],
 )
-def test_hostile_sizes(tmp_path: Path, content: bytes, message: str) -> None:
+def test_tar_members_hostile_size_raises(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "0.tar").write_bytes(content + bytes(10240))
-    with pytest.raises(UserError, match=rf"0\.tar is no whole tar .*{message}"):
+    with pytest.raises(UserError, match=rf"0\.tar: .*{message}"):
         read(tmp_path / "0.tar")
 
 
-def test_memory_does_not_grow_with_the_members(tmp_path: Path) -> None:
+def test_tar_members_memory_is_constant(tmp_path: Path) -> None:
     path = tmp_path / "0.tar"
     with tarfile.open(path, "w") as tar:
         for number in range(3000):
@@ -165,11 +165,11 @@ def test_memory_does_not_grow_with_the_members(tmp_path: Path) -> None:
         tracemalloc.stop()
 
 
-def test_a_name_may_come_twice_in_neighboring_samples_only(tmp_path: Path) -> None:
+def test_tar_samples_duplicate_member_raises(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "0.tar", "w") as tar:
         for name in ("0.cls", "1.cls", "0.CLS", "0.cls"):
             tar.addfile(tarfile.TarInfo(name), io.BytesIO())
     samples = tar_samples(tmp_path / "0.tar", ("cls",))
     assert [next(samples), next(samples)] == [("0", {"cls": b""}), ("1", {"cls": b""})]
-    with pytest.raises(UserError, match=r"0\.tar holds 0\.cls twice"):
+    with pytest.raises(UserError, match=r"0\.tar: .* 0\.cls"):
         next(samples)

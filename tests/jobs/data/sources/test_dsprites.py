@@ -1,4 +1,4 @@
-"""dSprites in both of its formats, small; the drawing of the files knows nothing of the reader."""
+"""Test dSprites with small files of both formats, written independently of the reader."""
 
 import io
 import itertools
@@ -49,7 +49,7 @@ WRITERS = {
 
 
 @pytest.mark.parametrize("kind", WRITERS)
-def test_content(tmp_path: Path, kind: str) -> None:
+def test_dsprites_content_equals_file(tmp_path: Path, kind: str) -> None:
     content = arrays()
     WRITERS[kind](tmp_path, content)
     source = pickle.loads(pickle.dumps(DSprites(tmp_path)))
@@ -77,8 +77,8 @@ def test_content(tmp_path: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("write", [write_npz, write_hdf5])
-def test_blocks_follow_one_another(tmp_path: Path, write: Callable[[Path, Arrays], Path]) -> None:
-    """More images than one block of an .npz holds, each with its number in binary."""
+def test_dsprites_blocks_are_consecutive(tmp_path: Path, write: Callable[[Path, Arrays], Path]) -> None:
+    """There are more images than one block of an .npz holds, each with its number in binary."""
     count, bits = 2500, np.arange(12)
     labels = np.tile(np.arange(count)[:, None] % 2, (1, 6))
     images = np.zeros((count, 64, 64), np.uint8)
@@ -88,25 +88,25 @@ def test_blocks_follow_one_another(tmp_path: Path, write: Callable[[Path, Arrays
     assert numbers == list(range(7, count))
 
 
-def test_the_npz_goes_first(tmp_path: Path) -> None:
+def test_dsprites_both_files_reads_npz(tmp_path: Path) -> None:
     write_npz(tmp_path, {name: array[:20] for name, array in arrays().items()})
     write_hdf5(tmp_path, arrays())
     assert DSprites(tmp_path).num_samples == 20
 
 
-def test_remarks_and_fingerprint(tmp_path: Path) -> None:
+def test_dsprites_warnings_and_fingerprint_follow_file(tmp_path: Path) -> None:
     write_hdf5(tmp_path, arrays())
-    [remark] = DSprites(tmp_path).check()
-    assert "28,024,106" in remark
+    [warning] = DSprites(tmp_path).validate()
+    assert "28,024,106" in warning
     before = DSprites(tmp_path).fingerprint
     assert before.startswith("dsprites-")
     write_hdf5(tmp_path, {**arrays(), "imgs": arrays()["imgs"][::-1]})
     assert DSprites(tmp_path).fingerprint != before
     write_npz(tmp_path, arrays())
-    assert DSprites(tmp_path).check() == []
+    assert DSprites(tmp_path).validate() == []
 
 
-def test_header_of_python_2(tmp_path: Path) -> None:
+def test_dsprites_header_of_python_2_is_read(tmp_path: Path) -> None:
     """Its long numbers end with an L, of which numpy warns."""
     write_npz(tmp_path, arrays(), np.savez)
     with zipfile.ZipFile(tmp_path / NPZ.name) as archive:
@@ -120,35 +120,35 @@ def test_header_of_python_2(tmp_path: Path) -> None:
     assert len(list(DSprites(tmp_path).read(355, 360))) == 5
 
 
-def test_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=rf"data=dsprites needs {NPZ.name}.*data\.root={tmp_path}"):
-        DSprites(tmp_path).check()
+def test_dsprites_missing_file_error_names_file_and_root(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=rf"data\.root={tmp_path}.*{NPZ.name}"):
+        DSprites(tmp_path).validate()
 
 
 @pytest.mark.parametrize("kind", WRITERS)
-def test_truncated_file(tmp_path: Path, kind: str) -> None:
+def test_dsprites_truncated_file_error_names_it(tmp_path: Path, kind: str) -> None:
     path = WRITERS[kind](tmp_path, arrays())
     path.write_bytes(path.read_bytes()[:-2000])
-    with pytest.raises(UserError, match=f"{path.name} cannot be read .*: fetch it again"):
-        DSprites(tmp_path).check()
+    with pytest.raises(UserError, match=path.name):
+        DSprites(tmp_path).validate()
 
 
-def test_damaged_streams(tmp_path: Path) -> None:
+def test_dsprites_damaged_data_error_names_file(tmp_path: Path) -> None:
     path = write_npz(tmp_path, arrays())
     content = bytearray(path.read_bytes())
     middle = content.index(b"imgs.npy") + 50_000
     content[middle : middle + 200] = b"\xff" * 200
     path.write_bytes(content)
-    with pytest.raises(UserError, match=f"{path.name} cannot be read"):
+    with pytest.raises(UserError, match=path.name):
         list(DSprites(tmp_path).read(0, 360))
     path.unlink()
     path = write_hdf5(tmp_path, arrays())
     with h5py.File(path) as file:
-        place = file["imgs"].id.get_chunk_info(3).byte_offset
+        offset = file["imgs"].id.get_chunk_info(3).byte_offset
     content = bytearray(path.read_bytes())
-    content[place : place + 40] = b"\xff" * 40
+    content[offset : offset + 40] = b"\xff" * 40
     path.write_bytes(content)
-    with pytest.raises(UserError, match=f"{path.name} cannot be read"):
+    with pytest.raises(UserError, match=path.name):
         list(DSprites(tmp_path).read(0, 360))
 
 
@@ -159,29 +159,29 @@ def changed(**changes: np.ndarray) -> Arrays:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (changed(imgs=arrays()["imgs"].astype(bool)), r"has imgs of bool \(360, 64, 64\), not uint8 \(N, 64, 64\)"),
-        (changed(imgs=arrays()["imgs"][:, :32]), r"has imgs of uint8 \(360, 32, 64\)"),
-        (changed(latents_classes=arrays()["latents_classes"][:-1]), r"has \[360, 359, 360\] images, classes and"),
-        (changed(latents_classes=arrays()["latents_classes"] + 1), "classes that do not number its values"),
-        (changed(latents_classes=np.roll(arrays()["latents_classes"], 1, 0)), "classes that do not number its values"),
-        (changed(latents_values=arrays()["latents_values"] + 7), "classes that do not number its values"),
-        ({"imgs": arrays()["imgs"]}, "has no array latents"),
+        (changed(imgs=arrays()["imgs"].astype(bool)), r"imgs .*bool \(360, 64, 64\)"),
+        (changed(imgs=arrays()["imgs"][:, :32]), r"imgs .*uint8 \(360, 32, 64\)"),
+        (changed(latents_classes=arrays()["latents_classes"][:-1]), r"\[360, 359, 360\]"),
+        (changed(latents_classes=arrays()["latents_classes"] + 1), "classes"),
+        (changed(latents_classes=np.roll(arrays()["latents_classes"], 1, 0)), "classes"),
+        (changed(latents_values=arrays()["latents_values"] + 7), "classes"),
+        ({"imgs": arrays()["imgs"]}, "latents"),
     ],
 )
 @pytest.mark.parametrize("kind", ["deflated", "hdf5"])
-def test_wrong_structure(tmp_path: Path, kind: str, content: Arrays, message: str) -> None:
+def test_dsprites_wrong_structure_error_names_file(tmp_path: Path, kind: str, content: Arrays, message: str) -> None:
     if kind == "hdf5" and len(content) == 1:
         with h5py.File(tmp_path / HDF5.name, "w") as file:
             file["imgs"] = content["imgs"]
     else:
         WRITERS[kind](tmp_path, content)
     with pytest.raises(UserError, match=message):
-        DSprites(tmp_path).check()
+        DSprites(tmp_path).validate()
 
 
-def test_pixels_are_zero_or_one(tmp_path: Path) -> None:
+def test_dsprites_other_pixels_error_names_file(tmp_path: Path) -> None:
     write_npz(tmp_path, changed(imgs=arrays()["imgs"] * np.uint8(2)))
-    with pytest.raises(UserError, match=f"{NPZ.name} has pixels other than 0 and 1"):
+    with pytest.raises(UserError, match=NPZ.name):
         list(DSprites(tmp_path).read(0, 1))
 
 
@@ -192,32 +192,32 @@ def npy(array: np.ndarray, **kwargs: bool) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("member", "message"),
+    "member",
     [
-        (npy(np.array([None] * 3), allow_pickle=True), r"no readable array imgs \(it holds Python objects\)"),
-        (b"not an array at all", r"no readable array imgs \(the magic string is not correct"),
-        (npy(arrays()["imgs"])[:-1], "has imgs of 1474687 bytes, not of shape"),
-        (npy(np.asfortranarray(arrays()["imgs"])), "has imgs of uint8"),
-        (npy(np.zeros((), np.uint8)), r"has imgs of uint8 \(\)"),
-        (b"\x93NUMPY\x07\x00" + bytes(200), "no readable array imgs"),
+        npy(np.array([None] * 3), allow_pickle=True),
+        b"not an array at all",
+        npy(arrays()["imgs"])[:-1],
+        npy(np.asfortranarray(arrays()["imgs"])),
+        npy(np.zeros((), np.uint8)),
+        b"\x93NUMPY\x07\x00" + bytes(200),
     ],
 )
-def test_odd_members(tmp_path: Path, member: bytes, message: str) -> None:
+def test_dsprites_invalid_member_error_names_array(tmp_path: Path, member: bytes) -> None:
     with zipfile.ZipFile(tmp_path / NPZ.name, "w") as archive:
         archive.writestr("imgs.npy", member)
-    with pytest.raises(UserError, match=message):
-        DSprites(tmp_path).check()
+    with pytest.raises(UserError, match=f"{NPZ.name}.*imgs"):
+        DSprites(tmp_path).validate()
 
 
-def test_links_to_other_files_are_not_followed(tmp_path: Path) -> None:
+def test_dsprites_link_to_other_file_raises(tmp_path: Path) -> None:
     write_hdf5(tmp_path, arrays()).rename(tmp_path / "other.hdf5")
     with h5py.File(tmp_path / HDF5.name, "w") as file:
         file["imgs"] = h5py.ExternalLink("other.hdf5", "imgs")
-    with pytest.raises(UserError, match="has no array imgs"):
-        DSprites(tmp_path).check()
+    with pytest.raises(UserError, match=f"{HDF5.name}.*imgs"):
+        DSprites(tmp_path).validate()
     layout = h5py.VirtualLayout(shape=(360, 64, 64), dtype="u1")
     layout[:] = h5py.VirtualSource("other.hdf5", "imgs", shape=(360, 64, 64))
     with h5py.File(tmp_path / HDF5.name, "w") as file:
         file.create_virtual_dataset("imgs", layout)
-    with pytest.raises(UserError, match="has no array imgs"):
-        DSprites(tmp_path).check()
+    with pytest.raises(UserError, match=f"{HDF5.name}.*imgs"):
+        DSprites(tmp_path).validate()

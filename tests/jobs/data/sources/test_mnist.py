@@ -1,4 +1,4 @@
-"""MNIST and Fashion-MNIST: read from plain and compressed IDX files, verified, and fetched."""
+"""Test MNIST and Fashion-MNIST: read from plain and compressed IDX files, verified, and downloaded."""
 
 import gzip
 import hashlib
@@ -12,9 +12,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jobs.data.sources.build import open_source
-from jobs.data.sources.config import DEBIAN_FASHION_MNIST, FashionMnistConfig, MnistConfig
-from jobs.data.sources.mnist import FASHION_MNIST, MNIST, IdxDataset, IdxImages, download
+from jobs.data.sources.mnist import (
+    DEBIAN_FASHION_MNIST,
+    FASHION_MNIST,
+    MNIST,
+    FashionMnistConfig,
+    IdxDataset,
+    IdxImages,
+    MnistConfig,
+    download,
+)
 from jobs.errors import UserError
 
 NAMES = [name for name, _ in FASHION_MNIST.files]
@@ -27,11 +34,11 @@ def idx(array: np.ndarray) -> bytes:
 @pytest.fixture(scope="module")
 def arrays() -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
-    found = {}
-    for part, count in (("train", 600), ("t10k", 300)):
-        found[f"{part}-images-idx3-ubyte"] = rng.integers(0, 256, (count, 28, 28), dtype=np.uint8)
-        found[f"{part}-labels-idx1-ubyte"] = rng.integers(0, 10, count, dtype=np.uint8)
-    return found
+    contents = {}
+    for subset, count in (("train", 600), ("t10k", 300)):
+        contents[f"{subset}-images-idx3-ubyte"] = rng.integers(0, 256, (count, 28, 28), dtype=np.uint8)
+        contents[f"{subset}-labels-idx1-ubyte"] = rng.integers(0, 10, count, dtype=np.uint8)
+    return contents
 
 
 @pytest.fixture
@@ -47,14 +54,14 @@ def folder(arrays: dict[str, np.ndarray], tmp_path: Path) -> Path:
 
 @pytest.fixture
 def fashion(arrays: dict[str, np.ndarray]) -> IdxDataset:
-    """Fashion-MNIST as if our content were the published one."""
+    """Return Fashion-MNIST with the hashes of the test files."""
     hashes = tuple((name, hashlib.sha256(idx(array)).hexdigest()) for name, array in arrays.items())
     return replace(FASHION_MNIST, files=hashes)
 
 
-def test_across_the_two_files(fashion: IdxDataset, arrays: dict[str, np.ndarray], folder: Path) -> None:
+def test_idx_range_across_two_files_is_read(fashion: IdxDataset, arrays: dict[str, np.ndarray], folder: Path) -> None:
     source = IdxImages(fashion, folder, 28)
-    assert source.check() == []
+    assert source.validate() == []
     assert source.num_samples == 900
     assert [(factor.name, len(factor.values)) for factor in source.factors] == [("class", 10)]
     samples = list(source.read(598, 603))
@@ -71,7 +78,7 @@ def test_across_the_two_files(fashion: IdxDataset, arrays: dict[str, np.ndarray]
     assert samples[4].factors == {"class": arrays["t10k-labels-idx1-ubyte"][2]}
 
 
-def test_ranges_join_to_the_whole(arrays: dict[str, np.ndarray], folder: Path) -> None:
+def test_idx_any_ranges_join_to_all_samples(arrays: dict[str, np.ndarray], folder: Path) -> None:
     source = pickle.loads(pickle.dumps(IdxImages(MNIST, folder, 28)))
     pixels = np.concatenate([arrays["train-images-idx3-ubyte"], arrays["t10k-images-idx3-ubyte"]])
     labels = np.concatenate([arrays["train-labels-idx1-ubyte"], arrays["t10k-labels-idx1-ubyte"]])
@@ -82,7 +89,7 @@ def test_ranges_join_to_the_whole(arrays: dict[str, np.ndarray], folder: Path) -
         assert len({sample.key for sample in samples}) == 900
 
 
-def test_border(arrays: dict[str, np.ndarray], folder: Path) -> None:
+def test_idx_size_32_adds_black_border(arrays: dict[str, np.ndarray], folder: Path) -> None:
     source = IdxImages(MNIST, folder, 32)
     image = next(source.read(600, 601)).image
     assert image.shape == source.image_shape == (32, 32, 1)
@@ -90,66 +97,66 @@ def test_border(arrays: dict[str, np.ndarray], folder: Path) -> None:
     np.testing.assert_array_equal(image[2:-2, 2:-2, 0], arrays["t10k-images-idx3-ubyte"][0])
 
 
-def test_other_content_of_fashion_mnist_is_refused(fashion: IdxDataset, folder: Path) -> None:
+def test_fashion_mnist_other_content_raises(fashion: IdxDataset, folder: Path) -> None:
     path = folder / "t10k-labels-idx1-ubyte.gz"
-    good = path.read_bytes()
+    intact = path.read_bytes()
     source = IdxImages(fashion, folder, 28)
     assert source.num_samples == 900
-    for content, message in ((gzip.compress(b"something else"), "not the published file"), (good[:50], "is damaged")):
+    for content in (gzip.compress(b"something else"), intact[:50]):
         path.write_bytes(content)
-        with pytest.raises(UserError, match=message):
-            source.check()
-        with pytest.raises(UserError, match=message):  # where it is read may be another machine
+        with pytest.raises(UserError, match=path.name):
+            source.validate()
+        with pytest.raises(UserError, match=path.name):  # because another machine may read the file
             next(source.read(600, 601))
 
 
-def test_other_content_of_mnist_is_remarked_and_used(folder: Path) -> None:
+def test_mnist_other_content_gives_warning(folder: Path) -> None:
     files = {path.name: hashlib.md5(path.read_bytes()).hexdigest() for path in folder.iterdir()}
     published = replace(MNIST, files=tuple((name, files.get(f"{name}.gz", "0")) for name in NAMES))
-    assert IdxImages(published, folder, 28).check() == []
-    remarks = IdxImages(MNIST, folder, 28).check()
-    assert len(remarks) == 2  # the plain files have no known hash
-    assert "t10k-images-idx3-ubyte.gz has md5" in remarks[0]
+    assert IdxImages(published, folder, 28).validate() == []
+    warnings = IdxImages(MNIST, folder, 28).validate()
+    assert len(warnings) == 2  # the plain files have no known hash
+    assert "t10k-images-idx3-ubyte.gz: md5" in warnings[0]
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "message"),
+    ("name", "content"),
     [
-        ("t10k-labels-idx1-ubyte", b"", "magic number"),
-        ("t10k-labels-idx1-ubyte", b"\x00\x00\x08", "magic number"),
-        ("t10k-labels-idx1-ubyte", b"\x1f\x8b\x08\x00abcdef", "magic number"),
-        ("train-labels-idx1-ubyte", idx(np.zeros(600))[:-1], "should hold 600 bytes"),
-        ("train-labels-idx1-ubyte", idx(np.zeros(600)) + b"0", "should hold 600 bytes"),
-        ("train-labels-idx1-ubyte", idx(np.zeros(599)), "there are 600 images"),
-        ("train-images-idx3-ubyte", idx(np.zeros((600, 28, 27))), "not of images 28x28"),
+        ("t10k-labels-idx1-ubyte", b""),
+        ("t10k-labels-idx1-ubyte", b"\x00\x00\x08"),
+        ("t10k-labels-idx1-ubyte", b"\x1f\x8b\x08\x00abcdef"),
+        ("train-labels-idx1-ubyte", idx(np.zeros(600))[:-1]),
+        ("train-labels-idx1-ubyte", idx(np.zeros(600)) + b"0"),
+        ("train-labels-idx1-ubyte", idx(np.zeros(599))),
+        ("train-images-idx3-ubyte", idx(np.zeros((600, 28, 27)))),
     ],
 )
-def test_wrong_structure_is_an_error(folder: Path, name: str, content: bytes, message: str) -> None:
+def test_idx_wrong_structure_error_names_file(folder: Path, name: str, content: bytes) -> None:
     (folder / name).write_bytes(content)
-    with pytest.raises(UserError, match=rf"{name} .*{message}"):
-        IdxImages(MNIST, folder, 28).check()
+    with pytest.raises(UserError, match=f"{name}: "):
+        IdxImages(MNIST, folder, 28).validate()
 
 
-def test_what_breaks_while_it_is_read(arrays: dict[str, np.ndarray], folder: Path) -> None:
+def test_idx_file_damaged_later_error_names_it(arrays: dict[str, np.ndarray], folder: Path) -> None:
     source = IdxImages(MNIST, folder, 28)
-    source.check()
+    source.validate()
     labels = folder / "train-labels-idx1-ubyte"
     labels.write_bytes(idx(np.full(600, 10)))
-    with pytest.raises(UserError, match="train-labels-idx1-ubyte has the label 10"):
+    with pytest.raises(UserError, match="train-labels-idx1-ubyte: "):
         next(source.read(3, 4))
     labels.write_bytes(idx(np.zeros(600))[:-10])
-    with pytest.raises(UserError, match="train-labels-idx1-ubyte ends before item 600"):
+    with pytest.raises(UserError, match="train-labels-idx1-ubyte: "):
         list(source.read(500, 600))
     images = folder / "t10k-images-idx3-ubyte.gz"
     images.write_bytes(images.read_bytes()[:1000])
-    with pytest.raises(UserError, match=r"t10k-images-idx3-ubyte\.gz is damaged"):
+    with pytest.raises(UserError, match=r"t10k-images-idx3-ubyte\.gz: "):
         list(source.read(800, 900))
     images.unlink()
-    with pytest.raises(UserError, match="t10k-images-idx3-ubyte is gone"):
+    with pytest.raises(UserError, match="t10k-images-idx3-ubyte: "):
         list(source.read(800, 900))
 
 
-def test_fingerprint_and_order_of_reading(fashion: IdxDataset, folder: Path) -> None:
+def test_idx_fingerprint_and_sequential_follow_files(fashion: IdxDataset, folder: Path) -> None:
     before = [IdxImages(dataset, folder, 28).fingerprint for dataset in (fashion, MNIST)]
     assert IdxImages(MNIST, folder, 28).sequential
     for path in folder.glob("*.gz"):
@@ -166,8 +173,8 @@ def test_fingerprint_and_order_of_reading(fashion: IdxDataset, folder: Path) -> 
     not (DEBIAN_FASHION_MNIST / "t10k-images-idx3-ubyte.gz").exists() and "CI" not in os.environ,
     reason="Debian's dataset-fashion-mnist is not installed",
 )
-def test_debians_files_are_the_published_ones(tmp_path: Path) -> None:
-    source = open_source(FashionMnistConfig(), tmp_path, fetch=False)
+def test_fashion_mnist_of_debian_is_published_one(tmp_path: Path) -> None:
+    source = FashionMnistConfig().locate(tmp_path, fetch=False).open()
     assert source.num_samples == 70_000
     first = next(source.read(60_000, 60_001))
     assert first.factors == {"class": 9}  # an ankle boot
@@ -175,33 +182,35 @@ def test_debians_files_are_the_published_ones(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("section", [FashionMnistConfig, MnistConfig])
-def test_missing_files_are_listed(tmp_path: Path, section: type[FashionMnistConfig | MnistConfig]) -> None:
+def test_idx_config_missing_files_error_names_root(
+    tmp_path: Path, section: type[FashionMnistConfig | MnistConfig]
+) -> None:
     for name in NAMES[1:]:
         (tmp_path / name).touch()
-    for fetch in (True, False):  # who names a folder wants what is in it
+    for fetch in (True, False):  # a root that the user set is never replaced
         config = section(root=tmp_path, download=fetch)
-        with pytest.raises(UserError, match=r"lacks train-images-idx3-ubyte \(plain or .gz\): put them there"):
-            open_source(config, tmp_path / "downloads", fetch=True)
+        with pytest.raises(UserError, match=rf"data\.root={tmp_path}.*train-images-idx3-ubyte"):
+            config.locate(tmp_path / "downloads", fetch=True).open()
 
 
-def test_mnist_of_the_default_folder_or_fetched(
+def test_mnist_config_uses_default_root_or_downloads(
     folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     downloads = tmp_path_factory.mktemp("downloads")
     monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
-    with pytest.raises(UserError, match=r"datasets/mnist lacks train-images"):
-        open_source(MnistConfig(), downloads, fetch=False)
+    with pytest.raises(UserError, match=r"data\.root=.*datasets/mnist.*train-images"):
+        MnistConfig().locate(downloads, fetch=False).open()
     (downloads / "mnist").symlink_to(folder)
-    assert open_source(MnistConfig(download=False), downloads, fetch=False).num_samples == 900
+    assert MnistConfig(download=False).locate(downloads, fetch=False).open().num_samples == 900
     Path("datasets").mkdir()
     Path("datasets/mnist").symlink_to(folder)
-    source = open_source(MnistConfig(image_size=32), downloads, fetch=True)
+    source = MnistConfig(image_size=32).locate(downloads, fetch=True).open()
     assert source == IdxImages(MNIST, Path.cwd() / "datasets/mnist", 32)
 
 
 @pytest.mark.parametrize("hashed", ["content", "gz"])
-def test_download_is_verified(tmp_path: Path, hashed: str) -> None:
-    """A file:// address stands for the publisher's."""
+def test_download_other_content_is_rejected(tmp_path: Path, hashed: str) -> None:
+    """A file:// address replaces the official one."""
     site = tmp_path / "site"
     site.mkdir()
     for name in NAMES:
@@ -211,13 +220,15 @@ def test_download_is_verified(tmp_path: Path, hashed: str) -> None:
     else:
         files = tuple((name, hashlib.md5((site / f"{name}.gz").read_bytes()).hexdigest()) for name in NAMES)
     dataset = replace(FASHION_MNIST if hashed == "content" else MNIST, files=files, address=site.as_uri())
-    download(dataset, tmp_path / "good")
-    assert sorted(path.name for path in (tmp_path / "good").iterdir()) == sorted(f"{name}.gz" for name in NAMES)
+    download(dataset, tmp_path / "complete")
+    assert sorted(path.name for path in (tmp_path / "complete").iterdir()) == sorted(f"{name}.gz" for name in NAMES)
     for content in (gzip.compress(b"<html>moved</html>"), b"<html>moved</html>"):
         (site / f"{NAMES[2]}.gz").write_bytes(content)
-        with pytest.raises(UserError, match=f"{NAMES[2]}.*something else"):
-            download(dataset, tmp_path / "bad")
-        assert sorted(path.name for path in (tmp_path / "bad").iterdir()) == sorted(f"{name}.gz" for name in NAMES[:2])
+        with pytest.raises(UserError, match=NAMES[2]):
+            download(dataset, tmp_path / "incomplete")
+        assert sorted(path.name for path in (tmp_path / "incomplete").iterdir()) == sorted(
+            f"{name}.gz" for name in NAMES[:2]
+        )
     (site / f"{NAMES[2]}.gz").unlink()
-    with pytest.raises(UserError, match=r"MNIST is not on this machine and .*cannot be reached.*data\.root"):
+    with pytest.raises(UserError, match=rf"{NAMES[2]}.*data\.root"):
         download(dataset, tmp_path / "away")

@@ -1,4 +1,4 @@
-"""3D Shapes in its format, small: chunks of a few pixels of many images, labels that are values."""
+"""Test 3D Shapes with small files of its format: chunks of few pixels of many images, labels that are values."""
 
 import itertools
 from pathlib import Path
@@ -24,7 +24,7 @@ def write(folder: Path, images: np.ndarray = IMAGES, labels: np.ndarray = LABELS
     return path
 
 
-def test_content(tmp_path: Path) -> None:
+def test_shapes3d_content_equals_file(tmp_path: Path) -> None:
     write(tmp_path)
     source = Shapes3D(tmp_path)
     assert (source.num_samples, source.image_shape, source.sequential) == (288, (64, 64, 3), False)
@@ -34,21 +34,21 @@ def test_content(tmp_path: Path) -> None:
     for sample, image, labels in zip(samples, IMAGES, LABELS, strict=True):
         np.testing.assert_array_equal(sample.image, image)
         assert list(sample.factors) == NAMES
-        found = [values[sample.factors[name]] for name, values in zip(NAMES, VALUES, strict=True)]
-        assert found == labels.tolist()
+        actual = [values[sample.factors[name]] for name, values in zip(NAMES, VALUES, strict=True)]
+        assert actual == labels.tolist()
 
 
 @pytest.mark.parametrize("length", [7, 100, 288])
-def test_any_range(tmp_path: Path, length: int) -> None:
+def test_shapes3d_any_ranges_join_to_all_samples(tmp_path: Path, length: int) -> None:
     write(tmp_path, length=length)
     source = Shapes3D(tmp_path)
-    parts = [sample for start in range(0, 288, 50) for sample in source.read(start, min(start + 50, 288))]
-    assert [sample.key for sample in parts] == [sample.key for sample in source.read(0, 288)]
-    assert all(np.array_equal(sample.image, image) for sample, image in zip(parts, IMAGES, strict=True))
+    joined = [sample for start in range(0, 288, 50) for sample in source.read(start, min(start + 50, 288))]
+    assert [sample.key for sample in joined] == [sample.key for sample in source.read(0, 288)]
+    assert all(np.array_equal(sample.image, image) for sample, image in zip(joined, IMAGES, strict=True))
 
 
-def test_slices_end_with_the_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A slice holds as many whole chunks as fit, so that none is unpacked twice."""
+def test_hdf5_blocks_end_with_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A block holds as many whole chunks as fit, so that no chunk is decompressed twice."""
     monkeypatch.setattr("jobs.data.formats.hdf5._BLOCK", 250 * 64 * 64 * 3)
     write(tmp_path)
     blocks = list(Shapes3D(tmp_path)._arrays[0].blocks(30, 288))
@@ -56,49 +56,51 @@ def test_slices_end_with_the_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     np.testing.assert_array_equal(np.concatenate(blocks), IMAGES[30:])
 
 
-def test_remarks_and_fingerprint(tmp_path: Path) -> None:
+def test_shapes3d_warnings_and_fingerprint_follow_file(tmp_path: Path) -> None:
     write(tmp_path)
-    [remark] = Shapes3D(tmp_path).check()
-    assert "267,573,662" in remark
+    [warning] = Shapes3D(tmp_path).validate()
+    assert "267,573,662" in warning
     before = Shapes3D(tmp_path).fingerprint
     assert Shapes3D(tmp_path).fingerprint == before
     write(tmp_path, images=IMAGES + np.uint8(1))
     assert Shapes3D(tmp_path).fingerprint != before
 
 
-def test_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=rf"data=shapes3d needs 3dshapes\.h5.*data\.root={tmp_path}"):
-        Shapes3D(tmp_path).check()
+def test_shapes3d_missing_file_error_names_file_and_root(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=rf"data\.root={tmp_path}.*3dshapes\.h5"):
+        Shapes3D(tmp_path).validate()
 
 
-def test_truncated_file(tmp_path: Path) -> None:
+def test_shapes3d_truncated_file_error_names_it(tmp_path: Path) -> None:
     path = write(tmp_path)
     path.write_bytes(path.read_bytes()[:-5000])
-    with pytest.raises(UserError, match=r"3dshapes\.h5 cannot be read .*truncated file.*: fetch it again"):
-        Shapes3D(tmp_path).check()
+    with pytest.raises(UserError, match=r"3dshapes\.h5"):
+        Shapes3D(tmp_path).validate()
     path.write_bytes(b"<html>")
-    with pytest.raises(UserError, match=r"3dshapes\.h5 cannot be read .*: fetch it again"):
-        Shapes3D(tmp_path).check()
+    with pytest.raises(UserError, match=r"3dshapes\.h5"):
+        Shapes3D(tmp_path).validate()
 
 
 @pytest.mark.parametrize(
     ("images", "labels", "message"),
     [
-        (IMAGES.astype(np.float32), LABELS, r"has images of float32 \(288, 64, 64, 3\), not uint8"),
-        (IMAGES[:, :32], LABELS, r"has images of uint8 \(288, 32, 64, 3\)"),
-        (IMAGES, LABELS[:, :5], r"has labels of float64 \(288, 5\), not float64 \(N, 6\)"),
-        (IMAGES, LABELS[:-1], "has 288 images and 287 labels"),
-        (IMAGES, LABELS * np.nan, "has labels that are no numbers"),
+        (IMAGES.astype(np.float32), LABELS, r"images .*float32 \(288, 64, 64, 3\)"),
+        (IMAGES[:, :32], LABELS, r"images .*uint8 \(288, 32, 64, 3\)"),
+        (IMAGES, LABELS[:, :5], r"labels .*float64 \(288, 5\)"),
+        (IMAGES, LABELS[:-1], "288 .*287"),
+        (IMAGES, LABELS * np.nan, "labels"),
     ],
 )
-def test_wrong_structure(tmp_path: Path, images: np.ndarray, labels: np.ndarray, message: str) -> None:
+def test_shapes3d_wrong_structure_error_names_array(
+    tmp_path: Path, images: np.ndarray, labels: np.ndarray, message: str
+) -> None:
     write(tmp_path, images, labels)
-    with pytest.raises(UserError, match=message):
-        Shapes3D(tmp_path).check()
+    with pytest.raises(UserError, match=rf"3dshapes\.h5: .*{message}"):
+        Shapes3D(tmp_path).validate()
 
 
-def test_missing_array(tmp_path: Path) -> None:
+def test_shapes3d_missing_array_error_names_it(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "3dshapes.h5", "w") as file:
         file.create_group("images")
-    with pytest.raises(UserError, match=r"3dshapes\.h5 has no array images"):
-        Shapes3D(tmp_path).check()
+    with pytest.raises(UserError, match=r"3dshapes\.h5: .*images"):
+        Shapes3D(tmp_path).validate()

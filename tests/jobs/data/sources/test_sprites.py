@@ -1,4 +1,4 @@
-"""Drawn sprites have the sizes and places that their factors say, and the same bytes everywhere."""
+"""Test that drawn sprites have the sizes and positions of their factors, and the same bytes on every machine."""
 
 import hashlib
 import math
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jobs.data.sources import sprites
-from jobs.data.sources.sprites import FACTORS, SIZES, Sprites, draw, fill
+from jobs.data.sources.sprites import FACTORS, SIZES, Sprites, draw, fill_polygons
 
 SQUARE, ELLIPSE, HEART = range(3)
 
@@ -16,13 +16,13 @@ def picture(shape: int, scale: int = 5, orientation: int = 0, x: int = 15, y: in
     return draw(np.array([[shape, scale, orientation, x, y]]))[0, ..., 0] > 0
 
 
-def places(shape: int, scale: int, count: int = 300) -> np.ndarray:
-    """Sprites of one shape and size, turned and placed at random."""
+def random_sprites(shape: int, scale: int, count: int = 300) -> np.ndarray:
+    """Return indices of sprites of one shape and size with random orientation and position."""
     rest = np.random.default_rng(0).integers(0, SIZES[2:], (count, 3))
     return np.column_stack([np.full(count, shape), np.full(count, scale), rest])
 
 
-def test_sizes_and_order_are_those_of_dsprites() -> None:
+def test_sprites_sizes_and_order_equal_dsprites() -> None:
     source = Sprites(0)
     assert [len(factor.values) for factor in source.factors] == [3, 6, 40, 32, 32]
     assert (source.num_samples, source.image_shape, source.sequential) == (737_280, (64, 64, 1), False)
@@ -33,15 +33,15 @@ def test_sizes_and_order_are_those_of_dsprites() -> None:
     assert set(np.unique(last.image)) == {0, 255}
 
 
-def test_any_range_gives_the_same_pictures() -> None:
+def test_sprites_any_range_gives_equal_images() -> None:
     source = Sprites(0)
     whole = list(source.read(400_000, 400_600))
-    parts = [sample for start in range(400_000, 400_600, 150) for sample in source.read(start, start + 150)]
-    assert [(a.key, a.factors) for a in parts] == [(b.key, b.factors) for b in whole]
-    assert all(np.array_equal(a.image, b.image) for a, b in zip(parts, whole, strict=True))
+    joined = [sample for start in range(400_000, 400_600, 150) for sample in source.read(start, start + 150)]
+    assert [(a.key, a.factors) for a in joined] == [(b.key, b.factors) for b in whole]
+    assert all(np.array_equal(a.image, b.image) for a, b in zip(joined, whole, strict=True))
 
 
-def test_a_subset_repeats_nothing() -> None:
+def test_sprites_subset_has_no_duplicates() -> None:
     subset = list(Sprites(3000).read(0, 3000))
     keys = {sample.key for sample in subset}
     assert len(keys) == 3000
@@ -56,7 +56,7 @@ def test_a_subset_repeats_nothing() -> None:
 
 
 @pytest.mark.parametrize("scale", [0, 3, 5])
-def test_areas(scale: int) -> None:
+def test_sprites_area_equals_geometry(scale: int) -> None:
     size = FACTORS[1].values[scale]
     expected = {
         SQUARE: (2 * 9.6 * size) ** 2,
@@ -64,20 +64,20 @@ def test_areas(scale: int) -> None:
         ELLIPSE: math.pi * 12.8 * 7.3 * size**2 * math.sin(math.pi / 12) / (math.pi / 12),
     }
     for shape, area in expected.items():
-        found = (draw(places(shape, scale)) > 0).sum((1, 2, 3))
-        assert found.mean() == pytest.approx(area, rel=0.01)
-        assert np.abs(found - area).max() < 4 * math.sqrt(area)
+        areas = (draw(random_sprites(shape, scale)) > 0).sum((1, 2, 3))
+        assert areas.mean() == pytest.approx(area, rel=0.01)
+        assert np.abs(areas - area).max() < 4 * math.sqrt(area)
 
 
-def test_the_square_has_its_side() -> None:
+def test_sprites_square_has_expected_side() -> None:
     for scale, size in enumerate(FACTORS[1].values):
         rows, columns = np.nonzero(picture(SQUARE, scale))
         for extent in (np.ptp(rows) + 1, np.ptp(columns) + 1):
             assert abs(extent - 19.2 * size) <= 1
 
 
-def test_the_heart_has_its_extents() -> None:
-    """Its tip is 10.8 px below the center; across, it spans twice 9.6 px."""
+def test_sprites_heart_has_expected_extent() -> None:
+    """The tip is 10.8 px below the center; across, the heart spans twice 9.6 px."""
     middle = 16 + 15 * 32 / 31  # almost the center of a pixel, as the pointed tip needs
     for scale, size in enumerate(FACTORS[1].values):
         rows, columns = np.nonzero(picture(HEART, scale, x=15, y=31))
@@ -88,16 +88,16 @@ def test_the_heart_has_its_extents() -> None:
 
 
 @pytest.mark.parametrize("shape", [SQUARE, ELLIPSE, HEART])
-def test_position_moves_the_picture(shape: int) -> None:
+def test_sprites_position_moves_center(shape: int) -> None:
     step = 32 / 31
-    sampled_posterior_means = [np.argwhere(picture(shape, x=x, y=y)).mean(0) for x, y in ((3, 5), (23, 5), (3, 30))]
-    np.testing.assert_allclose(sampled_posterior_means[1] - sampled_posterior_means[0], [0, 20 * step], atol=0.5)
-    np.testing.assert_allclose(sampled_posterior_means[2] - sampled_posterior_means[0], [25 * step, 0], atol=0.5)
+    centers = [np.argwhere(picture(shape, x=x, y=y)).mean(0) for x, y in ((3, 5), (23, 5), (3, 30))]
+    np.testing.assert_allclose(centers[1] - centers[0], [0, 20 * step], atol=0.5)
+    np.testing.assert_allclose(centers[2] - centers[0], [25 * step, 0], atol=0.5)
     if shape != HEART:  # whose center of mass is above its center
-        np.testing.assert_allclose(sampled_posterior_means[0] + 0.5, [16 + 5 * step, 16 + 3 * step], atol=0.5)
+        np.testing.assert_allclose(centers[0] + 0.5, [16 + 5 * step, 16 + 3 * step], atol=0.5)
 
 
-def test_orientation_turns_against_the_clock() -> None:
+def test_sprites_orientation_is_counter_clockwise() -> None:
     """The heart's tip points down at first, with the notch opposite."""
     middle = 16 + 15 * 32 / 31
     for orientation, turn in enumerate(FACTORS[2].values):
@@ -107,18 +107,18 @@ def test_orientation_turns_against_the_clock() -> None:
 
 
 @pytest.mark.parametrize("shape", [SQUARE, ELLIPSE, HEART])
-def test_a_full_turn_is_no_turn(shape: int) -> None:
+def test_sprites_full_turn_equals_no_turn(shape: int) -> None:
     for scale in range(6):
         np.testing.assert_array_equal(picture(shape, scale), picture(shape, scale, orientation=39))
     others = {picture(shape, orientation=orientation).tobytes() for orientation in range(39)}
     assert len(others) >= 19  # the ellipse looks the same after half a turn, or almost
 
 
-def test_polygons_are_filled_by_the_even_odd_rule() -> None:
-    """Against the rule as it is written: rays to the right that cross an odd number of edges."""
+def test_fill_polygons_equals_even_odd_rule() -> None:
+    """The independent answer counts the edges that a ray to the right crosses."""
     x, y = np.random.default_rng(1).uniform(1, 63, (2, 4, 9))
     center_y, center_x = np.mgrid[:64, :64] + 0.5
-    for polygon, image in enumerate(fill(x, y)):
+    for polygon, image in enumerate(fill_polygons(x, y)):
         inside = np.zeros((64, 64), bool)
         for a in range(9):
             (x1, y1), (x2, y2) = ((x[polygon, k], y[polygon, k]) for k in (a, (a + 1) % 9))
@@ -127,17 +127,17 @@ def test_polygons_are_filled_by_the_even_odd_rule() -> None:
         np.testing.assert_array_equal(image[..., 0], inside * 255)
 
 
-def test_pixels_are_the_same_everywhere() -> None:
+def test_sprites_pixels_equal_stored_hash() -> None:
     digest = hashlib.sha256(b"".join(sample.image.tobytes() for sample in Sprites(2000).read(0, 2000)))
     assert digest.hexdigest() == "88bbeb0b92913d9941f40c1f69c62997b37819c994f1f93d1f7c6e58a17482c9"
 
 
-def test_last_bits_of_sines_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
-    here = [array.copy() for array in (sprites._outlines(), *sprites._turns())]
+def test_sprites_tables_ignore_last_bits_of_sines(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = [array.copy() for array in (sprites._outlines(), *sprites._rotations())]
     for name in ("cos", "sin"):
         function = getattr(np, name)
         monkeypatch.setattr(np, name, lambda x, function=function: np.nextafter(function(x), 9))
-    there = [sprites._outlines.__wrapped__(), *sprites._turns.__wrapped__()]
+    after = [sprites._outlines.__wrapped__(), *sprites._rotations.__wrapped__()]
     assert not np.array_equal(np.cos(1.0), math.cos(1.0))
-    for a, b in zip(here, there, strict=True):
+    for a, b in zip(before, after, strict=True):
         np.testing.assert_array_equal(a, b)

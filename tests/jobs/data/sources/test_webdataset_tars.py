@@ -1,4 +1,4 @@
-"""Tars as webdataset and others write them."""
+"""Test a folder of tars as webdataset and other tools write them."""
 
 import io
 import json
@@ -16,8 +16,7 @@ from PIL import Image
 from jobs.data.sources.webdataset_tars import WebDatasetTars
 from jobs.errors import UserError
 
-RNG = np.random.default_rng(0)
-PIXELS = RNG.integers(0, 256, (20, 16, 16, 3), dtype=np.uint8)
+PIXELS = np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), dtype=np.uint8)
 
 
 def encoded(pixels: np.ndarray, kind: str = "PNG") -> bytes:
@@ -37,7 +36,7 @@ def sample(number: int, **members: Any) -> dict[str, Any]:
 
 
 def stock(path: Path, samples: list[dict[str, Any]]) -> Path:
-    """Written by webdataset itself, with the fractional times that make PAX headers."""
+    """Write a tar by webdataset itself, with fractional times, which require PAX headers."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with webdataset.TarWriter(str(path)) as writer:
         for content in samples:
@@ -58,7 +57,7 @@ def source(folder: Path, size: int = 16, channels: int = 3) -> WebDatasetTars:
     return WebDatasetTars(folder, size, channels)
 
 
-def test_tars_of_webdataset(tmp_path: Path) -> None:
+def test_tars_of_webdataset_are_read(tmp_path: Path) -> None:
     labels = [{"cls": n % 3, "json": {"size": n % 2 + 9, "dark": n < 4, "kind": "ab"[n % 2]}} for n in range(9)]
     paths = [
         stock(tmp_path / "b/1.tar", [sample(n, **labels[n]) for n in (4, 5, 6, 7, 8)]),
@@ -67,36 +66,36 @@ def test_tars_of_webdataset(tmp_path: Path) -> None:
     ]
     assert b"PaxHeader" in paths[0].read_bytes()
     assert paths[2].read_bytes()[:2] == b"\x1f\x8b"
-    found = pickle.loads(pickle.dumps(source(tmp_path)))
-    assert found.tars == ("a/0.tar", "a/1.tar.gz", "b/1.tar")
-    assert (found.num_samples, found.image_shape, found.sequential) == (9, (16, 16, 3), True)
-    assert {factor.name: factor.values for factor in found.factors} == {
+    tars = pickle.loads(pickle.dumps(source(tmp_path)))
+    assert tars.tars == ("a/0.tar", "a/1.tar.gz", "b/1.tar")
+    assert (tars.num_samples, tars.image_shape, tars.sequential) == (9, (16, 16, 3), True)
+    assert {factor.name: factor.values for factor in tars.factors} == {
         "size": ("9", "10"),
         "dark": ("false", "true"),
         "kind": ("a", "b"),
         "class": ("0", "1", "2"),
     }
-    samples = list(found.read(0, 9))
-    for number, got in enumerate(samples):
-        np.testing.assert_array_equal(got.image, PIXELS[number])
-        assert got.factors == {"size": number % 2, "dark": int(number < 4), "kind": number % 2, "class": number % 3}
-        assert list(got.factors) == [factor.name for factor in found.factors]
-        assert re.fullmatch("[0-9a-f]{24}", got.key)
-    assert len({got.key for got in samples}) == 9
-    assert found.check() == []
+    samples = list(tars.read(0, 9))
+    for number, result in enumerate(samples):
+        np.testing.assert_array_equal(result.image, PIXELS[number])
+        assert result.factors == {"size": number % 2, "dark": int(number < 4), "kind": number % 2, "class": number % 3}
+        assert list(result.factors) == [factor.name for factor in tars.factors]
+        assert re.fullmatch("[0-9a-f]{24}", result.key)
+    assert len({result.key for result in samples}) == 9
+    assert tars.validate() == []
     for start in range(9):
         for stop in range(start, 10):
-            assert [got.key for got in found.read(start, stop)] == [got.key for got in samples[start:stop]]
+            assert [result.key for result in tars.read(start, stop)] == [result.key for result in samples[start:stop]]
 
 
-def test_the_same_key_in_two_tars(tmp_path: Path) -> None:
+def test_tars_equal_key_in_two_tars_gives_two_keys(tmp_path: Path) -> None:
     for name in ("0.tar", "1.tar"):
         stock(tmp_path / name, [sample(0)])
     first, second = source(tmp_path).read(0, 2)
     assert first.key != second.key
 
 
-def test_what_webdataset_leaves_out(tmp_path: Path) -> None:
+def test_tars_members_ignored_by_webdataset_are_ignored(tmp_path: Path) -> None:
     members = {
         "__meta__/notes.json": b"no json",
         "__index__": b"",
@@ -115,7 +114,7 @@ def test_what_webdataset_leaves_out(tmp_path: Path) -> None:
         folder.type, link.type, link.linkname = tarfile.DIRTYPE, tarfile.SYMTYPE, "/etc/passwd"
         tar.addfile(folder)
         tar.addfile(link)
-    assert [got.factors["class"] for got in source(tmp_path).read(0, 2)] == [0, 1]
+    assert [result.factors["class"] for result in source(tmp_path).read(0, 2)] == [0, 1]
     assert source(tmp_path).num_samples == 2
 
 
@@ -130,12 +129,14 @@ def test_what_webdataset_leaves_out(tmp_path: Path) -> None:
         ("npy", npy(np.dstack([PIXELS[0], np.zeros((16, 16), np.uint8)])), 3, np.full((16, 16, 3), 255)),
     ],
 )
-def test_kinds_of_pictures(tmp_path: Path, extension: str, content: bytes, channels: int, expected: np.ndarray) -> None:
+def test_tars_image_formats_are_read(
+    tmp_path: Path, extension: str, content: bytes, channels: int, expected: np.ndarray
+) -> None:
     plain(tmp_path / "0.tar", {f"0.{extension}": content})
     np.testing.assert_array_equal(next(source(tmp_path, channels=channels).read(0, 1)).image, expected)
 
 
-def test_pictures_are_cropped_and_resized(tmp_path: Path) -> None:
+def test_tars_images_are_cropped_and_resized(tmp_path: Path) -> None:
     wide = np.repeat(np.arange(0, 240, 4, dtype=np.uint8)[None], 40, 0)  # 40 x 60
     plain(tmp_path / "0.tar", {"0.jpeg": encoded(wide, "JPEG")})
     image = next(source(tmp_path, 20, 1).read(0, 1)).image
@@ -143,7 +144,7 @@ def test_pictures_are_cropped_and_resized(tmp_path: Path) -> None:
     np.testing.assert_allclose(image[10, 2:-2, 0], 4 * (10 + np.arange(4, 36, 2) + 0.5), atol=6)
 
 
-def test_labels_that_are_no_factors(tmp_path: Path) -> None:
+def test_tars_unsuitable_labels_give_warnings(tmp_path: Path) -> None:
     tables = [
         {"ok": n % 2, "text": f"caption {n}", "score": n / 2, "none": None, "list": [n], "größe": 1, "long": "x" * 101}
         for n in range(1002)
@@ -154,35 +155,35 @@ def test_labels_that_are_no_factors(tmp_path: Path) -> None:
     for n, table in enumerate(tables):
         members |= {f"{n}.json": json.dumps(table | {"good": -n % 3}).encode(), f"{n}.png": b""}
     plain(tmp_path / "0.tar", members)
-    found = source(tmp_path)
-    assert [(factor.name, factor.values) for factor in found.factors] == [("good", ("0", "1", "2"))]
-    remarks = {re.search("'(.*)' is no factor, (.*)", remark)[1]: remark for remark in found.check()}
-    assert set(remarks) == {"ok", "text", "score", "none", "list", "größe", "long", "late"}
-    assert "more than 1000 values" in remarks["text"]
-    assert "not every sample" in remarks["ok"]
-    assert "not every sample" in remarks["late"]
-    assert "whole numbers" in remarks["score"]
-    assert "letters" in remarks["größe"]
+    tars = source(tmp_path)
+    assert [(factor.name, factor.values) for factor in tars.factors] == [("good", ("0", "1", "2"))]
+    warnings = {re.search("'(.*)'", warning)[1]: warning for warning in tars.validate()}
+    assert set(warnings) == {"ok", "text", "score", "none", "list", "größe", "long", "late"}
+    assert "more than 1000 values" in warnings["text"]
+    assert "not every sample" in warnings["ok"]
+    assert "not every sample" in warnings["late"]
+    assert "integers" in warnings["score"]
+    assert "letters" in warnings["größe"]
 
 
 @pytest.mark.parametrize(
     ("members", "message"),
     [
-        ({"0.cls": b"1", "1.png": b"", "0.png": b""}, r"sample '0' with cls and without png or"),
-        ({"0.png": b"", "1.png": b"", "0.jpg": b""}, "samples of the same key"),
-        ({"0.png": b"", "0.PNG": b""}, r"holds 0\.png twice"),
-        ({"0.png": b"", "0.cls": b"cat"}, r"the \.json or \.cls of 0 cannot be read"),
-        ({"0.png": b"", "0.json": b"{"}, r"the \.json or \.cls of 0 cannot be read"),
-        ({"0.png": b"", "0.json": b"[" * 10**6}, r"the \.json or \.cls of 0 cannot be read"),
-        ({"0.png": b"", "0.json": b"\xff"}, r"the \.json or \.cls of 0 cannot be read"),
-        ({"README": b""}, "holds tars without a sample"),
-        ({}, "holds tars without a sample"),
+        ({"0.cls": b"1", "1.png": b"", "0.png": b""}, "'0'"),
+        ({"0.png": b"", "1.png": b"", "0.jpg": b""}, "key"),
+        ({"0.png": b"", "0.PNG": b""}, r"0\.png"),
+        ({"0.png": b"", "0.cls": b"cat"}, r"\.cls of 0 "),
+        ({"0.png": b"", "0.json": b"{"}, r"\.cls of 0 "),
+        ({"0.png": b"", "0.json": b"[" * 10**6}, r"\.cls of 0 "),
+        ({"0.png": b"", "0.json": b"\xff"}, r"\.cls of 0 "),
+        ({"README": b""}, "data.root="),
+        ({}, "data.root="),
     ],
 )
-def test_odd_samples(tmp_path: Path, members: dict[str, bytes], message: str) -> None:
+def test_tars_invalid_sample_error_names_it(tmp_path: Path, members: dict[str, bytes], message: str) -> None:
     plain(tmp_path / "0.tar", members)
     with pytest.raises(UserError, match=message):
-        source(tmp_path).check()
+        source(tmp_path).validate()
 
 
 @pytest.mark.parametrize(
@@ -199,34 +200,30 @@ def test_odd_samples(tmp_path: Path, members: dict[str, bytes], message: str) ->
         ("0.npy", b""),
     ],
 )
-def test_wrong_pictures_are_named(tmp_path: Path, name: str, content: bytes) -> None:
+def test_tars_invalid_image_error_names_it(tmp_path: Path, name: str, content: bytes) -> None:
     plain(tmp_path / "0.tar", {name: content})
-    with pytest.raises(UserError, match=rf"0\.tar: {name} cannot be read as a picture .*: mend it"):
+    with pytest.raises(UserError, match=rf"0\.tar: {name}"):
         list(source(tmp_path).read(0, 1))
 
 
-def test_a_tar_that_changes_meanwhile(tmp_path: Path) -> None:
+def test_tars_changed_tar_error_names_it(tmp_path: Path) -> None:
     stock(tmp_path / "0.tar", [sample(n, cls=n) for n in range(3)])
     begun = source(tmp_path)
     assert begun.num_samples == 3
-    for other, message in (
-        ([sample(0, cls=0)], "lost samples"),
-        ([sample(0, cls=7)], "other labels"),
-        ([sample(0)], "other labels"),
-    ):
+    for other in ([sample(0, cls=0)], [sample(0, cls=7)], [sample(0)]):
         stock(tmp_path / "0.tar", other)
-        with pytest.raises(UserError, match=rf"0\.tar .*{message}"):
+        with pytest.raises(UserError, match=r"0\.tar: "):
             list(begun.read(0, 3))
 
 
-def test_folders_without_tars(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"holds no tar \(\.tar, \.tar\.gz, \.tgz\)"):
-        source(tmp_path).check()
-    with pytest.raises(UserError, match="is not a folder"):
-        source(tmp_path / "nowhere").check()
+def test_tars_folder_without_tars_raises(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=rf"data\.root={tmp_path}"):
+        source(tmp_path).validate()
+    with pytest.raises(UserError, match=r"data\.root=.*nowhere"):
+        source(tmp_path / "nowhere").validate()
 
 
-def test_fingerprint_follows_files_and_settings(tmp_path: Path) -> None:
+def test_tars_fingerprint_changes_with_files_and_settings(tmp_path: Path) -> None:
     stock(tmp_path / "0.tar", [sample(0)])
     prints = {source(tmp_path).fingerprint, source(tmp_path, 8).fingerprint, source(tmp_path, 8, 1).fingerprint}
     assert source(tmp_path).fingerprint in prints
