@@ -1,6 +1,6 @@
-"""The work that runs on a Ray cluster: shard, train, evaluate, and what they stand on.
+"""Jobs that run on a Ray cluster (shard, train, tune, evaluate) and the modules that they share.
 
-Ray and MLflow read some of their settings when they are imported, so these are made here, before either is.
+Ray and MLflow read some environment variables on import, so this module sets them before either is imported.
 """
 
 import os
@@ -9,8 +9,8 @@ import os
 os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-# By default MLflow tries for four minutes before it says that a server is away. So these are 25 s if that does not
-# answer, and two to four if it refuses, in which it may just be starting again.
+# MLflow's defaults retry for four minutes. These values let a call fail after 25 s without an answer, or after 2 to 4 s
+# of refused connections, during which a restarting server may come up.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "7")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")

@@ -1,1 +1,1 @@
-"""Checkpoints: their format, where they are kept, and the background writer."""
+"""Checkpoints: their format, their storage and the background writer."""

@@ -1,4 +1,4 @@
-"""Writes checkpoints while training goes on, and keeps the newest and the best."""
+"""Writes checkpoints in a background thread while training continues."""
 
 import threading
 import time
@@ -7,39 +7,37 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
-from jobs.checkpoints.manager import Checkpoints
+from jobs.checkpoints.format import Snapshot
+from jobs.checkpoints.manager import CheckpointManager
 from jobs.errors import UnavailableError
 from jobs.events import CheckpointSaved, Event, TrainingWarning
-from jobs.training.snapshot import Snapshot
 
-_PATIENCE = 600.0  # seconds that a store may be away
-_PAUSE = 1.0  # seconds before the next try, more the longer it is away, up to the longest
-_LONGEST_PAUSE = 15.0
-_STALL = 20.0  # that training waits for the snapshot before, at most: a store may be silent for minutes
-_GRACE = 20.0  # that an error in training waits for the last snapshot, at most
+_MAX_OUTAGE_SECONDS = 600.0
+_RETRY_SECONDS = 1.0  # grows with the outage, up to the next
+_MAX_RETRY_SECONDS = 15.0
+_MAX_STALL_SECONDS = 20.0  # that training waits for the previous snapshot: a store may not answer for minutes
+_GRACE_SECONDS = 20.0  # that an error in training waits for the last snapshot
 
 
 class CheckpointWriter:
-    """A thread that writes one snapshot after the other.
+    """A thread that writes one snapshot after the other and prunes old checkpoints.
 
-    While a store is away training goes on: a newer snapshot takes the place of the one that waits.
+    While the store is unavailable training continues, and a newer snapshot replaces the waiting one.
 
     Args:
-        place: of the checkpoints.
-        keep: newest checkpoints to keep, beside the best.
-        post: is told of each checkpoint that is published.
+        manager: Checkpoints of the training.
+        keep: Number of newest checkpoints to keep, besides the best.
+        emit: Receives an event for each saved checkpoint, called in the thread.
     """
 
-    def __init__(self, place: Checkpoints, keep: int, post: Callable[[Event], None]) -> None:
-        self._place, self._keep, self._post = place, keep, post
-        self._scores = place.scores()
-        self._there = set(place.folders())  # steps of which the place has anything; nobody else writes to it
-        self._waiting: Snapshot | None = None  # handed over, and not yet published
+    def __init__(self, manager: CheckpointManager, keep: int, emit: Callable[[Event], None]) -> None:
+        self._manager, self._keep, self._emit = manager, keep, emit
+        self._waiting: Snapshot | None = None  # handed over and not yet saved
         self._changed = threading.Condition()
-        self._away_since: float | None = None
+        self._unavailable_since: float | None = None
         self._error: BaseException | None = None
-        self._closing = self._leaving = False  # leaving: whatever waits for a store is given up
-        self._thread = threading.Thread(target=self._work, name="checkpoints", daemon=True)
+        self._closing = self._abandon = False  # abandon: give up a snapshot that waits for the store
+        self._thread = threading.Thread(target=self._run, name="checkpoints", daemon=True)
         self._thread.start()
 
     def __enter__(self) -> Self:
@@ -48,117 +46,77 @@ class CheckpointWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Wait until the last snapshot is published; after an error, not for a store that is away."""
+        """Wait until the last snapshot is saved; after an error, not for an unavailable store."""
         with self._changed:
-            self._closing, self._leaving = True, kind is not None
+            self._closing, self._abandon = True, kind is not None
             self._changed.notify_all()
         if kind is None:
             self._thread.join()
             self.check()
-        else:  # a thread that waits for an answer of its store ends with that, or with the process
-            self._thread.join(_PAUSE if self._away_since else _GRACE)
+        else:  # a thread that waits for its store's answer ends with the process
+            self._thread.join(_RETRY_SECONDS if self._unavailable_since else _GRACE_SECONDS)
 
     def check(self) -> None:
-        """See that writing goes well.
-
-        Raises:
-            UserError: it does not, and waiting does not help.
-        """
+        """Raise the error of the thread if writing failed for good: a UserError where the user can fix the cause."""
         if self._error is not None:
             raise self._error
 
     def save(self, snapshot: Snapshot) -> None:
-        """Hand over a snapshot, once the one before is published or waits for its store; soon in any case.
-
-        Raises:
-            UserError: as `check`.
-        """
+        """Hand over a snapshot once the previous one is saved or waits for its store, or after a short stall."""
         with self._changed:
-            self._changed.wait_for(lambda: not self._waiting or self._away_since or self._error, _STALL)
+            self._changed.wait_for(
+                lambda: not self._waiting or self._unavailable_since or self._error, _MAX_STALL_SECONDS
+            )
             self.check()
             self._waiting = snapshot
             self._changed.notify_all()
 
     def flush(self) -> None:
-        """Wait until everything is published.
-
-        Raises:
-            UserError: as `check`.
-        """
+        """Wait until every snapshot is saved."""
         with self._changed:
             self._changed.wait_for(lambda: not self._waiting or self._error)
         self.check()
 
-    def _work(self) -> None:
+    def _run(self) -> None:
         try:
-            while (snapshot := self._next()) is not None:
-                self._try(snapshot)
+            while True:
+                with self._changed:
+                    self._changed.wait_for(lambda: self._waiting or self._closing)
+                    snapshot = self._waiting
+                if snapshot is None:
+                    return
+                try:
+                    self._manager.save(snapshot)
+                except UnavailableError as error:
+                    self._wait_for_store(snapshot, error)
+                else:
+                    self._finish(snapshot)
         except BaseException as error:
             with self._changed:
                 self._error = error
                 self._changed.notify_all()
 
-    def _next(self) -> Snapshot | None:
-        with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._closing)
-            return self._waiting
-
-    def _try(self, snapshot: Snapshot) -> None:
-        """Publish a snapshot, or wait a while if the store is away."""
-        try:
-            self._publish(snapshot)
-        except UnavailableError as error:
-            self._wait(snapshot, error)
-            return
-        self._away_since = None
-        self._post(CheckpointSaved(snapshot.step))
-        with suppress(
-            UnavailableError
-        ):  # it is done with the next one; publishing this one again would take it away first
-            self._tidy(snapshot)
+    def _finish(self, snapshot: Snapshot) -> None:
+        self._unavailable_since = None
+        self._emit(CheckpointSaved(snapshot.step))
+        # The next checkpoint prunes what this one could not. Saving again would first remove this one.
+        with suppress(UnavailableError):
+            self._manager.prune(self._keep, snapshot.step)
         with self._changed:
             if self._waiting is snapshot:  # and not a newer one
                 self._waiting = None
             self._changed.notify_all()
 
-    def _wait(self, snapshot: Snapshot, error: UnavailableError) -> None:
+    def _wait_for_store(self, snapshot: Snapshot, error: UnavailableError) -> None:
         now = time.monotonic()
         with self._changed:
-            if self._away_since is None:
-                self._away_since = now
-                text = f"training goes on, its checkpoint waits for the store: {error}"
-                self._post(TrainingWarning(snapshot.step, "checkpoint_store", text))
-            away = now - self._away_since
-            if away > _PATIENCE:
+            if self._unavailable_since is None:
+                self._unavailable_since = now
+                text = f"training continues while its checkpoint waits for the store: {error}"
+                self._emit(TrainingWarning(snapshot.step, "checkpoint_store", text))
+            outage = now - self._unavailable_since
+            if outage > _MAX_OUTAGE_SECONDS:
                 raise error
             self._changed.notify_all()
-            if self._changed.wait_for(lambda: self._leaving, min(_LONGEST_PAUSE, _PAUSE + away / 4)):
+            if self._changed.wait_for(lambda: self._abandon, min(_MAX_RETRY_SECONDS, _RETRY_SECONDS + outage / 4)):
                 self._waiting = None
-
-    def _publish(self, snapshot: Snapshot) -> None:
-        self._there.add(snapshot.step)
-        with self._place.scratch() as scratch:
-            folder = scratch / f"step-{snapshot.step:08d}"
-            folder.mkdir()
-            snapshot.write(folder)
-            self._place.publish(folder)
-        if not self._place.complete(snapshot.step):
-            # Workers that took this one for dead have swept its parts. Nothing older may be dropped for it.
-            raise UnavailableError(f"the checkpoint of step {snapshot.step} was removed while it was written")
-
-    def _tidy(self, snapshot: Snapshot) -> None:
-        """Drop what is not to be kept beside a snapshot that is published."""
-        self._scores = {step: score for step, score in self._scores.items() if step < snapshot.step}
-        self._scores[snapshot.step] = snapshot.score
-        kept = kept_steps(self._scores, self._keep)
-        self._scores = {step: score for step, score in self._scores.items() if step in kept}
-        for step in sorted(self._there - kept):  # newer ones were found damaged, or this step would not be new
-            self._place.drop(step)
-            self._there.remove(step)
-
-
-def kept_steps(scores: dict[int, float | None], keep: int) -> set[int]:
-    """The newest `keep` steps, and the one with the highest score; the newer of equals."""
-    scored = [(score, step) for step, score in scores.items() if score is not None]
-    best = {max(scored)[1]} if scored else set()
-    return {*sorted(scores)[-keep:], *best}

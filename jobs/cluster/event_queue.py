@@ -1,6 +1,6 @@
-"""Where a training worker posts what happens and the driver reads it, on whichever nodes the two are.
+"""The queue of events from training workers to the driver, on whichever nodes they are.
 
-Posting is one asynchronous actor call, so training never waits for the screen or the tracking server.
+Sending an event is one asynchronous actor call, so training never waits for the terminal or the tracking server.
 """
 
 from typing import Any
@@ -13,35 +13,38 @@ from jobs.events import Event, WorkersStarted
 
 @ray.remote(num_cpus=0)
 class EventQueue:
-    """A list of messages that grows at one end, and a flag that says whether training is to stop."""
+    """Events in the order of their arrival, and the request to stop training."""
 
     def __init__(self) -> None:
-        self._messages: list[Event] = []
-        self._first = 0  # place of the first message that is kept
-        self._stopping = False
+        self._events: list[Event] = []
+        self._num_drained = 0
+        self._stop_requested = False
 
-    def post(self, message: Event) -> None:
-        """Append a message. A worker group that begins has not been asked to stop."""
-        if isinstance(message, WorkersStarted):
-            self._stopping = False
-        self._messages.append(message)
+    def put(self, event: Event) -> None:
+        """Append an event. The start of a worker group withdraws an earlier request to stop."""
+        if isinstance(event, WorkersStarted):
+            self._stop_requested = False
+        self._events.append(event)
 
-    def take(self, seen: int) -> list[Event]:
-        """All messages but the first `seen`, which are forgotten: whoever takes has handled them."""
-        self._messages = self._messages[seen - self._first :]
-        self._first = seen
-        return self._messages
+    def drain(self, seen: int) -> list[Event]:
+        """Return all events but the first `seen`, which the caller has handled and which are removed.
 
-    def stop(self) -> None:
-        """Ask the workers to make a checkpoint and end."""
-        self._stopping = True
+        The next call acknowledges the returned events, so that an answer lost on its way is sent again.
+        """
+        self._events = self._events[seen - self._num_drained :]
+        self._num_drained = seen
+        return self._events
 
-    def stopping(self) -> bool:
-        """Whether they are asked to."""
-        return self._stopping
+    def request_stop(self) -> None:
+        """Ask the workers to save a checkpoint and stop."""
+        self._stop_requested = True
+
+    def stop_requested(self) -> bool:
+        """Return whether the workers are asked to stop."""
+        return self._stop_requested
 
 
 def make_event_queue() -> Any:
-    """A board on the node of the caller, whose end is the end of the training anyway."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return EventQueue.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
+    """Return the handle of a new queue on the caller's node, because the training ends with that node in any case."""
+    local = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return EventQueue.options(scheduling_strategy=local).remote()  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""Start a Ray cluster on this machine, or join one, with the settings that the jobs need."""
+"""Start a Ray cluster on this machine or join one, with the settings that the jobs need."""
 
 import logging
 import os
@@ -13,44 +13,47 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from jobs.config import RayConfig
-from jobs.errors import UserError
+from jobs.errors import UserError, first_line
 
-# Read by Ray when it starts. The controller's default poll of two seconds is the smallest time that a
-# training can take; the usage report and the watcher for announced preemptions cost a second each.
+# Ray reads these when it starts. The controller's default poll of two seconds would be the shortest time of a training,
+# and the usage report and the watcher for announced preemptions cost a second each.
 _ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
 _TOKENS = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
-_OBJECT_STORE_BYTES = 256 * 2**20  # plans and pictures pass through it, never the data
+_OBJECT_STORE_BYTES = 256 * 2**20  # small, because plans and pictures pass through it but never the data
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What the cluster has."""
+    """Resources of all nodes; no task and no worker can exceed `node_cpus`, the CPUs of the largest node."""
 
-    num_cpus: int  # in all
-    num_gpus: int  # in all
-    node_cpus: int  # of its largest node: no task and no worker can have more
+    num_cpus: int
+    num_gpus: int
+    node_cpus: int
 
 
 @contextmanager
 def cluster(config: RayConfig, *, dashboard: bool = False) -> Iterator[Resources]:
-    """A running Ray cluster for the time of a `with` block.
+    """Connect to a Ray cluster for the duration of a `with` block.
 
     Args:
-        config: which.
-        dashboard: whether one that is started here has Ray's dashboard.
+        config: Address of the cluster, or `local` to start one.
+        dashboard: Whether a cluster started here runs Ray's dashboard.
+
+    Yields:
+        Resources of the cluster.
 
     Raises:
-        UserError: no cluster answers at `config.address`.
+        UserError: No cluster answers at `ray.address`.
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     local = config.address == "local"
     if local and not any(name in os.environ for name in _TOKENS) and os.environ.get("RAY_AUTH_MODE") != "disabled":
-        # Ray would write a token into the home folder, and ask for it for ever after.
+        # Without a token, Ray writes one into the home folder and asks for it from then on.
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     on_terminate = signal.getsignal(signal.SIGTERM)
     try:
@@ -62,10 +65,12 @@ def cluster(config: RayConfig, *, dashboard: bool = False) -> Iterator[Resources
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
-        signal.signal(signal.SIGTERM, on_terminate)  # Ray has put its own there
+        signal.signal(signal.SIGTERM, on_terminate)  # because Ray installs its own handler
     except (ConnectionError, ValueError, RuntimeError, RayError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise UserError(f"ray.address={config.address}: no cluster could be had ({reason})") from error
+        raise UserError(
+            f"ray.address={config.address}: cannot connect to a cluster ({first_line(error)}). Check the address, or "
+            "set ray.address=local."
+        ) from error
     try:
         total = ray.cluster_resources()  # type: ignore[no-untyped-call]
         alive = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
@@ -76,11 +81,7 @@ def cluster(config: RayConfig, *, dashboard: bool = False) -> Iterator[Resources
 
 
 def task_result(task: Any) -> Any:
-    """Wait for a Ray task.
-
-    Raises:
-        UserError, OSError: as the task raised it, without Ray's wrapping.
-    """
+    """Wait for a Ray task and return its result; raise its UserError or OSError unwrapped, others as RayTaskError."""
     try:
         return ray.get(task)
     except RayTaskError as error:

@@ -1,104 +1,117 @@
-"""The learning curve: what the steps return, averaged into a point from time to time."""
+"""Metrics of the steps, and the learning curve that averages them."""
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from jobs.events import Event, MetricPoint, TrainingResumed
+from jobs.events import Event, MetricPoint
 from jobs.training.monitor import TrainingMonitor
 from jobs.training.state import Training
-from jobs.training.step import BAD, KL, LOSS, NORM, RECONSTRUCTION
+
+_SKIPPED, _SPEED = "train/skipped_steps", "train/images_per_second"
+
+
+@dataclass(frozen=True)
+class StepMetrics:
+    """Metrics of one step on the device. Losses are batch means in nats per image.
+
+    Attributes:
+        loss: Objective that training minimizes.
+        reconstruction: Negative log-likelihood.
+        grad_norm: Norm of the gradient before clipping.
+        nonfinite: 1 if the update was skipped because its loss or gradient was not finite, else 0.
+        kl: KL divergence of each rung, bottom first, (L,).
+    """
+
+    loss: Tensor
+    reconstruction: Tensor
+    grad_norm: Tensor
+    nonfinite: Tensor
+    kl: Tensor
+
+    def pack(self) -> Tensor:
+        """Return all metrics as one float32 tensor, (4 + L,), so that one transfer moves them."""
+        scalars = torch.stack([self.loss, self.reconstruction, self.grad_norm, self.nonfinite])
+        return torch.cat([scalars, self.kl]).float()
+
+    @classmethod
+    def unpack(cls, packed: Tensor) -> "StepMetrics":
+        """Return the metrics of a packed tensor (..., 4 + L), as views that keep leading dimensions."""
+        loss, reconstruction, grad_norm, nonfinite = packed[..., :4].unbind(-1)
+        return cls(loss, reconstruction, grad_norm, nonfinite, kl=packed[..., 4:])
+
+    def to_dict(self) -> dict[str, float]:
+        """Return the metrics of the learning curve by name, from scalars on the CPU."""
+        kl = self.kl.tolist()
+        return {
+            "train/loss": self.loss.item(),
+            "train/reconstruction": self.reconstruction.item(),
+            "train/grad_norm": self.grad_norm.item(),
+            "train/kl": sum(kl),
+            **{f"train/kl_rung_{rung}": value for rung, value in enumerate(kl)},
+        }
 
 
 class MetricAccumulator:
-    """Averages what the steps return, and posts a point from time to time.
+    """Averages the metrics of the steps into points of the learning curve `history`, which continues the restored one.
 
-    Values stay on the device until then, so that no step waits for it.
-
-    Args:
-        training: whose curve it is; the curve goes on where it was restored.
-        health: watches the points.
-        post: receives the points; called on rank 0 only.
+    Metrics stay on the device until a point is due, so that no step waits for a transfer.
     """
 
-    def __init__(self, training: Training, health: TrainingMonitor, post: Callable[[Event], None]) -> None:
-        worker, restored = training.worker, training.restored
-        self._worker, self._health, self._post = worker, health, post
-        self._exact = training.job.train.deterministic
-        self._share = 1.0 if self._exact else len(training.loader.slices) / training.job.train.num_microbatches
+    def __init__(self, training: Training, monitor: TrainingMonitor, emit: Callable[[Event], None]) -> None:
+        restored, worker = training.restored, training.worker
+        self._monitor, self._emit = monitor, emit
+        self._weight = training.metric_weight
+        self._all_reduce = worker.world_size > 1 and not training.job.train.deterministic
         self.history = list(restored.history)
-        # Rows that are means over all workers already: as one worker's share they count once.
-        counted = self._exact or worker.rank == 0
-        self._taken = [torch.tensor(row, device=worker.device) * counted for row in restored.pending]
-        self._skipped = _skipped_before(self.history)
-        self._clock, self._images = time.monotonic(), 0
-        if worker.rank == 0:
-            post(TrainingResumed(training.step, list(self.history)))
+        # Restored rows are means over all workers, so one worker alone adds them to the sum.
+        weight = worker.rank == 0 or not self._all_reduce
+        self._rows = [torch.tensor(row, device=worker.device) * weight for row in restored.pending]
+        skipped = (point.metrics[_SKIPPED] for point in reversed(self.history) if _SKIPPED in point.metrics)
+        self._num_skipped = int(next(skipped, 0))
+        self.restart_clock()
 
     @property
     def pending(self) -> list[list[float]]:
-        """Values of the steps since the last point; of several workers in plain mode, this one's estimate."""
-        return [row.tolist() for row in torch.stack(self._taken).cpu() / self._share] if self._taken else []
+        """Packed metrics of the steps since the last point; of several plain workers, this one's estimate."""
+        return (torch.stack(self._rows).cpu() / self._weight).tolist() if self._rows else []
 
     def restart_clock(self) -> None:
-        """Leave the time of a validation out of images/s."""
-        self._clock, self._images = time.monotonic(), 0
+        """Exclude the time until now from images/s."""
+        self._clock, self._num_images = time.monotonic(), 0
 
-    def add(self, values: Tensor, step: int, images: int, *, log: bool) -> None:
-        """Take in one step; every worker must call this with the same `log`, which adds up the workers.
+    def add(self, metrics: StepMetrics, step: int, num_images: int, *, log: bool) -> None:
+        """Add the metrics of a step, weighted by this worker's `metric_weight`, and `num_images` of the global batch.
 
-        Raises:
-            UserError: too many steps in a row were not finite.
+        If `log`, which must be the same on all workers, add a point to the curve, which reduces over the workers.
         """
-        self._taken.append(values)
-        self._images += images
+        self._rows.append(metrics.pack())
+        self._num_images += num_images
         if not log:
             return
-        rows = self._rows()
-        self._taken.clear()
-        bad = rows[:, BAD] > 0.5
-        self._health.check_finite(step, bad.tolist())
-        self._skipped += int(bad.sum())
+        rows = torch.stack(self._rows)
+        self._rows.clear()
+        if self._all_reduce:
+            dist.all_reduce(rows)
+        rows = rows.cpu().double()
+        nonfinite = StepMetrics.unpack(rows).nonfinite > 0.5
+        self._monitor.check_finite(step, nonfinite.tolist())
+        self._num_skipped += int(nonfinite.sum())
+        point = {}
+        if not nonfinite.all():
+            mean = StepMetrics.unpack(rows[~nonfinite].mean(0))
+            self._monitor.check_collapse(step, mean.kl.tolist())
+            point = mean.to_dict()
         seconds = max(time.monotonic() - self._clock, 1e-9)
-        speed = {"train/images_per_second": self._images / seconds, "train/skipped_steps": float(self._skipped)}
-        metrics = _means(rows[~bad])
-        self._health.check_collapse(step, [metrics[name] for name in metrics if name.startswith("train/kl_rung_")])
-        self.point(step, {**metrics, **speed})
+        self.add_point(step, {**point, _SPEED: self._num_images / seconds, _SKIPPED: float(self._num_skipped)})
         self.restart_clock()
 
-    def _rows(self) -> Tensor:
-        """Values of the steps since the last point, over all workers: (steps, 4 + L) float64 on the CPU."""
-        rows = torch.stack(self._taken)
-        if self._worker.world_size > 1 and not self._exact:
-            dist.all_reduce(rows)
-        return rows.cpu().double()
-
-    def point(self, step: int, metrics: dict[str, float]) -> None:
-        """Add a point to the history and post it."""
-        if self._worker.rank == 0 and metrics:
-            point = MetricPoint(step, time.time_ns() // 1_000_000, metrics)
-            self.history.append(point)
-            self._post(point)
-
-
-def _means(rows: Tensor) -> dict[str, float]:
-    """Over the steps that were finite; nothing if none was."""
-    if not len(rows):
-        return {}
-    mean = rows.mean(0).tolist()
-    kl = mean[KL:]
-    return {
-        "train/loss": mean[LOSS],
-        "train/reconstruction": mean[RECONSTRUCTION],
-        "train/grad_norm": mean[NORM],
-        "train/kl": sum(kl),
-        **{f"train/kl_rung_{rung}": value for rung, value in enumerate(kl)},
-    }
-
-
-def _skipped_before(history: list[MetricPoint]) -> int:
-    counts = [point.metrics["train/skipped_steps"] for point in history if "train/skipped_steps" in point.metrics]
-    return int(counts[-1]) if counts else 0
+    def add_point(self, step: int, metrics: dict[str, float]) -> None:
+        """Add a point of metrics by name to the curve and emit it."""
+        point = MetricPoint(step, time.time_ns() // 1_000_000, metrics)
+        self.history.append(point)
+        self._emit(point)

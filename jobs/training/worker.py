@@ -1,4 +1,4 @@
-"""The worker's side of the train job: what Ray Train runs on each worker, and how it is asked to stop."""
+"""The training worker of Ray Train: what runs on each worker, and how it is asked to stop."""
 
 import signal
 import threading
@@ -15,59 +15,59 @@ from ray.train.torch import TorchConfig
 from ray.train.torch.config import _TorchBackend
 
 from jobs.device import tune_malloc
-from jobs.errors import TrainingError, UnavailableError, UserError
+from jobs.errors import TrainingError, UnavailableError, UserError, first_line
 from jobs.events import WorkerFailed, WorkersStarted
 from jobs.training.loop import StoppedError, train_model
 from jobs.training.state import TrainJob, Worker
 
-_ASK_EVERY = 0.5  # seconds
+_POLL_SECONDS = 0.5
 
 
 @dataclass
 class StoppableTorch(TorchConfig):
-    """The process group of the workers, which ask the board to stop training when they get SIGTERM."""
+    """The process group of the workers. A worker that receives SIGTERM requests all of them to stop."""
 
-    board: Any = None
+    event_queue: Any = None
 
     @property
     def backend_cls(self) -> type[Backend]:
+        """The backend that installs the signal handler."""
         return _StoppableBackend
 
 
 class _StoppableBackend(_TorchBackend):
     def on_start(self, worker_group: Any, backend_config: Any) -> None:
         super().on_start(worker_group, backend_config)
-        worker_group.execute(_stop_on_sigterm, backend_config.board)
+        worker_group.execute(_stop_on_sigterm, backend_config.event_queue)
 
 
-def _stop_on_sigterm(board: Any) -> None:
-    """A node that is taken away says so by SIGTERM: time for a checkpoint.
+def _stop_on_sigterm(event_queue: Any) -> None:
+    """Request a stop on SIGTERM, which announces that the node is taken away and leaves time for a checkpoint.
 
-    Runs in the main thread of a worker, where alone handlers can be set; training runs in another. The handler in
-    turn runs at Ray's next look at the worker, some tenths of a second later. From there Ray cannot be called, which
-    a thread does.
+    Runs in a worker's main thread, because Python installs handlers only there; training runs in another. The handler
+    runs when Ray next polls the worker, after some tenths of a second. The handler cannot call Ray, so a thread does.
     """
-    told = threading.Event()
+    terminated = threading.Event()
 
-    def tell() -> None:
-        told.wait()
-        board.stop.remote()
+    def request_stop() -> None:
+        terminated.wait()
+        event_queue.request_stop.remote()
 
-    threading.Thread(target=tell, name="sigterm", daemon=True).start()
-    signal.signal(signal.SIGTERM, lambda *_: told.set())
+    threading.Thread(target=request_stop, name="sigterm", daemon=True).start()
+    signal.signal(signal.SIGTERM, lambda *_: terminated.set())
 
 
 class StopSignal:
-    """Asks the board from time to time whether to stop, and never waits for the answer."""
+    """Polls the event queue for a request to stop, without ever waiting for the answer."""
 
-    def __init__(self, board: Any) -> None:
-        self._board, self._reply, self._asked = board, None, 0.0
+    def __init__(self, event_queue: Any) -> None:
+        self._event_queue, self._reply, self._polled = event_queue, None, 0.0
 
     def __call__(self) -> bool:
         if self._reply is None:
-            if time.monotonic() - self._asked < _ASK_EVERY:
+            if time.monotonic() - self._polled < _POLL_SECONDS:
                 return False
-            self._reply, self._asked = self._board.stopping.remote(), time.monotonic()
+            self._reply, self._polled = self._event_queue.stop_requested.remote(), time.monotonic()
         ready, _ = ray.wait([self._reply], timeout=0)
         if not ready:
             return False
@@ -76,13 +76,20 @@ class StopSignal:
 
 
 def train_worker(config: dict[str, Any]) -> int:
-    """Train, and return the last step.
+    """Train on this worker of Ray Train.
 
     Args:
-        config: `job`, `threads` of torch, and the `board` to post to.
+        config: `job` (TrainJob), `threads` of torch, and the handle `event_queue`.
+
+    Returns:
+        The last step.
+
+    Raises:
+        StoppedError: Training stopped on request.
+        UserError: Training failed, as the `WorkerFailed` event says.
     """
     job: TrainJob = config["job"]
-    board = config["board"]
+    event_queue = config["event_queue"]
     torch.set_num_threads(config["threads"])
     tune_malloc()
     context = ray.train.get_context()
@@ -94,27 +101,32 @@ def train_worker(config: dict[str, Any]) -> int:
         rank=context.get_world_rank(),
         world_size=world_size,
         device=device,
-        wrap=_distributed if world_size > 1 else lambda module: module,
-        stop=StopSignal(board),
+        wrap=_distributed if world_size > 1 else Worker.wrap,
+        stop=StopSignal(event_queue),
     )
     if worker.rank == 0:
-        board.post.remote(WorkersStarted())
+        event_queue.put.remote(WorkersStarted())
     try:
-        return train_model(job, worker, board.post.remote)
+        return train_model(job, worker, event_queue.put.remote)
     except StoppedError:
         raise
     except UserError as error:
-        final, own = not isinstance(error, UnavailableError), isinstance(error, TrainingError)
-        ray.get(board.post.remote(WorkerFailed(str(error), retryable=not final, trial_specific=own)))
+        failure = WorkerFailed(
+            str(error),
+            retryable=isinstance(error, UnavailableError),
+            trial_specific=isinstance(error, TrainingError),
+            retry=error.retry,
+        )
+        ray.get(event_queue.put.remote(failure))
         raise
     except Exception as error:
-        lines = str(error).strip().split("\n")
-        ray.get(board.post.remote(WorkerFailed(f"{type(error).__name__}: {lines[0]}", retryable=True)))
+        failure = WorkerFailed(f"{type(error).__name__}: {first_line(error)}", retryable=True)
+        ray.get(event_queue.put.remote(failure))
         raise
 
 
 def _distributed(module: torch.nn.Module) -> torch.nn.Module:
-    """With DistributedDataParallel; running statistics are averaged by the step itself."""
+    # DistributedDataParallel need not broadcast buffers, because the step averages running statistics itself.
     settings = {"broadcast_buffers": False, "gradient_as_bucket_view": True}
     wrapped: torch.nn.Module = ray.train.torch.prepare_model(
         module, move_to_device=False, parallel_strategy_kwargs=settings

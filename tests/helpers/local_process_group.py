@@ -1,4 +1,4 @@
-"""Several real workers without Ray: processes of one group over gloo."""
+"""Several real workers without Ray: the processes of one gloo group."""
 
 import multiprocessing
 import os
@@ -23,42 +23,48 @@ def _distributed(module: nn.Module) -> nn.Module:
     return DistributedDataParallel(module, broadcast_buffers=False)
 
 
-def _train(job: TrainJob, rank: int, world_size: int, meeting: str, stop_at: int, pipe: Connection) -> None:
+def _train(job: TrainJob, rank: int, world_size: int, rendezvous: str, stop_at: int, pipe: Connection) -> None:
     torch.set_num_threads(1)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     if world_size > 1:
-        dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world_size)
-    messages: list[Event] = []
+        dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world_size)
+    events: list[Event] = []
     worker = Worker(rank=rank, world_size=world_size, wrap=_distributed if world_size > 1 else Worker.wrap)
 
     def stop() -> bool:
-        done = [message.step for message in messages if isinstance(message, MetricPoint)]
-        return bool(stop_at and done and done[-1] >= stop_at)
+        steps = [event.step for event in events if isinstance(event, MetricPoint)]
+        return bool(stop_at and steps and steps[-1] >= stop_at)
 
     with suppress(StoppedError):
-        train_model(job, replace(worker, stop=stop), messages.append)
-    pipe.send(messages)
+        train_model(job, replace(worker, stop=stop), events.append)
+    pipe.send(events)
     if world_size > 1 and not stop_at:
         dist.barrier()
-    os._exit(0)  # gloo may abort a process that tidies up when others have gone
+    os._exit(0)  # because gloo may abort a process that shuts down after the others
 
 
 def train(job: TrainJob, world_size: int, stop_at: int = 0) -> list[Event]:
-    """Train with so many workers of one thread each; with `stop_at` they are stopped, and killed, after that step."""
+    """Train with workers of one thread each and return the events.
+
+    Args:
+        job: Settings of the training.
+        world_size: Number of workers.
+        stop_at: Step after which the workers are stopped and killed; 0 trains to the end.
+    """
     context: Any = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
-        meeting = str(Path(folder) / "meeting")
-        ends = [context.Pipe(duplex=False) for _ in range(world_size)]
+        rendezvous = str(Path(folder) / "rendezvous")
+        pipes = [context.Pipe(duplex=False) for _ in range(world_size)]
         processes = [
-            context.Process(target=_train, args=(job, rank, world_size, meeting, stop_at, ends[rank][1]))
+            context.Process(target=_train, args=(job, rank, world_size, rendezvous, stop_at, pipes[rank][1]))
             for rank in range(world_size)
         ]
         for process in processes:
             process.start()
-        for _, sender in ends:
-            sender.close()  # so that the end of a worker is seen
+        for _, sender in pipes:
+            sender.close()  # so that the end of a worker ends the receive
         try:
-            messages: list[Event] = ends[0][0].recv()
+            events: list[Event] = pipes[0][0].recv()
             if stop_at:
                 for process in processes:
                     process.kill()
@@ -66,19 +72,19 @@ def train(job: TrainJob, world_size: int, stop_at: int = 0) -> list[Event]:
                 process.join()
                 assert stop_at or process.exitcode == 0
         finally:
-            for process, (receiver, _) in zip(processes, ends, strict=True):
+            for process, (receiver, _) in zip(processes, pipes, strict=True):
                 process.kill()
                 process.join()
                 process.close()
                 receiver.close()
-    return messages
+    return events
 
 
-def curve(messages: list[Event]) -> dict[int, dict[str, float]]:
-    """Metrics by step, without the speed."""
-    found: dict[int, dict[str, float]] = {}
-    for message in messages:
-        if isinstance(message, MetricPoint):
-            kept = {name: value for name, value in message.metrics.items() if "second" not in name}
-            found[message.step] = {**found.get(message.step, {}), **kept}
-    return found
+def curve(events: list[Event]) -> dict[int, dict[str, float]]:
+    """Return the metrics by step, without the speed."""
+    metrics: dict[int, dict[str, float]] = {}
+    for event in events:
+        if isinstance(event, MetricPoint):
+            kept = {name: value for name, value in event.metrics.items() if "second" not in name}
+            metrics[event.step] = {**metrics.get(event.step, {}), **kept}
+    return metrics
