@@ -1,9 +1,9 @@
-"""Secrets of a submitted job: a private file in its package, read into the environment of its processes.
+"""Secrets of a submitted job: a private file in its package, loaded into the environment of each of its processes.
 
-Ray writes the `env_vars` of a job into a log on every node, so secrets do not go that way. This runs a module with
-them, on a cluster:
+Ray writes the `env_vars` of a job to a log on every node, so secrets take this way instead. On the cluster this module
+runs another one with them:
 
-    python -m jobs.submit.environment MODULE WORD ...
+    python -m jobs.submit.environment MODULE ARGUMENT ...
 """
 
 import json
@@ -13,17 +13,13 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-HOOK = "jobs.submit.environment.load"  # what Ray calls in each worker process before anything else
+HOOK = "jobs.submit.environment.load"  # Ray calls it first in each worker process
 _NAME = ".job-environment.json"
 
 
 def write(package: Path, values: Mapping[str, str]) -> None:
-    """Put variables into a package, in a file that only the owner can read; Ray keeps that on the nodes.
-
-    Raises:
-        FileExistsError: the package has some.
-    """
-    # Ray logs a hash of the package: with the salt nobody can try out values against it.
+    """Write variables into a package, in a new file that only its owner can read, also on the nodes."""
+    # The salt prevents guessing values, because Ray logs a hash of the package.
     content = {"salt": secrets.token_hex(16), "values": dict(values)}
     descriptor = os.open(package / _NAME, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w") as file:
@@ -31,7 +27,7 @@ def write(package: Path, values: Mapping[str, str]) -> None:
 
 
 def load() -> None:
-    """Read the variables of the package that this module lies in, if it has any."""
+    """Load the variables of the package that contains this module, if it has any."""
     path = Path(__file__).resolve().parents[2] / _NAME
     if path.exists():
         os.environ.update(json.loads(path.read_text())["values"])

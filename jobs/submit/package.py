@@ -1,4 +1,4 @@
-"""What a submitted job takes along: this project's code, a preset of the user's, secrets."""
+"""The package of a submitted job: this project's code, a preset file, secrets."""
 
 import shutil
 import tempfile
@@ -6,49 +6,45 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from jobs.errors import UserError
+from jobs.errors import UserError, first_line, os_error_reason
 from jobs.submit import environment
 
-_FLOORS = ("vlae", "jobs", "pipeline")
+_PACKAGES = ("vlae", "jobs", "pipeline")
 _PRESET = "submitted-preset.yaml"
 
 
 @contextmanager
-def packed(words: Sequence[str], secrets: Mapping[str, str]) -> Iterator[tuple[Path, list[str]]]:
-    """A folder to be a job's working directory, for the time of a `with` block.
+def job_package(overrides: Sequence[str], secrets: Mapping[str, str]) -> Iterator[tuple[Path, list[str]]]:
+    """Build the working directory of a job, for the time of a `with` block.
 
-    Only what runs is in it, wherever this project is installed: no data, no tests, nothing else of the user's folder.
-    No other user of this machine can read it.
+    The folder holds only what the job runs, wherever this project is installed: no data and no tests. Other users of
+    this machine cannot read it.
 
     Args:
-        words: of the command. A preset that is a file is taken along.
-        secrets: environment variables by name.
+        overrides: Arguments `key=value` of `pipeline.run`. A preset that is a file is copied into the folder.
+        secrets: Environment variables by name.
 
     Yields:
-        The folder, and the words as they are to be in it.
+        The folder, and the overrides with the preset's path in it.
 
     Raises:
-        UserError: the code or the preset cannot be read.
+        UserError: The code or the preset cannot be read.
     """
     with tempfile.TemporaryDirectory(prefix="vlae-submit-") as name:
-        folder = Path(name)
+        folder, arguments = Path(name), list(overrides)
         try:
-            for floor in _FLOORS:
-                source = Path(__file__).resolve().parents[2] / floor
-                shutil.copytree(source, folder / floor, ignore=shutil.ignore_patterns("__pycache__", ".*"))
-            there = [_take_along(word, folder) for word in words]
-        except (OSError, shutil.Error) as error:
-            culprit = getattr(error, "filename", None) or error
-            reason = getattr(error, "strerror", None) or "cannot be read"
-            raise UserError(f"{culprit}: {reason}; the job cannot be packed without it") from error
+            for package in _PACKAGES:
+                source = Path(__file__).resolve().parents[2] / package
+                shutil.copytree(source, folder / package, ignore=shutil.ignore_patterns("__pycache__", ".*"))
+            for index, override in enumerate(overrides):
+                key, _, value = override.partition("=")
+                if key == "preset" and value.endswith((".yaml", ".yml")):
+                    shutil.copyfile(value, folder / _PRESET)
+                    arguments[index] = f"preset={_PRESET}"
+        except shutil.Error as error:
+            raise UserError(f"cannot read the code of this project ({first_line(error)}). Check its files.") from error
+        except OSError as error:
+            raise UserError(f"{error.filename}: cannot read ({os_error_reason(error)}). Check the path.") from error
         if secrets:
             environment.write(folder, secrets)
-        yield folder, there
-
-
-def _take_along(word: str, folder: Path) -> str:
-    key, _, value = word.partition("=")
-    if key != "preset" or not value.endswith((".yaml", ".yml")):
-        return word
-    shutil.copyfile(value, folder / _PRESET)
-    return f"preset={_PRESET}"
+        yield folder, arguments

@@ -1,7 +1,7 @@
-"""A checkpoint as an MLflow model: images in, codes of every rung out, for whoever has this package installed.
+"""A checkpoint as an MLflow model: images in, codes of every rung out.
 
-No pickle: the model is code by name (`served_model.py`) and a checkpoint of safetensors and JSON, which
-`load_model` verifies.
+MLflow stores data only: a checkpoint of safetensors and JSON, and the name of this module, whose `_load_pyfunc`
+rebuilds the model. The artifacts hold no code and no pickle, so loading a model runs nothing but the installed package.
 """
 
 from importlib.metadata import version
@@ -12,7 +12,6 @@ import mlflow
 import numpy as np
 import torch
 from mlflow.models import Model, ModelSignature
-from mlflow.pyfunc.model import PythonModel, PythonModelContext
 from mlflow.types import Schema, TensorSpec
 from numpy.typing import NDArray
 from torch import Tensor
@@ -20,54 +19,38 @@ from torch import Tensor
 from jobs.checkpoints.format import export_model, load_model, read_meta
 from jobs.evaluation.encode import rung_means
 
-_NAME = "checkpoint"  # of the artifact
-CHECKPOINT = f"artifacts/{_NAME}"  # where it lies in the model
-_CODE = Path(__file__).with_name("served_model.py")
+CHECKPOINT = "data/checkpoint"  # folder of the checkpoint in an MLflow model
 
 
-class VlaeEncoder(PythonModel):
-    """`mlflow.pyfunc.load_model("models:/NAME@champion").predict(images)`."""
+class VlaeEncoder:
+    """Encoder of an exported checkpoint: `mlflow.pyfunc.load_model("models:/NAME@champion").predict(images)`.
 
-    def load_context(self, context: PythonModelContext) -> None:
-        """Rebuild the model.
+    Raises:
+        CorruptedError: A file of the checkpoint is missing or differs from what was written.
+    """
 
-        Raises:
-            UserError: a file of the checkpoint is missing or not as it was written.
-        """
-        self._model = load_model(Path(context.artifacts[_NAME]))
+    def __init__(self, checkpoint: Path) -> None:
+        self._model = load_model(checkpoint)
 
     def predict(
         self,
-        context: PythonModelContext,  # noqa: ARG002
-        model_input: np.ndarray,  # other annotations MLflow warns of
-        params: dict[str, Any] | None = None,  # noqa: ARG002
+        model_input: NDArray[np.uint8],
+        params: dict[str, Any] | None = None,  # noqa: ARG002  (MLflow passes it)
     ) -> dict[str, NDArray[np.float32]]:
-        """Posterior means of each rung.
-
-        Args:
-            context: MLflow's, as at loading.
-            model_input: (N, H, W, C) uint8.
-            params: none are known.
-
-        Returns:
-            `rung_0` (nearest the pixels), `rung_1`, ...: (N, D_l) float32.
-        """
+        """Return `rung_0` (next to the pixels), ...: posterior means (N, D_l) float32 of images (N, H, W, C) uint8."""
         images = torch.from_numpy(np.ascontiguousarray(model_input)).permute(0, 3, 1, 2)
         return {f"rung_{rung}": means for rung, means in enumerate(rung_means(self._model, images))}
 
 
+def _load_pyfunc(data_path: str) -> VlaeEncoder:
+    """Return the model that MLflow loads; it calls this function by name (`loader_module`)."""
+    return VlaeEncoder(Path(data_path))
+
+
 def package_model(checkpoint: Path, folder: Path, example: Tensor, model_id: str, run_id: str) -> None:
-    """Write the MLflow model of a checkpoint to an empty or missing folder.
+    """Write the MLflow model of a checkpoint into an empty or missing folder; raise UserError if the source is damaged.
 
-    Args:
-        checkpoint: its folder.
-        folder: of the model: MLmodel, the code, the checkpoint without its optimizer state, an example.
-        example: (n, C, H, W) uint8 images, kept with the model to try it on.
-        model_id: of the LoggedModel that it will be.
-        run_id: that trained it.
-
-    Raises:
-        UserError: the checkpoint is missing or damaged.
+    The model has `MLmodel`, the checkpoint without optimizer state, and `example` images, (n, C, H, W) uint8.
     """
     meta = read_meta(checkpoint)
     channels, height, width = meta["image_shape"]
@@ -76,12 +59,12 @@ def package_model(checkpoint: Path, folder: Path, example: Tensor, model_id: str
         Schema([TensorSpec(np.dtype(np.uint8), (-1, height, width, channels))]),
         Schema([TensorSpec(np.dtype(np.float32), (-1, dim), f"rung_{rung}") for rung, dim in enumerate(dims)]),
     )
-    exported = folder.with_name(f"{folder.name}.exported") / _NAME
+    exported = folder.with_name(f"{folder.name}.exported") / Path(CHECKPOINT).name
     export_model(checkpoint, exported)
     mlflow.pyfunc.save_model(
         folder,
-        python_model=str(_CODE),
-        artifacts={_NAME: str(exported)},
+        loader_module=__name__,
+        data_path=str(exported),
         signature=signature,
         input_example=example.permute(0, 2, 3, 1).numpy(),
         pip_requirements=[f"vlae-pipeline=={version('vlae-pipeline')}"],

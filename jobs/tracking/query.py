@@ -1,4 +1,4 @@
-"""Finished trials of searches as MLflow has them: settings, scores, pictures."""
+"""Queries of evaluated trials: settings, metrics and figures of finished runs in MLflow."""
 
 import tempfile
 from collections.abc import Mapping
@@ -10,67 +10,63 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from jobs.tracking.client import Tracker
 
-VALUE = "tune.value."  # what the tags of a trial begin with that say which point of the space it is
-_PAGE = 1000
+VALUE = "tune.value."  # prefix of a trial's tags that hold its values of the search space
+_PAGE = 1000  # runs per request
 _TEST = "test/"
 
 
 @dataclass(frozen=True)
 class TrackedRun:
-    """A training that was evaluated."""
+    """A training that was evaluated: `values` of the searched settings and `metrics` of the test split.
+
+    `command` repeats the run, and `search` is the command of the search that the run is a trial of.
+    """
 
     run_id: str
-    command: str  # that repeats it
-    search: str  # the command of the search that it is a trial of
+    command: str
+    search: str
     data_fingerprint: str
-    values: Mapping[str, str]  # of the settings that were searched
+    values: Mapping[str, str]
     params: Mapping[str, str]
-    scores: Mapping[str, float]  # of the test split, by name
+    metrics: Mapping[str, float]
 
 
 def evaluated_trials(tracker: Tracker) -> list[TrackedRun]:
-    """All trials of the experiment that were evaluated, the newest first.
-
-    Raises:
-        UserError: MLflow does not answer.
-    """
-    found: list[Run] = []
+    """Return the finished trials of the experiment that have a metric of the test split, the newest first."""
+    runs: list[Run] = []
+    query, order = "tags.`tune.status` = 'finished'", ["attributes.start_time DESC"]
     with tracker.errors():
-        page = None
-        while page is None or page.token:
+        token: str | None = ""
+        while token is not None:
             page = tracker.client.search_runs(
-                [tracker.experiment],
-                "tags.`tune.status` = 'finished'",
-                ViewType.ACTIVE_ONLY,
-                _PAGE,
-                ["attributes.start_time DESC"],
-                page.token if page else None,
+                [tracker.experiment], query, ViewType.ACTIVE_ONLY, _PAGE, order, token or None
             )
-            found += page
-        found = [run for run in found if any(name.startswith(_TEST) for name in run.data.metrics)]
-        parents = {run.data.tags[MLFLOW_PARENT_RUN_ID] for run in found if MLFLOW_PARENT_RUN_ID in run.data.tags}
+            runs += [run for run in page if any(name.startswith(_TEST) for name in run.data.metrics)]
+            token = page.token or None
+        parents = {run.data.tags[MLFLOW_PARENT_RUN_ID] for run in runs if MLFLOW_PARENT_RUN_ID in run.data.tags}
         searches = {parent: tracker.client.get_run(parent).data.tags.get("command", "") for parent in parents}
-    return [_tracked(run, searches) for run in found]
-
-
-def _tracked(run: Run, searches: Mapping[str, str]) -> TrackedRun:
-    tags, metrics = run.data.tags, run.data.metrics
-    return TrackedRun(
-        str(run.info.run_id),
-        tags.get("command", ""),
-        searches.get(tags.get(MLFLOW_PARENT_RUN_ID, ""), ""),
-        tags.get("data_fingerprint", ""),
-        {key.removeprefix(VALUE): value for key, value in tags.items() if key.startswith(VALUE)},
-        dict(run.data.params),
-        {key.removeprefix(_TEST): value for key, value in metrics.items() if key.startswith(_TEST)},
-    )
+    trials = []
+    for run in runs:
+        tags = run.data.tags
+        trials.append(
+            TrackedRun(
+                run_id=str(run.info.run_id),
+                command=tags.get("command", ""),
+                search=searches.get(tags.get(MLFLOW_PARENT_RUN_ID, ""), ""),
+                data_fingerprint=tags.get("data_fingerprint", ""),
+                values={key.removeprefix(VALUE): value for key, value in tags.items() if key.startswith(VALUE)},
+                params=dict(run.data.params),
+                metrics={
+                    name.removeprefix(_TEST): value
+                    for name, value in run.data.metrics.items()
+                    if name.startswith(_TEST)
+                },
+            )
+        )
+    return trials
 
 
 def picture(tracker: Tracker, run_id: str, name: str) -> bytes:
-    """A picture of a run, PNG.
-
-    Raises:
-        UserError: it has none of that name, or MLflow does not answer.
-    """
+    """Return the PNG bytes of a run's figure, named without suffix; raise TrackingError if there is no such figure."""
     with tempfile.TemporaryDirectory() as folder, tracker.errors():
         return Path(tracker.client.download_artifacts(run_id, f"figures/{name}.png", folder)).read_bytes()

@@ -1,83 +1,52 @@
-"""From a training's messages to MLflow: through a spool, in threads of their own, so that nobody waits for a server."""
+"""Learning curves on their way to MLflow, in threads of their own, because training must not wait for a server.
+
+The history in the newest checkpoint is the only durable copy of a learning curve. Each upload asks MLflow for the last
+step of each metric and sends what lies beyond, so every metric of every step reaches MLflow exactly once.
+"""
 
 import threading
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Mapping
 from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Self
 
-from jobs.errors import AGAIN, UserError
+from jobs.checkpoints.manager import CheckpointManager
+from jobs.errors import UserError, first_line
 from jobs.events import CheckpointSaved, Event, MetricPoint, TrainingResumed, TrainingWarning
-from jobs.tracking.client import Tracker, TrackingError, TrackingUnavailableError
-from jobs.tracking.spool import Entry, Spool, missing
+from jobs.tracking.client import Tracker, TrackingError, TrackingUnavailableError, last_steps, missing_points
 
-_BATCH = 100  # entries: about a thousand metrics
-_SHORTEST, _LONGEST = 1.0, 30.0  # pauses while MLflow is away, s
-_LAST_WORDS = 3.0  # for what is under way when a training is stopped, s
-
-
-def deliver(tracker: Tracker, spool: Spool, progress: Callable[[], None] = lambda: None) -> bool:
-    """Send all that a spool holds and MLflow lacks, oldest first.
-
-    Args:
-        tracker: where to.
-        spool: of a run of this MLflow.
-        progress: called after each batch.
-
-    Returns:
-        False if the run was deleted in MLflow; then the spool is empty too.
-
-    Raises:
-        TrackingError: MLflow does not take it; what was not sent stays.
-    """
-    # Asked each time, as nobody knows what came of a call that failed. Steps rise within the spool.
-    steps = tracker.last_steps(spool.run_id)
-    if steps is None:
-        spool.clear()
-        return False
-    while True:
-        entries, end = spool.pending(_BATCH)
-        if not entries:
-            return True
-        points = [entry for entry in entries if isinstance(entry, MetricPoint)]
-        tracker.log_points(spool.run_id, missing(points, steps))
-        warnings = [entry for entry in entries if isinstance(entry, TrainingWarning)]
-        tracker.tag(spool.run_id, {f"warning.{warning.key}": warning.text for warning in warnings})
-        spool.acknowledge(end)
-        progress()
+_BATCH = 100  # points per call: about a thousand metrics
+_MIN_PAUSE, _MAX_PAUSE = 1.0, 30.0  # seconds between two attempts while MLflow is unavailable
+_EXIT_SECONDS = 3.0  # how long a stopped training waits for the upload
 
 
 class MetricUploader:
-    """Sends the points of committed steps only, so that a kill and a resume leave one continuous curve.
+    """Sends a training's learning curve and warnings to MLflow, which may be unavailable.
 
-    One thread writes the spool and another talks to MLflow, so a server that hangs keeps nothing from the disk. As a
-    context manager it ends with what a moment allows, unless it was closed before.
-
-    Args:
-        tracker: where the run is; it may be away.
-        run_id: MLflow's.
-        folder: of spools.
+    Only points of committed steps are sent, those that a checkpoint contains. A training that is killed and resumed
+    from its checkpoint computes the later steps again, so its learning curve in MLflow has no gap and no duplicate.
+    Leaving the context manager waits a few seconds for the upload, unless `close` was called before.
     """
 
-    def __init__(self, tracker: Tracker, run_id: str, folder: Path) -> None:
+    def __init__(self, tracker: Tracker, run_id: str) -> None:
         self._tracker, self._run_id = tracker, run_id
-        self._path = folder / f"{run_id}.jsonl"
-        self._inbox: SimpleQueue[Event | None] = SimpleQueue()
-        self._news: SimpleQueue[str] = SimpleQueue()
-        self._spool: Spool | None = None
-        self._unwritten: list[Entry] = []
-        self._more, self._written = threading.Event(), threading.Event()  # something, and all, is in the spool
-        self._closing, self._stop = threading.Event(), threading.Event()  # it is to end well, and anyhow
-        self._trouble: TrackingError | None = None  # of MLflow, now
-        self._full: OSError | None = None  # why the spool cannot be written, now
-        self._moved = time.monotonic()  # when something last got through
-        self._resumed = self._deleted = self._arrived = False
-        self._writer = threading.Thread(target=self._write, name="spool", daemon=True)
-        self._sender = threading.Thread(target=self._send, name="tracking", daemon=True)
-        self._writer.start()
-        self._sender.start()
+        self._notices: SimpleQueue[str] = SimpleQueue()
+        # Filled by `put`; the upload thread empties `_committed` and `_warnings`.
+        self._lock = threading.Lock()
+        self._computed: list[MetricPoint] = []  # of steps that may be computed again
+        self._queued: dict[str, int] = {}  # last step of each metric that was ever in `_committed`
+        self._committed: list[MetricPoint] = []  # to be sent
+        self._warnings: dict[str, str] = {}  # tags to be set
+        # These are used by the thread alone.
+        self._resumed = self._deleted = False
+        # Shared by both threads; the upload thread writes `_error`, `_complete` and `_progress_time`.
+        self._error: TrackingError | None = None  # of the last attempt
+        self._complete = False
+        self._progress_time = time.monotonic()
+        self._wake, self._closing, self._stop = threading.Event(), threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._run, name="uploader", daemon=True)
+        self._thread.start()
 
     def __enter__(self) -> Self:
         return self
@@ -85,170 +54,154 @@ class MetricUploader:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._end(_LAST_WORDS)
+        self._finish(_EXIT_SECONDS)
 
-    def take(self, message: Event) -> None:
-        """Handle one message of the training; this neither waits nor raises."""
-        self._inbox.put(message)
+    def put(self, event: Event) -> None:
+        """Hand over an event of the training. This neither waits nor raises."""
+        with self._lock:
+            match event:
+                case TrainingResumed(history=history, warnings=warnings):
+                    self._computed = []
+                    self._commit(history)
+                    self._warnings |= {f"warning.{key}": text for key, text in warnings.items()}
+                case MetricPoint():
+                    self._computed.append(event)
+                case CheckpointSaved(step):
+                    self._commit([point for point in self._computed if point.step <= step])
+                    self._computed = [point for point in self._computed if point.step > step]
+                case TrainingWarning():
+                    self._warnings[f"warning.{event.key}"] = event.text
+        if isinstance(event, TrainingResumed | CheckpointSaved | TrainingWarning):
+            self._wake.set()
 
-    def news(self) -> list[str]:
-        """What the person should know since the last call."""
-        found = []
+    def drain_notices(self) -> list[str]:
+        """Return the messages for the user since the last call."""
+        notices = []
         while True:
             try:
-                found.append(self._news.get_nowait())
+                notices.append(self._notices.get_nowait())
             except Empty:
-                return found
+                return notices
 
     def close(self, timeout: float) -> None:
-        """Wait until all has arrived; `timeout` is how long to bear with an MLflow that takes nothing (s).
+        """Wait until MLflow has everything; give up after `timeout` seconds without progress.
 
         Raises:
-            UserError: it has not; what was committed is in the spool, or in the checkpoint.
+            TrackingError: MLflow failed. The checkpoint has what was not sent.
         """
-        self._end(timeout)
-        if self._full is not None:
-            raise UserError(f"{self._path} cannot be written ({self._full.strerror}): run {AGAIN} again to go on")
-        if not self._arrived:
-            raise self._trouble or TrackingUnavailableError(self._tracker.uri, "it does not answer")
+        self._finish(timeout)
+        if not self._complete:
+            raise self._error or TrackingUnavailableError(self._tracker.uri, "no answer")
 
-    def _end(self, timeout: float) -> None:
+    def _finish(self, timeout: float) -> None:
         if not self._closing.is_set():
-            self._inbox.put(None)
-            self._moved = time.monotonic()
+            self._progress_time = time.monotonic()
             self._closing.set()
-        while self._sender.is_alive() and time.monotonic() < self._moved + timeout:
-            self._sender.join(0.1)
+            self._wake.set()
+        while self._thread.is_alive() and time.monotonic() < self._progress_time + timeout:
+            self._thread.join(0.1)
         self._stop.set()
 
-    def _write(self) -> None:
-        """The thread that keeps what is committed."""
-        computed: list[MetricPoint] = []  # of steps that may be computed again
-        self._keep()
-        while (message := self._inbox.get()) is not None:
-            match message:
-                case TrainingResumed():
-                    computed = []
-                    # Some of it may have been lost between a commit and the spool, which leaves out the rest.
-                    self._unwritten += message.history
-                case MetricPoint():
-                    computed.append(message)
-                case CheckpointSaved():
-                    self._unwritten += [point for point in computed if point.step <= message.step]
-                    computed = [point for point in computed if point.step > message.step]
-                case TrainingWarning():
-                    self._unwritten.append(message)
-            self._keep()
-        while not self._keep() and not self._stop.wait(_SHORTEST):
-            pass
-        self._written.set()
-        self._more.set()
-
-    def _keep(self) -> bool:
-        """Write what was not written yet; whether there is nothing left."""
-        try:
-            if self._spool is None:
-                self._spool = Spool.claim(self._path, self._tracker.home)
-                if self._spool is None:  # a command that sends what was left here has it, for a moment
-                    return False
-                self._more.set()
-            if self._unwritten:
-                self._spool.append(self._unwritten)
-                self._unwritten = []
-                self._more.set()
-        except OSError as error:
-            if self._full is None:
-                self._news.put(f"{self._path} cannot be written, which leaves the curve to the checkpoints: {error}")
-            self._full = error
-            return False
-        self._full = None
-        return True
-
-    def _send(self) -> None:
-        """The thread that talks to MLflow."""
-        pause = _SHORTEST
+    def _run(self) -> None:
+        pause = _MIN_PAUSE
         while not self._stop.is_set():
-            last = self._written.is_set()
+            last = self._closing.is_set()
             try:
-                self._deliver()
-            except (TrackingError, OSError) as error:
-                trouble = (
-                    error if isinstance(error, TrackingError) else TrackingUnavailableError(str(self._path), str(error))
-                )
-                if self._trouble is None:
-                    self._news.put(
-                        f"training goes on without MLflow, its curve waits in {self._path}: {trouble.reason}"
-                    )
-                self._trouble = trouble
-                # Once it is to end, it asks once more at once, and then often.
+                self._send()
+            except TrackingError as error:
+                if self._error is None:
+                    self._notices.put(f"training continues while MLflow is unavailable: {error.reason}")
+                self._error = error
+                # Closing cuts a long pause short, and then attempts are frequent.
                 (self._stop if self._closing.is_set() else self._closing).wait(pause)
-                pause = _SHORTEST if self._closing.is_set() else min(2 * pause, _LONGEST)
+                pause = _MIN_PAUSE if self._closing.is_set() else min(2 * pause, _MAX_PAUSE)
                 continue
             if last:
-                self._arrived = self._spool is not None
-                break
-            pause = _SHORTEST
-            self._more.wait()
-            self._more.clear()
-        self._writer.join()
-        if self._spool is not None:
-            self._spool.close()
+                self._complete = True
+                return
+            pause = _MIN_PAUSE
+            self._wake.wait()
+            self._wake.clear()
 
-    def _deliver(self) -> None:
-        if self._spool is None:
+    def _commit(self, points: list[MetricPoint]) -> None:
+        """Queue points. Steps that workers computed again are left out, because their first values stay."""
+        for point in missing_points(points, self._queued):
+            self._committed.append(point)
+            self._queued |= dict.fromkeys(point.metrics, point.step)
+
+    def _send(self) -> None:
+        """Send what was committed and MLflow lacks, in the order of the steps."""
+        if self._resumed and not self._committed and not self._warnings:
             return
-        if not deliver(self._tracker, self._spool, self._progress):
+        # Asked each time, because a call that failed may have arrived.
+        run = self._tracker.get_run(self._run_id)
+        if run is None:
+            with self._lock:
+                self._committed.clear()
+                self._warnings.clear()
             if not self._deleted:
-                self._news.put(f"the run {self._run_id} was deleted in MLflow: its curve is sent there no more")
+                self._notices.put(f"run {self._run_id} was deleted in MLflow, so its learning curve is no longer sent")
             self._deleted = True
-        elif not self._resumed and not self._stop.is_set():  # else somebody has said how it ended
-            self._tracker.resume_run(self._run_id)
-            self._resumed = True
-        if self._trouble is not None:
-            self._news.put("MLflow is back, and the curve has arrived")
-        self._trouble = None
-
-    def _progress(self) -> None:
-        self._moved = time.monotonic()
+        else:
+            steps = last_steps(run)
+            while batch := self._committed[:_BATCH]:
+                self._tracker.log_points(self._run_id, missing_points(batch, steps))
+                with self._lock:  # `put` may have appended points meanwhile
+                    del self._committed[: len(batch)]
+                self._progress_time = time.monotonic()
+            if warnings := dict(self._warnings):
+                self._tracker.tag(self._run_id, warnings)
+                with self._lock:
+                    self._warnings = {key: text for key, text in self._warnings.items() if warnings.get(key) != text}
+            if not self._resumed and not self._stop.is_set():  # after a stop the driver sets the final status
+                self._tracker.resume_run(self._run_id)
+                self._resumed = True
+        if self._error is not None:
+            self._notices.put("MLflow is available again and has the learning curve")
+        self._error = None
 
 
 class UploadRecovery:
-    """Sends what belongs to this MLflow, in a thread of its own: nobody waits for a server that is away again.
+    """Completes the learning curves of earlier trainings in MLflow from their newest checkpoints.
+
+    A training that ended while MLflow was unavailable leaves points that only its checkpoint has. The work is done in a
+    thread, because a command must not wait for a server that is unavailable again. A run that is being trained now may
+    be among them: its uploader sends the same points, and MLflow drops duplicates.
 
     Args:
-        tracker: where to.
-        folder: of spools; it may be missing.
+        tracker: Client of MLflow.
+        checkpoints: Address of the checkpoints of each unfinished training, by the id of its run in this MLflow.
     """
 
-    def __init__(self, tracker: Tracker, folder: Path) -> None:
-        self._tracker, self._paths = tracker, sorted(folder.glob("*.jsonl"))
-        self._news: list[str] = []
-        self._thread = threading.Thread(target=self._send, name="leftovers", daemon=True)
+    def __init__(self, tracker: Tracker, checkpoints: Mapping[str, str]) -> None:
+        self._tracker, self._checkpoints = tracker, dict(checkpoints)
+        self._notices: list[str] = []
+        self._thread = threading.Thread(target=self._run, name="upload-recovery", daemon=True)
         self._thread.start()
 
     def finish(self, timeout: float) -> list[str]:
-        """Wait for the end, so many seconds at most; what the person should know."""
+        """Wait at most `timeout` seconds for the end, and return messages for the user."""
         self._thread.join(timeout)
-        return list(self._news)
+        return list(self._notices)
 
-    def _send(self) -> None:
-        for path in self._paths:
+    def _run(self) -> None:
+        for run_id, url in self._checkpoints.items():
             try:
-                spool = Spool.claim(path)
-            except OSError as error:
-                self._news.append(f"{path} cannot be read: {error.strerror}")
-                continue
-            if spool is None:  # whose training is under way
-                continue
-            try:
-                if spool.empty or spool.home.get("uri") != self._tracker.config.uri:
-                    continue
-                if deliver(self._tracker, spool):
-                    self._news.append(f"the rest of an earlier curve has arrived in MLflow: run {spool.run_id}")
-                else:
-                    self._news.append(f"{path} is dropped: its run was deleted in MLflow")
+                self._complete(run_id, url)
             except TrackingError as error:
-                self._news.append(f"earlier curves wait still in {path.parent}: {error.reason}")
+                self._notices.append(f"learning curves of earlier runs were not completed: {error.reason}")
                 return
-            finally:
-                spool.close()
+            except UserError as error:
+                self._notices.append(f"learning curve of run {run_id} was not completed: {first_line(error)}")
+
+    def _complete(self, run_id: str, url: str) -> None:
+        run = self._tracker.get_run(run_id)
+        if run is None or run.info.status == "FINISHED":  # a status that is set after the curve is complete
+            return
+        history = CheckpointManager(url).latest_history()
+        if points := missing_points(history.points, last_steps(run)):
+            self._tracker.log_points(run_id, points)
+            self._notices.append(f"MLflow now has the rest of the learning curve of run {run_id}")
+        warnings = {f"warning.{key}": text for key, text in history.warnings.items()}
+        if warnings.keys() - run.data.tags.keys():
+            self._tracker.tag(run_id, warnings)

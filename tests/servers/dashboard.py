@@ -1,4 +1,4 @@
-"""A stand-in for the dashboard of a Ray cluster, for answers that a real one gives seldom or late."""
+"""A fake dashboard of a Ray cluster, for answers that a real one gives rarely or late."""
 
 import asyncio
 import threading
@@ -11,14 +11,21 @@ from servers.processes import free_port
 
 
 class Dashboard:
-    """Knows one job, if any, and takes one more.
+    """Jobs API with at most one job, which accepts another.
 
     Args:
-        job: as the jobs API shows it.
-        log: of every job.
-        version: of Ray.
-        refuse: status of every answer; 0: none is refused.
-        drops: after so many characters the connection of a followed log breaks: the first, the second ...
+        job: Job in the form of the jobs API.
+        log: Log of every job.
+        version: Version of Ray.
+        refuse: HTTP status of every answer; 0 answers normally.
+        drops: Numbers of characters after which the first, the second, ... connection of a followed log breaks.
+
+    Attributes:
+        jobs: The jobs.
+        submitted: Bodies of the submissions.
+        packages: Uploaded working directories.
+        stopped: Names of the jobs that were stopped.
+        address: Address of the dashboard.
     """
 
     def __init__(
@@ -53,10 +60,10 @@ class Dashboard:
 
     def _serve(self) -> None:
         asyncio.set_event_loop(self._loop)
-        app = web.Application(middlewares=[self._gate])
+        app = web.Application(middlewares=[self._refuse_all], client_max_size=100 * 2**20)  # Ray's own limit
         app.add_routes(
             [
-                web.get("/api/version", self._tell_version),
+                web.get("/api/version", self._get_version),
                 web.get("/api/jobs/", self._list),
                 web.post("/api/jobs/", self._submit),
                 web.get("/api/jobs/{job}", self._info),
@@ -75,13 +82,13 @@ class Dashboard:
         self._loop.close()
 
     @web.middleware
-    async def _gate(self, request: web.Request, handler: Any) -> web.StreamResponse:
+    async def _refuse_all(self, request: web.Request, handler: Any) -> web.StreamResponse:
         if self._refuse:
-            return web.Response(status=self._refuse, text="<html>no</html>", content_type="text/html")
+            return web.Response(status=self._refuse, text="<html>refused</html>", content_type="text/html")
         answer: web.StreamResponse = await handler(request)
         return answer
 
-    async def _tell_version(self, request: web.Request) -> web.Response:
+    async def _get_version(self, request: web.Request) -> web.Response:
         return web.json_response({"version": "4", "ray_version": self._version})
 
     async def _list(self, request: web.Request) -> web.Response:
@@ -94,10 +101,10 @@ class Dashboard:
         return web.Response(status=404, text="no such job")
 
     async def _submit(self, request: web.Request) -> web.Response:
-        wanted = await request.json()
-        self.submitted.append(wanted)
-        self.jobs.append(described(wanted["submission_id"], entrypoint=wanted["entrypoint"]))
-        return web.json_response({"submission_id": wanted["submission_id"], "job_id": wanted["submission_id"]})
+        body = await request.json()
+        self.submitted.append(body)
+        self.jobs.append(job_details(body["submission_id"], entrypoint=body["entrypoint"]))
+        return web.json_response({"submission_id": body["submission_id"], "job_id": body["submission_id"]})
 
     async def _stop(self, request: web.Request) -> web.Response:
         self.stopped.append(request.match_info["job"])
@@ -125,8 +132,8 @@ class Dashboard:
         return web.Response()
 
 
-def described(name: str, status: str = "SUCCEEDED", code: int | None = 0, **more: Any) -> dict[str, Any]:
-    """A job as the jobs API shows it."""
+def job_details(name: str, status: str = "SUCCEEDED", code: int | None = 0, **more: Any) -> dict[str, Any]:
+    """Return a job in the form of the jobs API."""
     times = {"start_time": 1_700_000_000_000, "end_time": 1_700_000_007_000}
     job = {
         "type": "SUBMISSION",

@@ -1,6 +1,6 @@
-"""A proxy between an HTTP client and its server, such as S3 or MLflow, that harms chosen requests in chosen ways.
+"""A proxy between an HTTP client and its server, such as S3 or MLflow, that injects faults into chosen requests.
 
-What is not harmed passes byte by byte, the Host header too: the server sees the host that the client has signed.
+Other requests pass unchanged, with their Host header, because S3 clients sign it.
 """
 
 import asyncio
@@ -15,25 +15,25 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 from urllib.parse import urlsplit
 
-from servers.exchange import GONE, Kind, Stream, refuse, relay
+from servers.exchange import DISCONNECTED, Kind, Stream, refuse, relay
 from servers.wire import read_head
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What befalls requests `first` to `first + count - 1` of those with this method and path.
+    """A fault of the requests `first` to `first + count - 1` with this method and path.
 
-    "500", "503", "reset" and "hang" keep a request from the server: the proxy answers InternalError or SlowDown, or
-    resets the connection, or holds it without a word until the client leaves. The others let the server do its work:
-    "truncate" ends the connection half-way through the reply's body, "lose" ends it before the reply, "flip" and
-    "flip_upload" turn over one bit in the middle of the reply's or the request's body.
+    "500", "503", "reset" and "hang" keep a request from the server: the proxy answers InternalError or SlowDown, resets
+    the connection, or does not answer until the client leaves. With the others the server handles the request:
+    "truncate" ends the connection halfway through the reply's body, "lose" before the reply; "flip" and "flip_upload"
+    flip one bit in the middle of the reply's or the request's body.
 
     Attributes:
-        kind: see above.
-        method: "GET", "PUT", ...; "*" is any.
-        path: regular expression, searched for in the path with its query: "/bucket/key?partNumber=2".
-        first: counted from 1, which is the next such request after the fault was injected.
-        count: of requests.
+        kind: See above.
+        method: "GET", "PUT", ...; "*" matches all.
+        path: Regular expression that is searched for in the path with its query: "/bucket/key?partNumber=2".
+        first: First request of this method and path after the injection to fail, counted from 1.
+        count: Number of requests to fail.
     """
 
     kind: Kind
@@ -44,7 +44,7 @@ class Fault:
 
 
 class Hit(NamedTuple):
-    """A request, as it came in, and what befell it."""
+    """A request and its fault, if it had one."""
 
     method: str
     path: str
@@ -52,24 +52,29 @@ class Hit(NamedTuple):
 
 
 class Rule:
-    """A fault, and how many requests of its method and path it has seen."""
+    """A fault with the number of requests of its method and path so far."""
 
     def __init__(self, fault: Fault) -> None:
-        self._fault, self._seen = fault, 0
+        self._fault, self._count = fault, 0
 
-    def judge(self, method: str, path: str) -> Kind | None:
+    def match(self, method: str, path: str) -> Kind | None:
+        """Count a request; return its fault, if it has one."""
         fault = self._fault
         if fault.method not in ("*", method) or not re.search(fault.path, path):
             return None
-        self._seen += 1
-        return fault.kind if fault.first <= self._seen < fault.first + fault.count else None
+        self._count += 1
+        return fault.kind if fault.first <= self._count < fault.first + fault.count else None
 
 
 class FaultProxy:
-    """HTTP/1.1 on a free port of 127.0.0.1, in a thread of its own. Any thread may call any method.
+    """HTTP/1.1 proxy on a free port of 127.0.0.1, in a thread of its own. Thread-safe.
+
+    Args:
+        server: URL of the server.
+        faults: First faults.
 
     Attributes:
-        endpoint: URL, from the first `start` on.
+        endpoint: URL of the proxy, from the first `start` on.
     """
 
     def __init__(self, server: str, *faults: Fault) -> None:
@@ -95,22 +100,26 @@ class FaultProxy:
 
     @property
     def hits(self) -> list[Hit]:
-        """All requests so far, in the order in which they came in."""
+        """All requests so far, in the order of their arrival."""
         with self._lock:
             return list(self._hits)
 
     def inject(self, *faults: Fault) -> None:
-        """Add faults. When several fire at one request, the oldest is what befalls it."""
+        """Add faults. If several match a request, the oldest is applied."""
         with self._lock:
             self._rules += [Rule(fault) for fault in faults]
 
     def clear(self) -> None:
-        """Forget all faults and hits."""
+        """Remove all faults and hits."""
         with self._lock:
             self._rules, self._hits = [], []
 
     def start(self) -> None:
-        """Take a port, the same each time, and answer on it. Raises if it runs already."""
+        """Answer on a port, which later starts keep.
+
+        Raises:
+            RuntimeError: The proxy runs already.
+        """
         with self._lock:
             if self._thread is not None:
                 raise RuntimeError("the proxy runs already")
@@ -125,10 +134,10 @@ class FaultProxy:
             self._loop = started.result()
 
     def stop(self) -> None:
-        """End all connections and the thread. A second call does nothing.
+        """End all connections and the thread. A second call has no effect.
 
         Raises:
-            RuntimeError: a fault could not be done, or the proxy itself has an error.
+            RuntimeError: A fault could not be applied, or the proxy itself failed.
         """
         with self._lock:
             thread, self._thread = self._thread, None
@@ -141,10 +150,10 @@ class FaultProxy:
 
     @contextlib.contextmanager
     def refusing(self) -> Iterator[None]:
-        """Within, connections are refused, and those that were open are ended; after, all is as it was before."""
+        """End all connections and refuse new ones in a `with` block."""
         self.stop()
         try:
-            with socket.socket() as placeholder:  # else the port could be given to someone else meanwhile
+            with socket.socket() as placeholder:  # because the port could be taken meanwhile
                 placeholder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 placeholder.bind(("127.0.0.1", urlsplit(self.endpoint).port))
                 yield
@@ -155,8 +164,8 @@ class FaultProxy:
         async with await asyncio.start_server(self._serve, sock=listener):
             started.set_result(asyncio.get_running_loop())
             await self._stopping.wait()
-        # Tasks are ended by their connections and not canceled, which could leave a socket open. More than once,
-        # as a client may have come in last, or the server's connection to a task.
+        # Tasks end through their connections, because canceling them could leave a socket open. Repeated, because a
+        # connection may have been opened meanwhile.
         while True:
             for writer in self._writers:
                 writer.transport.abort()
@@ -166,7 +175,7 @@ class FaultProxy:
 
     @contextlib.asynccontextmanager
     async def _open(self, writer: asyncio.StreamWriter) -> AsyncIterator[None]:
-        """Within, `stop` can end the connection; after, it is closed, and all that was written is sent."""
+        """Let `stop` end a connection in a `with` block; afterwards it is flushed and closed."""
         self._writers.add(writer)
         try:
             yield
@@ -177,31 +186,31 @@ class FaultProxy:
             self._writers.discard(writer)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One connection of a client."""
+        """Serve one connection of a client."""
         task = asyncio.current_task()
         self._tasks.add(task)
         try:
             async with self._open(writer):
-                with contextlib.suppress(*GONE):
+                with contextlib.suppress(*DISCONNECTED):
                     while await self._exchange(Stream(reader, writer)):
                         pass
-        except Exception as error:  # for the thread that stops the proxy: here nobody would see it
+        except Exception as error:  # raised by `stop`, because this thread cannot report it
             self._errors.append(repr(error))
         finally:
             self._tasks.discard(task)
 
     async def _exchange(self, client: Stream) -> bool:
-        """One request and its reply. Returns whether another can follow."""
+        """Handle one request; return whether another can follow."""
         request = await read_head(client.reader)
-        method, path = request.words[:2]
+        method, path = request.start_line[:2]
         with self._lock:
-            kinds = [kind for rule in self._rules if (kind := rule.judge(method, path))]
+            kinds = [kind for rule in self._rules if (kind := rule.match(method, path))]
             kind = kinds[0] if kinds else None
             self._hits.append(Hit(method, path, kind))
         if kind in ("500", "503", "reset", "hang"):
             await refuse(kind, request, client)
             return False
-        # A connection for each request: one that is kept can be closed by the server just as it is used.
+        # A connection per request, because the server may close a kept one just as it is used.
         server = Stream(*await asyncio.open_connection(*self._server))
         async with self._open(server.writer):
             return await relay(kind, request, client, server)

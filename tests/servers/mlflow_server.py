@@ -1,4 +1,4 @@
-"""A real MLflow server for the tests, in a process group and a folder of its own, on a free port."""
+"""A real MLflow server for the tests, on a free port, in a process group and a folder of its own."""
 
 import contextlib
 import http.client
@@ -13,12 +13,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from servers.processes import free_port, running, wait_for
+from servers.processes import free_port, running_processes, wait_for
 
-BOOT_S = 120.0  # tables are made first, which takes long beside other work
-STOP_S = 10.0
+BOOT_SECONDS = 120.0  # because it creates its tables first
+STOP_SECONDS = 10.0
 SETTINGS = {
-    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # else it is fifteen processes
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # because it otherwise starts fifteen processes
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "OMP_NUM_THREADS": "1",
     "NO_PROXY": "127.0.0.1",
@@ -27,18 +27,17 @@ SETTINGS = {
 
 
 class MlflowServer:
-    """One server. It keeps nothing itself: all is in its database and at the destination of its artifacts.
+    """One MLflow server. All its data are in the database and at the destination of the artifacts.
 
     Args:
-        backend_uri: of the database, for SQLAlchemy.
-        artifacts_destination: URL of a folder or a place in a bucket. Clients get at it through the server alone.
-        env: what else the server finds in its environment, such as the credentials of the bucket. Of the
-            caller's environment it gets nothing else than PATH.
+        backend_uri: Address of the database for SQLAlchemy.
+        artifacts_destination: URL of a folder or of a prefix in a bucket, which clients reach through the server only.
+        env: Environment of the server besides PATH, such as the credentials of the bucket.
 
     Attributes:
-        artifacts_destination: as it was given.
-        port: the same for the server's whole life.
-        process: the running `mlflow server`, replaced by `restart`. What answers is a child of it.
+        artifacts_destination: See above.
+        port: Port, which a restart keeps.
+        process: The running `mlflow server`, replaced by `restart`. A child of it answers requests.
     """
 
     def __init__(self, backend_uri: str, artifacts_destination: str, env: Mapping[str, str]) -> None:
@@ -68,29 +67,29 @@ class MlflowServer:
 
     @property
     def uri(self) -> str:
-        """What a client takes for its tracking URI."""
+        """Tracking URI for clients."""
         return f"http://127.0.0.1:{self.port}"
 
     def kill(self) -> None:
-        """SIGKILL of the whole group, as by a power cut."""
+        """Send SIGKILL to the whole process group, as a power cut does."""
         self._end(signal.SIGKILL)
 
     def restart(self) -> None:
-        """Start again on the same port; kills first what still runs."""
+        """Kill the server if it runs, and start it again on the same port."""
         self.kill()
         self.process = self._boot()
 
     def stop(self) -> None:
-        """End the group and remove its folder. A second call does nothing.
+        """End the process group and remove its folder. A second call has no effect.
 
         Raises:
-            RuntimeError: it had crashed before; the end of its log is in the message.
+            RuntimeError: The server had crashed; the message has the end of its log.
         """
         if not self.folder.exists():
             return
         status = self.process.poll()
         self._end(signal.SIGTERM)
-        tail = self._end_of_log()
+        tail = self._log_tail()
         shutil.rmtree(self.folder, ignore_errors=True)
         if status not in (None, -signal.SIGKILL):
             raise RuntimeError(f"mlflow server ended by itself (exit status {status}):\n{tail}")
@@ -107,10 +106,10 @@ class MlflowServer:
                 start_new_session=True,
             )
         try:
-            answers = wait_for(lambda: self.process.poll() is not None or self._answers(), BOOT_S)
+            answers = wait_for(lambda: self.process.poll() is not None or self._answers(), BOOT_SECONDS)
             if not answers or self.process.poll() is not None:
                 status = self.process.poll()
-                raise RuntimeError(f"mlflow server did not start (exit status {status}):\n{self._end_of_log()}")
+                raise RuntimeError(f"mlflow server did not start (exit status {status}):\n{self._log_tail()}")
         except BaseException:
             self.kill()
             raise
@@ -124,17 +123,17 @@ class MlflowServer:
             except (OSError, http.client.HTTPException):
                 return False
 
-    def _end_of_log(self) -> str:
+    def _log_tail(self) -> str:
         return self.log.read_text(errors="replace")[-4000:]
 
-    def _end(self, how: signal.Signals) -> None:
-        """Signal the group until nobody is left in it, which frees the port. Only a session of ours has this number."""
-        for signum in (how, signal.SIGKILL):
+    def _end(self, first_signal: signal.Signals) -> None:
+        """Signal the process group until it is empty, which frees the port."""
+        for signum in (first_signal, signal.SIGKILL):
             if self._members():
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(self.process.pid, signum)
-            if wait_for(lambda: self.process.poll() is not None and not self._members(), STOP_S):
+            if wait_for(lambda: self.process.poll() is not None and not self._members(), STOP_SECONDS):
                 return
 
     def _members(self) -> list[int]:
-        return [process.pid for process in running() if process.group == self.process.pid]
+        return [process.pid for process in running_processes() if process.group == self.process.pid]

@@ -1,4 +1,4 @@
-"""What the test servers share: a port, who else runs of a server, how long to wait for one."""
+"""Helpers of the test servers: free ports, running processes, waiting with a deadline."""
 
 import os
 import random
@@ -6,67 +6,71 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import pytest
 
-# Below those that Linux gives to clients (32768 and up), so that a killed server finds its port free; between those
-# that the S3 server takes.
+# Below the ports that Linux gives to clients (32768 and up), because a killed server must find its port free again, and
+# between the two ranges of the S3 server.
 PORTS = range(22_700, 30_000)
 
 
 class Process(NamedTuple):
-    """One that runs: zombies, which only wait for their parent, are none."""
+    """A running process; zombies are left out."""
 
     pid: int
     parent: int
     group: int
 
 
-def missing(what: str) -> None:
-    """Skip the test for want of a program, but fail it in CI."""
+def skip_or_fail(reason: str) -> NoReturn:
+    """Skip a test because a program is not installed, but fail it in CI."""
     if os.environ.get("CI"):
-        pytest.fail(what, pytrace=False)
-    pytest.skip(what)
+        pytest.fail(reason, pytrace=False)
+    pytest.skip(reason)
+
+
+def is_free(port: int) -> bool:
+    """Return whether a port of 127.0.0.1 can be bound."""
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
 
 
 def free_port() -> int:
-    # Not the shared generator: two test sessions with one seed would look at the same ports.
-    for port in random.SystemRandom().sample(PORTS, len(PORTS)):
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
-    raise RuntimeError("no port is free")
+    """Return a random free port of 127.0.0.1."""
+    # The system's generator, because two test sessions with one seed would probe the same ports.
+    return next(filter(is_free, random.SystemRandom().sample(PORTS, len(PORTS))))
 
 
-def running() -> Iterator[Process]:
+def running_processes() -> Iterator[Process]:
+    """Yield the processes of this machine."""
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
             state, parent, group = path.read_text().rpartition(")")[2].split()[:3]
-        except OSError:  # it has just ended
+        except OSError:  # the process has just ended
             continue
         if state not in "ZX":
             yield Process(int(path.parent.name), int(parent), int(group))
 
 
-def wait_for(what: Callable[[], bool], seconds: float) -> bool:
-    """Ask until it is so, at most this long. Returns whether it is."""
-    end = time.monotonic() + seconds
-    while not (done := what()) and time.monotonic() < end:
+def wait_for(condition: Callable[[], bool], seconds: float) -> bool:
+    """Poll a condition until it is true or the time is over; return its last value."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()) and time.monotonic() < deadline:
         time.sleep(0.05)
-    return done
+    return value
 
 
 def descendants(pid: int) -> list[int]:
-    """The process and all below it."""
+    """Return a process and all its descendants."""
     children: dict[int, list[int]] = {}
-    for process in running():
+    for process in running_processes():
         children.setdefault(process.parent, []).append(process.pid)
-    tree, todo = [], [pid]
-    while todo:
-        tree.append(todo.pop())
-        todo += children.get(tree[-1], [])
+    tree = [pid]
+    for member in tree:  # which grows while it is read
+        tree += children.get(member, [])
     return tree

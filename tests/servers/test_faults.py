@@ -1,4 +1,4 @@
-"""The server is S3, and the proxy in front of it does no more and no less than it was asked to."""
+"""The S3 server is complete enough, and the proxy in front of it injects exactly the faults that it was given."""
 
 import contextlib
 import io
@@ -25,15 +25,15 @@ from numpy.random import default_rng
 from servers.faults import Fault, FaultProxy
 from servers.s3 import S3Server
 
-pytestmark = pytest.mark.slow  # the tools of other tests
+pytestmark = pytest.mark.slow  # because these test the tools of other tests
 
-BODY = default_rng(0).bytes(300_001)  # more than a block and than what a socket holds; odd
+BODY = default_rng(0).bytes(300_001)  # more than a block and than what a socket holds
 LARGE = default_rng(1).bytes(12 << 20)
 PARTS = TransferConfig(multipart_threshold=5 << 20, multipart_chunksize=5 << 20, max_concurrency=3)
 
 
 def make_client(**settings: Any) -> Any:
-    """Of the endpoint in the environment. It asks once: each fault shows."""
+    """Return a client of the endpoint in the environment that does not retry, so that each fault shows."""
     return boto3.client("s3", config=Config(**{"retries": {"total_max_attempts": 1}, **settings}))
 
 
@@ -54,27 +54,25 @@ def proxy(faulty_s3: tuple[str, FaultProxy]) -> FaultProxy:
 
 
 def read(client: Any, bucket: str, key: str, **how: Any) -> bytes:
-    # Not `with body`: what that gives is urllib3's, which compares no checksum and raises errors of its own.
+    # Not `with body`, because that gives urllib3's object, which compares no checksum.
     with contextlib.closing(client.get_object(Bucket=bucket, Key=key, **how)["Body"]) as body:
         return body.read()
 
 
-def status(call: Callable[..., Any], **words: Any) -> int:
+def status(call: Callable[..., Any], **arguments: Any) -> int:
+    """Return the HTTP status of a call that fails."""
     with pytest.raises(ClientError) as error:
-        call(**words)
+        call(**arguments)
     return error.value.response["ResponseMetadata"]["HTTPStatusCode"]
 
 
 def in_trailer(params: dict[str, Any], **_: Any) -> None:
-    """What boto3 does over https only: the upload in chunks of its own, a checksum after them."""
+    """Send the body in chunks with a checksum after them, which boto3 does over https only."""
     params["context"]["checksum"]["request_algorithm"]["in"] = "trailer"
 
 
-# What passes through.
-
-
 @pytest.mark.parametrize("body", [b"", b"x", BODY, LARGE], ids=len)
-def test_an_object_comes_back(client: Any, bucket: str, proxy: FaultProxy, body: bytes) -> None:
+def test_proxy_passes_objects_unchanged(client: Any, bucket: str, proxy: FaultProxy, body: bytes) -> None:
     for key, source in (("bytes", body), ("file", io.BytesIO(body))):
         client.put_object(Bucket=bucket, Key=key, Body=source)
         assert read(client, bucket, key) == body
@@ -84,7 +82,7 @@ def test_an_object_comes_back(client: Any, bucket: str, proxy: FaultProxy, body:
     assert proxy.hits == [(m, f"/{bucket}/{key}", None) for key in ("bytes", "file") for m in methods]
 
 
-def test_a_body_in_chunks_comes_back(client: Any, bucket: str, proxy: FaultProxy) -> None:
+def test_proxy_passes_chunked_bodies_unchanged(client: Any, bucket: str, proxy: FaultProxy) -> None:
     client.meta.events.register("before-call.s3.PutObject", in_trailer)
     client.put_object(Bucket=bucket, Key="chunked", Body=LARGE)
     assert read(client, bucket, "chunked") == LARGE
@@ -93,11 +91,11 @@ def test_a_body_in_chunks_comes_back(client: Any, bucket: str, proxy: FaultProxy
     assert read(client, bucket, "chunked") == LARGE
 
 
-def test_parts_and_ranges(client: Any, bucket: str, proxy: FaultProxy) -> None:
+def test_server_supports_multipart_and_ranges(client: Any, bucket: str, proxy: FaultProxy) -> None:
     client.upload_fileobj(io.BytesIO(LARGE), bucket, "large", Config=PARTS)
     kinds = [re.sub(r"uploadId=[^&]+", "uploadId", hit.path.partition("?")[2]) for hit in proxy.hits]
     assert kinds[0] == "uploads"
-    assert sorted(kinds[1:-1]) == [f"uploadId&partNumber={part}" for part in (1, 2, 3)]
+    assert sorted(kinds[1:-1]) == [f"uploadId&partNumber={index}" for index in (1, 2, 3)]
     assert kinds[-1] == "uploadId"
     assert read(client, bucket, "large", Range="bytes=5242870-5242890") == LARGE[5242870:5242891]
     copy = io.BytesIO()
@@ -105,7 +103,7 @@ def test_parts_and_ranges(client: Any, bucket: str, proxy: FaultProxy) -> None:
     assert copy.getvalue() == LARGE
 
 
-def test_conditions(client: Any, bucket: str) -> None:
+def test_server_supports_conditional_requests(client: Any, bucket: str) -> None:
     tag = client.put_object(Bucket=bucket, Key="once", Body=b"first", IfNoneMatch="*")["ETag"]
     assert status(client.put_object, Bucket=bucket, Key="once", Body=b"second", IfNoneMatch="*") == 412
     assert status(client.put_object, Bucket=bucket, Key="once", Body=LARGE, IfNoneMatch="*") == 412
@@ -115,8 +113,8 @@ def test_conditions(client: Any, bucket: str) -> None:
     assert read(client, bucket, "once") == b"first"
 
 
-def test_a_list_of_many(client: Any, bucket: str) -> None:
-    names = [f"folder/{number:04}" for number in range(60)]
+def test_server_lists_objects_in_pages(client: Any, bucket: str) -> None:
+    names = [f"folder/{index:04}" for index in range(60)]
     for name in names:
         client.put_object(Bucket=bucket, Key=name, Body=b"")
     pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, PaginationConfig={"PageSize": 50})
@@ -124,31 +122,28 @@ def test_a_list_of_many(client: Any, bucket: str) -> None:
 
 
 @pytest.mark.parametrize("body", [b"small", LARGE], ids=len)
-def test_a_wrong_secret_is_refused(client: Any, bucket: str, monkeypatch: pytest.MonkeyPatch, body: bytes) -> None:
-    client.put_object(Bucket=bucket, Key="k", Body=b"mine")
+def test_server_refuses_a_wrong_secret(client: Any, bucket: str, monkeypatch: pytest.MonkeyPatch, body: bytes) -> None:
+    client.put_object(Bucket=bucket, Key="k", Body=b"own")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
     with contextlib.closing(make_client()) as stranger:
         assert status(stranger.list_buckets) == 403
         assert status(stranger.get_object, Bucket=bucket, Key="k") == 403
         assert status(stranger.put_object, Bucket=bucket, Key="k", Body=body) == 403
-    assert read(client, bucket, "k") == b"mine"
+    assert read(client, bucket, "k") == b"own"
 
 
-def test_without_the_proxy(s3: str) -> None:
+def test_server_without_the_proxy_keeps_an_object(s3: str) -> None:
     with contextlib.closing(make_client()) as client:
         client.put_object(Bucket=s3, Key="k", Body=BODY)
         assert read(client, s3, "k") == BODY
 
 
-# Each fault, as a client sees it that asks once.
+NO_REPLY = {"503": ClientError, "reset": ConnectionClosedError, "hang": ReadTimeoutError, "lose": ConnectionClosedError}
 
 
-SILENT = {"503": ClientError, "reset": ConnectionClosedError, "hang": ReadTimeoutError, "lose": ConnectionClosedError}
-
-
-@pytest.mark.parametrize("kind", SILENT)
-def test_a_reply_that_does_not_come(client: Any, bucket: str, proxy: FaultProxy, kind: Any) -> None:
+@pytest.mark.parametrize("kind", NO_REPLY)
+def test_fault_without_a_reply_raises_and_passes(client: Any, bucket: str, proxy: FaultProxy, kind: Any) -> None:
     calls = {
         "PUT": lambda client: client.put_object(Bucket=bucket, Key="k", Body=BODY),
         "GET": lambda client: read(client, bucket, "k"),
@@ -159,7 +154,7 @@ def test_a_reply_that_does_not_come(client: Any, bucket: str, proxy: FaultProxy,
             client.put_object(Bucket=bucket, Key="k", Body=b"old")
             proxy.clear()
             proxy.inject(Fault(kind, method, "/k$"))
-            with pytest.raises(SILENT[kind]) as raised:
+            with pytest.raises(NO_REPLY[kind]) as raised:
                 call(victim)
             if kind == "503":
                 assert raised.value.response["Error"]["Code"] == ("503" if method == "HEAD" else "SlowDown")
@@ -169,7 +164,7 @@ def test_a_reply_that_does_not_come(client: Any, bucket: str, proxy: FaultProxy,
             assert [hit.fault for hit in proxy.hits] == [kind, None, None]
 
 
-def test_truncate(client: Any, bucket: str, proxy: FaultProxy) -> None:
+def test_truncate_ends_a_body_halfway(client: Any, bucket: str, proxy: FaultProxy) -> None:
     client.put_object(Bucket=bucket, Key="k", Body=BODY)
     proxy.inject(Fault("truncate", "GET", "/k$"))
     half = len(BODY) // 2
@@ -180,28 +175,27 @@ def test_truncate(client: Any, bucket: str, proxy: FaultProxy) -> None:
     assert read(client, bucket, "k") == BODY
 
 
-def test_flip(client: Any, bucket: str, proxy: FaultProxy) -> None:
+def test_flip_changes_one_bit_of_a_reply(client: Any, bucket: str, proxy: FaultProxy) -> None:
     client.put_object(Bucket=bucket, Key="k", Body=BODY)
     proxy.inject(Fault("flip", "GET", "/k$", 1, 2))
     with pytest.raises(FlexibleChecksumError):
         read(client, bucket, "k")
     with contextlib.closing(make_client(response_checksum_validation="when_required")) as trusting:
-        got = read(trusting, bucket, "k")
+        flipped = read(trusting, bucket, "k")
         assert read(trusting, bucket, "k") == BODY
-    assert [(at, a ^ b) for at, (a, b) in enumerate(zip(got, BODY, strict=True)) if a != b] == [(len(BODY) // 2, 1)]
+    assert [(index, a ^ b) for index, (a, b) in enumerate(zip(flipped, BODY, strict=True)) if a != b] == [
+        (len(BODY) // 2, 1)
+    ]
 
 
-def test_flip_upload(client: Any, bucket: str, proxy: FaultProxy) -> None:
+def test_flip_upload_is_refused_by_the_server(client: Any, bucket: str, proxy: FaultProxy) -> None:
     proxy.inject(Fault("flip_upload", "PUT", "/k$"))
     with pytest.raises(ClientError, match="BadDigest"):
         client.put_object(Bucket=bucket, Key="k", Body=BODY)
     assert status(client.get_object, Bucket=bucket, Key="k") == 404
 
 
-# Which requests are harmed.
-
-
-def test_faults_befall_the_hits_they_name(client: Any, bucket: str, proxy: FaultProxy) -> None:
+def test_faults_apply_to_the_hits_they_name(client: Any, bucket: str, proxy: FaultProxy) -> None:
     proxy.inject(Fault("503", "PUT", "/a$", 2, 2), Fault("reset", "*", "/b$"), Fault("lose", "*", "/", 5, 9))
     for key in "aabaaab":
         with contextlib.suppress(ClientError, BotoCoreError):
@@ -213,19 +207,19 @@ def test_faults_befall_the_hits_they_name(client: Any, bucket: str, proxy: Fault
     assert proxy.hits == [("PUT", f"/{bucket}/a", None)]
 
 
-def test_a_fault_that_cannot_be_done_is_told(s3_server: S3Server, s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stop_raises_for_a_fault_without_a_body(s3_server: S3Server, s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for kind in ("flip", "truncate", "flip_upload"):
         proxy = FaultProxy(s3_server.endpoint, Fault(kind, "HEAD", "/"))
         proxy.start()
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
         with contextlib.closing(make_client()) as client, pytest.raises(ConnectionClosedError):
             client.head_bucket(Bucket=s3)
-        with pytest.raises(RuntimeError, match="a message without one"):
+        with pytest.raises(RuntimeError, match="body"):
             proxy.stop()
         proxy.stop()
 
 
-def test_stop_ends_what_hangs(s3_server: S3Server, s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stop_ends_hanging_connections(s3_server: S3Server, s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with FaultProxy(s3_server.endpoint, Fault("hang", "GET", "/", 1, 4)) as proxy, ThreadPoolExecutor(4) as pool:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
         with contextlib.closing(make_client()) as client:
@@ -237,7 +231,7 @@ def test_stop_ends_what_hangs(s3_server: S3Server, s3: str, monkeypatch: pytest.
     assert "fault-proxy" not in [thread.name for thread in threading.enumerate()]
 
 
-def test_a_killed_server_comes_back_with_what_it_has_acknowledged() -> None:
+def test_restart_of_a_killed_server_keeps_objects() -> None:
     with S3Server() as server, contextlib.closing(server.client()) as client:
         bucket = server.make_bucket()
         client.put_object(Bucket=bucket, Key="k", Body=BODY)

@@ -1,4 +1,4 @@
-"""Fixtures around MLflow itself, on a SQLite file. conftest.py loads them, for all tests."""
+"""Fixtures for MLflow on a SQLite file; conftest.py loads them for all tests."""
 
 import shutil
 from pathlib import Path
@@ -12,7 +12,7 @@ from jobs.tracking.client import Tracker
 
 @pytest.fixture(scope="session")
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A prepared database: making its tables takes seconds."""
+    """A database with MLflow's tables, made once because that takes seconds."""
     folder = tmp_path_factory.mktemp("mlflow")
     Tracker(TrackingConfig(experiment="prepared"), folder)
     return folder / "mlflow.db"
@@ -20,10 +20,12 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def tracker(empty_database: Path, tmp_path: Path) -> Tracker:
+    """Client of an empty MLflow in the test's folder."""
     shutil.copy(empty_database, tmp_path / "mlflow.db")
     return Tracker(TrackingConfig(), tmp_path)
 
 
 @pytest.fixture
 def client(tracker: Tracker, tmp_path: Path) -> MlflowClient:
+    """MLflow's own client of the tracker's database."""
     return MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")

@@ -1,4 +1,4 @@
-"""HTTP/1.1 messages as bytes: read from a stream, passed on as they came, or harmed."""
+"""HTTP/1.1 messages as bytes: read from a stream, passed on as they came, or corrupted."""
 
 import asyncio
 import contextlib
@@ -6,16 +6,22 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 BLOCK = 1 << 16  # bytes
-# A body in the order of the wire: bytes, and whether they are content (else they frame a chunk of it).
+# A body in the order of the wire: bytes, and whether they are content or framing of a chunk.
 Body = AsyncIterator[tuple[bytes, bool]]
 
 
 @dataclass(frozen=True)
 class Head:
-    """The start of a message: all its bytes, the words of its first line, its fields with names in lower case."""
+    """Start line and header of a message.
+
+    Attributes:
+        raw: All bytes.
+        start_line: Words of the first line.
+        fields: Header fields by name in lower case.
+    """
 
     raw: bytes
-    words: list[str]
+    start_line: list[str]
     fields: dict[str, str]
 
     @property
@@ -24,7 +30,7 @@ class Head:
 
     @property
     def framed(self) -> bool:
-        """Whether it says where its body ends, so that another message can follow on the connection."""
+        """Whether the header says where the body ends, so that another message can follow on the connection."""
         return self.chunked or "content-length" in self.fields
 
     @property
@@ -40,7 +46,7 @@ async def read_head(reader: asyncio.StreamReader) -> Head:
 
 
 async def read_body(reader: asyncio.StreamReader, head: Head) -> Body:
-    """The body of a request (none, if the head names no length) or of a framed reply."""
+    """Yield the body of a framed message; a request without a length has none."""
     if head.chunked:
         while size := int((line := await reader.readuntil(b"\r\n")).partition(b";")[0], 16):
             yield line, False
@@ -61,15 +67,15 @@ async def read_body(reader: asyncio.StreamReader, head: Head) -> Body:
 
 
 async def read_to_end(reader: asyncio.StreamReader) -> Body:
-    """The body of a reply that ends with its connection."""
+    """Yield the body of a reply that ends with its connection."""
     while piece := await reader.read(BLOCK):
         yield piece, True
 
 
 async def no_body() -> Body:
-    """Of a reply to HEAD, or one with status 204 or 304, whatever length it names."""
+    """Yield nothing, for a reply to HEAD or with status 204 or 304, whose length is meaningless."""
     return
-    yield b"", True  # never reached: it makes this a generator
+    yield b"", True  # never reached; it makes this a generator
 
 
 async def discard(body: Body) -> None:
@@ -78,7 +84,7 @@ async def discard(body: Body) -> None:
 
 
 async def forward(body: Body, writer: asyncio.StreamWriter) -> None:
-    """When the receiver has left, the rest is read all the same: only then will the sender read its answer."""
+    """Write a body; the rest is read even if the receiver has left, because the sender waits for that."""
     async for piece, _ in body:
         if not writer.is_closing():
             writer.write(piece)
@@ -86,13 +92,13 @@ async def forward(body: Body, writer: asyncio.StreamWriter) -> None:
                 await writer.drain()
 
 
-async def harmed(body: Body, *, cut: bool) -> bytes:
-    """The body up to the middle of its content, or with one bit wrong there; what frames the chunks is left whole."""
+async def corrupted_body(body: Body, *, cut: bool) -> bytes:
+    """Return a body that ends in the middle of its content, or has one bit flipped there; framing stays intact."""
     pieces = [piece async for piece in body]
-    content = [at for at, piece in enumerate(pieces) if piece[1]]
+    content = [index for index, piece in enumerate(pieces) if piece[1]]
     if not content:
-        raise ValueError("a fault was asked for in the body of a message without one")
-    raw, left, middle = bytearray(), sum(len(pieces[at][0]) for at in content) // 2, 0
+        raise ValueError("cannot corrupt a message without a body")
+    raw, left, middle = bytearray(), sum(len(pieces[index][0]) for index in content) // 2, 0
     for piece, is_content in pieces:
         if is_content and 0 <= left < len(piece):
             middle = len(raw) + left

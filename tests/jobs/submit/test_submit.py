@@ -1,7 +1,8 @@
-"""Submission without a cluster: words, refusals, the package, secrets, the log, how jobs end."""
+"""Submission without a cluster: arguments, the package, secrets, the log, exit codes."""
 
 import io
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -9,49 +10,47 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from servers.dashboard import Dashboard, described
+from servers.dashboard import Dashboard, job_details
 from servers.processes import free_port
 
 from jobs.cli import UsageError
 from jobs.errors import UserError
-from jobs.submit.__main__ import main
-from jobs.submit.arguments import read_words
-from jobs.submit.client import ENTRYPOINT, Log
-from jobs.submit.package import packed
+from jobs.submit.__main__ import main, parse_arguments
+from jobs.submit.client import ENTRYPOINT
+from jobs.submit.package import job_package
 
 WORKSPACE = "workspace=/shared/ws"
 
 
 @pytest.mark.parametrize(
-    ("words", "culprit"),
+    ("arguments", "culprit"),
     [
-        ([], "workspace= is missing"),
-        (["workspace=ws"], "workspace=ws is relative"),
-        (["workspace=~/ws"], "workspace=~/ws is relative"),
-        ([WORKSPACE, "storage_path=shards"], "storage_path=shards is relative"),
-        ([WORKSPACE, "data.root=pictures"], "data.root=pictures is relative"),
-        ([WORKSPACE, "train"], "'train' is not key=value"),
-        ([WORKSPACE, "seed=1", "seed=2"], "seed: given twice"),
-        ([WORKSPACE, "ray.address=auto"], "address="),
-        ([WORKSPACE, "address=10.0.0.1:8265"], "such as http://HEAD:8265"),
-        ([WORKSPACE, "address=ray://head:10001"], "such as http://HEAD:8265"),
-        ([WORKSPACE, "name=a/b"], "name=a/b must be"),
-        ([WORKSPACE, "env=NOT_SET_ANYWHERE"], "NOT_SET_ANYWHERE is not set here"),
-        ([WORKSPACE, "wait=no"], "wait=no must be true or false"),
-        (["logs"], "logs needs the name of a job"),
-        (["stop", "address=http://head:8265"], "stop needs the name of a job"),
-        (["list", "seed=1"], "list has no use for seed=1"),
-        (["logs", "job", "wait=false"], "logs has no use for wait=false"),
+        ([], "workspace: "),
+        (["workspace=ws"], "workspace=ws: "),
+        (["workspace=~/ws"], "workspace=~/ws: "),
+        ([WORKSPACE, "storage_path=shards"], "storage_path=shards: "),
+        ([WORKSPACE, "data.root=pictures"], "data.root=pictures: "),
+        ([WORKSPACE, "train"], "'train'"),
+        ([WORKSPACE, "seed=1", "seed=2"], "seed: "),
+        ([WORKSPACE, "ray.address=auto"], "ray.address: "),
+        ([WORKSPACE, "address=10.0.0.1:8265"], "address=10.0.0.1:8265: "),
+        ([WORKSPACE, "address=ray://head:10001"], "address=ray://head:10001: "),
+        ([WORKSPACE, "name=a/b"], "name=a/b: "),
+        ([WORKSPACE, "env=NOT_SET_ANYWHERE"], "env=NOT_SET_ANYWHERE: "),
+        ([WORKSPACE, "wait=no"], "wait=no: "),
+        (["logs"], "logs: "),
+        (["stop", "address=http://head:8265"], "stop: "),
+        (["list", "seed=1"], "seed=1: "),
+        (["logs", "job", "wait=false"], "wait=false: "),
     ],
 )
-def test_wrong_words(words: list[str], culprit: str) -> None:
-    with pytest.raises(UsageError) as error:
-        read_words(words, {})
-    assert culprit in str(error.value)
+def test_parse_arguments_names_the_invalid_one(arguments: list[str], culprit: str) -> None:
+    with pytest.raises(UsageError, match=f"^{re.escape(culprit)}"):
+        parse_arguments(arguments, {})
 
 
 @pytest.mark.parametrize(
-    "words",
+    "arguments",
     [
         [WORKSPACE, "tracking.uri=http://user:hunter2@mlflow"],
         [WORKSPACE, "address=http://user:hunter2@head:8265"],
@@ -60,36 +59,37 @@ def test_wrong_words(words: list[str], culprit: str) -> None:
         ["list", "tracking.uri=http://user:hunter2@mlflow"],
     ],
 )
-def test_credentials_are_refused_and_not_repeated(words: list[str]) -> None:
+def test_parse_arguments_masks_refused_credentials(arguments: list[str]) -> None:
     with pytest.raises(UsageError) as error:
-        read_words(words, {})
+        parse_arguments(arguments, {})
     assert "hunter2" not in str(error.value)
 
 
-def test_what_words_mean() -> None:
-    words = ["seed=1", "address=http://head:8265/", "env=A,B", WORKSPACE, "wait=false", "name=mine"]
-    command = read_words(words, {"A": "1", "B": "2"})
-    assert (command.action, command.address, command.job) == ("submit", "http://head:8265", "mine")
-    assert (command.env, command.wait, command.words) == (("A", "B"), False, ("seed=1", WORKSPACE))
-    assert read_words(["list"], {}).address == "http://127.0.0.1:8265"
-    assert read_words(["list"], {"RAY_API_SERVER_ADDRESS": "https://ray"}).address == "https://ray"
-    assert read_words([WORKSPACE], {}).job != read_words([WORKSPACE], {}).job
+def test_parse_arguments_separates_options_and_overrides() -> None:
+    arguments = ["seed=1", "address=http://head:8265/", "env=A,B", WORKSPACE, "wait=false", "name=job-1"]
+    command = parse_arguments(arguments, {"A": "1", "B": "2"})
+    assert (command.action, command.address, command.job) == ("submit", "http://head:8265", "job-1")
+    assert (command.env, command.wait, command.overrides) == (("A", "B"), False, ("seed=1", WORKSPACE))
+    assert parse_arguments(["list"], {}).address == "http://127.0.0.1:8265"
+    assert parse_arguments(["list"], {"RAY_API_SERVER_ADDRESS": "https://ray"}).address == "https://ray"
+    assert parse_arguments([WORKSPACE], {}).job != parse_arguments([WORKSPACE], {}).job
 
 
-def test_a_wrong_word_is_one_line_and_loads_nothing() -> None:
+def test_main_with_an_invalid_argument_loads_no_ray() -> None:
     program = (
         "import sys; from jobs.submit.__main__ import main; sys.exit(main(['seed']) + 10 * ('ray' in sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "error: 'seed' is not key=value. See --help.\n"
+    [line] = done.stderr.splitlines()
+    assert line.startswith("error: 'seed'")
 
 
-def test_the_package_runs_alone(tmp_path: Path) -> None:
-    preset = tmp_path / "mine.yaml"
+def test_job_package_runs_by_itself(tmp_path: Path) -> None:
+    preset = tmp_path / "own.yaml"
     preset.write_text("train.steps: 7\nmodel: hvae\n")
-    with packed([f"preset={preset}", WORKSPACE], {"MY_SECRET": "hunter2"}) as (folder, words):
-        assert words == ["preset=submitted-preset.yaml", WORKSPACE]
+    with job_package([f"preset={preset}", WORKSPACE], {"MY_SECRET": "hunter2"}) as (folder, overrides):
+        assert overrides == ["preset=submitted-preset.yaml", WORKSPACE]
         assert sorted(path.name for path in folder.iterdir()) == [
             ".job-environment.json",
             "jobs",
@@ -102,28 +102,30 @@ def test_the_package_runs_alone(tmp_path: Path) -> None:
         (folder / "show.py").write_text(
             "import os, sys, jobs; print(os.environ['MY_SECRET'], jobs.__file__, *sys.argv[1:])"
         )
-        shown = [sys.executable, "-m", "jobs.submit.environment", "show", "a b", "c'd"]
-        done = subprocess.run(shown, cwd=folder, capture_output=True, text=True, check=True)
+        command = [sys.executable, "-m", "jobs.submit.environment", "show", "a b", "c'd"]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
         assert done.stdout.strip() == f"hunter2 {folder}/jobs/__init__.py a b c'd"
-        planned = [sys.executable, "-m", "pipeline.run", words[0], f"workspace={tmp_path}/ws", "dry_run=true"]
-        assert "train" in subprocess.run(planned, cwd=folder, capture_output=True, text=True, check=True).stdout
+        command = [sys.executable, "-m", "pipeline.run", overrides[0], f"workspace={tmp_path}/ws", "dry_run=true"]
+        assert "train" in subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout
     assert not folder.exists()
 
 
-def test_a_preset_that_is_not_there() -> None:
-    with pytest.raises(UserError, match=r"/nowhere/mine.yaml: No such file"), packed(["preset=/nowhere/mine.yaml"], {}):
+def test_job_package_without_the_preset_names_its_path() -> None:
+    with pytest.raises(UserError, match=r"^/nowhere/a.yaml: "), job_package(["preset=/nowhere/a.yaml"], {}):
         pass
 
 
-def test_what_the_cluster_gets(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_main_submits_the_package_and_masks_secrets(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MY_SECRET", "hunter2")
-    own = "data.root=/shared/my pictures; $(rm -rf x) 'y'"
+    root = "data.root=/shared/my pictures; $(rm -rf x) 'y'"
     with Dashboard(log="a log\n") as dashboard:
-        assert main([f"address={dashboard.address}", "name=mine", "env=MY_SECRET", WORKSPACE, own]) == 0
+        assert main([f"address={dashboard.address}", "name=a", "env=MY_SECRET", WORKSPACE, root]) == 0
     [job] = dashboard.submitted
-    assert job["submission_id"] == "mine"
+    assert job["submission_id"] == "a"
     assert job["entrypoint"].startswith(f"{ENTRYPOINT} ")
-    assert shlex.split(job["entrypoint"].removeprefix(ENTRYPOINT)) == [WORKSPACE, own, "ray.address=auto"]
+    assert shlex.split(job["entrypoint"].removeprefix(ENTRYPOINT)) == [WORKSPACE, root, "ray.address=auto"]
     assert "hunter2" not in json.dumps(job)
     assert job["runtime_env"]["worker_process_setup_hook"] == "jobs.submit.environment.load"
     with zipfile.ZipFile(io.BytesIO(dashboard.packages[0])) as package:
@@ -137,93 +139,91 @@ def test_what_the_cluster_gets(capfd: pytest.CaptureFixture[str], monkeypatch: p
     assert not [name for name in names if "__pycache__" in name or name.split("/")[0] in ("tests", "docs", ".git")]
     out, err = capfd.readouterr()
     assert out == "a log\n"
-    assert err == f"job mine submitted to {dashboard.address}\njob mine succeeded after 7 s\n"
+    assert err == f"job a submitted to {dashboard.address}\njob a succeeded after 7 s\n"
 
 
-def test_without_waiting(capfd: pytest.CaptureFixture[str]) -> None:
+def test_main_with_wait_false_shows_how_to_follow(capfd: pytest.CaptureFixture[str]) -> None:
     with Dashboard() as dashboard:
-        assert main([f"address={dashboard.address}", "name=mine", "wait=false", WORKSPACE]) == 0
+        assert main([f"address={dashboard.address}", "name=a", "wait=false", WORKSPACE]) == 0
     assert "worker_process_setup_hook" not in dashboard.submitted[0]["runtime_env"]
-    assert f"python -m jobs.submit logs mine address={dashboard.address}" in capfd.readouterr().err
+    assert f"python -m jobs.submit logs a address={dashboard.address}" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("job", "code", "said"),
+    ("job", "code", "message"),
     [
-        (described("a", "SUCCEEDED", 0), 0, "succeeded after 7 s"),
-        (described("a", "FAILED", 2), 2, "failed after 7 s with exit code 2"),
-        (described("a", "FAILED", -9), 137, "failed after 7 s with exit code 137"),
-        (described("a", "STOPPED", None), 130, "stopped after 7 s with exit code 130"),
-        (described("a", "FAILED", None, message="node died\nand more"), 1, "error: job a died: node died"),
+        (job_details("a", "SUCCEEDED", 0), 0, "succeeded after 7 s"),
+        (job_details("a", "FAILED", 2), 2, "failed after 7 s with exit code 2"),
+        (job_details("a", "FAILED", -9), 137, "failed after 7 s with exit code 137"),
+        (job_details("a", "STOPPED", None), 130, "stopped after 7 s with exit code 130"),
+        (
+            job_details("a", "FAILED", None, message="node died\nand more"),
+            1,
+            "error: a: the job failed (node died). See its log and the dashboard.",
+        ),
     ],
 )
-def test_the_exit_code_is_the_jobs(
-    job: dict[str, object], code: int, said: str, capfd: pytest.CaptureFixture[str]
+def test_main_returns_the_exit_code_of_the_job(
+    job: dict[str, object], code: int, message: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with Dashboard(job) as dashboard:
         assert main(["logs", "a", f"address={dashboard.address}"]) == code
-    assert capfd.readouterr().err.splitlines()[-1].endswith(said)
+    assert capfd.readouterr().err.splitlines()[-1].endswith(message)
 
 
-def test_a_log_whose_connection_breaks_is_shown_once(capfd: pytest.CaptureFixture[str]) -> None:
-    log = "".join(f"line {number}\n" for number in range(20))
-    with Dashboard(described("a"), log, drops=(73, 35, 120)) as dashboard:
+def test_follow_through_lost_connections_repeats_no_text(capfd: pytest.CaptureFixture[str]) -> None:
+    log = "".join(f"line {index}\n" for index in range(20))
+    with Dashboard(job_details("a"), log, drops=(73, 0, 35, 73, 120)) as dashboard:
         assert main(["logs", "a", f"address={dashboard.address}"]) == 0
     assert capfd.readouterr().out == log
 
 
-def test_pieces_of_a_log_in_any_cut() -> None:
-    shown: list[str] = []
-    log = Log(shown.append)
-    for stream in (["ab", "c"], ["a"], ["abcd", "", "e"], ["abcde"]):
-        log.begin()
-        for piece in stream:
-            log.take(piece)
-    assert "".join(shown) == "abcde"
-
-
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
-        ({"refuse": 401}, "set RAY_AUTH_TOKEN"),
-        ({"refuse": 403}, "set RAY_AUTH_TOKEN"),
-        ({"refuse": 500}, "does not answer as the dashboard"),
-        ({"refuse": 200}, "is no Ray dashboard"),
-        ({"refuse": 404}, "the cluster refused: Version check returned 404"),
-        ({"version": "2.9.1"}, "runs Ray 2.9.1, and this project"),
+        ({"refuse": 401}, "Set RAY_AUTH_TOKEN"),
+        ({"refuse": 403}, "Set RAY_AUTH_TOKEN"),
+        ({"refuse": 500}, "does not answer"),
+        ({"refuse": 200}, "not a Ray dashboard"),
+        ({"refuse": 404}, "Version check returned 404"),
+        ({"version": "2.9.1"}, "runs Ray 2.9.1"),
     ],
 )
-def test_a_cluster_that_does_not_fit(settings: dict[str, object], said: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_main_with_an_unsuitable_cluster_names_the_cause(
+    settings: dict[str, object], message: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     with Dashboard(**settings) as dashboard:  # type: ignore[arg-type]
         assert main([WORKSPACE, f"address={dashboard.address}"]) == 1
     [line] = capfd.readouterr().err.splitlines()
-    assert said in line
+    assert line.startswith(f"error: address={dashboard.address}: ")
+    assert message in line
 
 
-def test_a_cluster_that_is_not_there(capfd: pytest.CaptureFixture[str]) -> None:
-    assert main(["list", f"address=http://127.0.0.1:{free_port()}"]) == 1
+def test_list_without_a_cluster_names_its_address(capfd: pytest.CaptureFixture[str]) -> None:
+    address = f"http://127.0.0.1:{free_port()}"
+    assert main(["list", f"address={address}"]) == 1
     [line] = capfd.readouterr().err.splitlines()
-    assert "does not answer" in line
+    assert line.startswith(f"error: address={address}: the dashboard does not answer")
 
 
-def test_unknown_jobs_and_taken_names(capfd: pytest.CaptureFixture[str]) -> None:
-    with Dashboard(described("digits-1")) as dashboard:
+def test_main_with_an_unknown_job_or_a_taken_name_fails(capfd: pytest.CaptureFixture[str]) -> None:
+    with Dashboard(job_details("digits-1")) as dashboard:
         at = f"address={dashboard.address}"
         assert main(["logs", "digit-1", at]) == main(["stop", "digit-1", at]) == 1
         assert main([WORKSPACE, "name=digits-1", at]) == 1
         dashboard.jobs[0]["status"] = "RUNNING"
         assert main([WORKSPACE, "name=digits-1", at]) == 1
     logs, stop, ended, running = capfd.readouterr().err.splitlines()
-    assert "did you mean digits-1?" in logs
-    assert "did you mean digits-1?" in stop
-    assert "name=digits-1 is taken by a job that has ended" in ended
-    assert "a job with other words" in running
+    assert "Did you mean digits-1?" in logs
+    assert "Did you mean digits-1?" in stop
+    assert "name=digits-1: taken by a job that has ended" in ended
+    assert "name=digits-1: taken by a job with other overrides" in running
     assert dashboard.submitted == []
 
 
-def test_the_same_words_again_follow_the_running_job(capfd: pytest.CaptureFixture[str]) -> None:
+def test_main_with_the_name_of_its_running_job_follows_it(capfd: pytest.CaptureFixture[str]) -> None:
     entrypoint = f"{ENTRYPOINT} {WORKSPACE} ray.address=auto"
-    with Dashboard(described("a", "RUNNING", None, entrypoint=entrypoint)) as dashboard:
+    with Dashboard(job_details("a", "RUNNING", None, entrypoint=entrypoint)) as dashboard:
         assert main([WORKSPACE, "name=a", "wait=false", f"address={dashboard.address}"]) == 0
         assert main(["stop", "a", f"address={dashboard.address}"]) == 0
         assert main(["stop", "a", f"address={dashboard.address}"]) == 0
@@ -233,11 +233,11 @@ def test_the_same_words_again_follow_the_running_job(capfd: pytest.CaptureFixtur
     assert "job a has ended already: stopped" in err
 
 
-def test_a_list_without_credentials(capfd: pytest.CaptureFixture[str]) -> None:
+def test_list_masks_credentials(capfd: pytest.CaptureFixture[str]) -> None:
     entrypoint = f"{ENTRYPOINT} tracking.uri=http://user:hunter2@mlflow seed=3"
-    with Dashboard(described("a", "RUNNING", None, entrypoint=entrypoint)) as dashboard:
+    with Dashboard(job_details("a", "RUNNING", None, entrypoint=entrypoint)) as dashboard:
         assert main(["list", f"address={dashboard.address}"]) == 0
     head, row = capfd.readouterr().out.splitlines()
-    assert head.split() == ["name", "status", "started", "seconds", "words"]
+    assert head.split() == ["name", "status", "started", "seconds", "overrides"]
     assert row.startswith("a     running")
     assert row.endswith("tracking.uri=http://***@mlflow seed=3")

@@ -1,4 +1,4 @@
-"""Ctrl-C while the log of a job is followed: the job goes on, unless a terminal says otherwise."""
+"""Ctrl-C while the log of a job is followed: the job keeps running unless the user stops it on a terminal."""
 
 import os
 import pty
@@ -7,13 +7,13 @@ import sys
 import threading
 
 import pytest
-from servers.dashboard import Dashboard, described
+from servers.dashboard import Dashboard, job_details
 
 from jobs.submit.__main__ import main
 
 
-def test_ctrl_c_without_a_terminal_leaves_the_job_running(capfd: pytest.CaptureFixture[str]) -> None:
-    with Dashboard(described("a", "RUNNING", None), log="begun\n") as dashboard:
+def test_ctrl_c_without_a_terminal_leaves_the_job(capfd: pytest.CaptureFixture[str]) -> None:
+    with Dashboard(job_details("a", "RUNNING", None), log="begun\n") as dashboard:
         threading.Timer(1.5, os.kill, (os.getpid(), signal.SIGINT)).start()
         assert main(["logs", "a", f"address={dashboard.address}"]) == 130
     out, err = capfd.readouterr()
@@ -23,32 +23,32 @@ def test_ctrl_c_without_a_terminal_leaves_the_job_running(capfd: pytest.CaptureF
 
 
 @pytest.mark.parametrize(("answer", "stopped", "code"), [(b"s\n", ["a"], 130), (b"\n", [], 130), (b"\x03", [], 130)])
-def test_ctrl_c_on_a_terminal_asks(answer: bytes, stopped: list[str], code: int) -> None:
-    """Ctrl-C as a terminal sends it, to the process that it controls; a second one leaves the job running."""
-    with Dashboard(described("a", "RUNNING", None), log="begun\n") as dashboard:
+def test_ctrl_c_on_a_terminal_asks_whether_to_stop(answer: bytes, stopped: list[str], code: int) -> None:
+    """The terminal sends Ctrl-C to the process that it controls; a second one leaves the job running."""
+    with Dashboard(job_details("a", "RUNNING", None), log="begun\n") as dashboard:
         child, terminal = pty.fork()
         if child == 0:
             os.execv(sys.executable, [sys.executable, "-m", "jobs.submit", "logs", "a", f"address={dashboard.address}"])
-        seen = read_until(terminal, "begun")
+        output = read_until(terminal, "begun")
         os.write(terminal, b"\x03")
-        seen += read_until(terminal, "[s/L]")
+        output += read_until(terminal, "[s/L]")
         os.write(terminal, answer)
-        seen += read_until(terminal, "\0")
+        output += read_until(terminal, "\0")
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == code
         os.close(terminal)
     assert dashboard.stopped == stopped
-    assert ("job a stopped" if stopped else "job a is left running") in seen
+    assert ("job a stopped" if stopped else "job a is left running") in output
 
 
 def read_until(terminal: int, text: str) -> str:
-    """What a terminal shows up to a text, or to its end."""
-    seen = b""
-    while text.encode() not in seen:
+    """Return what a terminal shows up to a text, or to its end."""
+    output = b""
+    while text.encode() not in output:
         try:
-            piece = os.read(terminal, 1000)
+            chunk = os.read(terminal, 1000)
         except OSError:  # the process has ended
-            piece = b""
-        if not piece:
+            chunk = b""
+        if not chunk:
             break
-        seen += piece
-    return seen.decode()
+        output += chunk
+    return output.decode()

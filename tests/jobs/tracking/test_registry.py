@@ -1,4 +1,4 @@
-"""Checkpoints in MLflow: LoggedModels, versions, aliases, and the model that whoever loads it gets."""
+"""Checkpoints in MLflow: LoggedModels, versions, aliases, and the model that MLflow loads."""
 
 import json
 import subprocess
@@ -12,19 +12,18 @@ import torch
 from mlflow import MlflowClient
 from mlflow.entities import Dataset
 
-from jobs.checkpoints.format import FORMAT, load_model, weights_sha256
-from jobs.errors import UserError
+from jobs.checkpoints.format import FORMAT, Snapshot, load_model, weights_sha256
+from jobs.errors import CorruptedError, UserError
 from jobs.evaluation.encode import encode
 from jobs.events import MetricPoint
 from jobs.tracking.client import Tracker
 from jobs.tracking.models import RunProvenance, log_checkpoint
 from jobs.tracking.registry import fetch, ranked, register, resolve
-from jobs.training.snapshot import Snapshot
 from vlae.config import HvaeConfig, VlaeConfig
 from vlae.models.factory import build_model
 
 DATASET = Dataset(name="digits", digest="abc", source_type="local", source="/data")
-IMAGES = torch.randint(0, 256, (5, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+IMAGES = torch.arange(5 * 3 * 16 * 16).mul(37).remainder(256).to(torch.uint8).view(5, 3, 16, 16)
 
 
 def checkpoint(folder: Path, seed: int = 0, kind: type[VlaeConfig | HvaeConfig] = VlaeConfig, step: int = 12) -> Path:
@@ -49,23 +48,23 @@ def checkpoint(folder: Path, seed: int = 0, kind: type[VlaeConfig | HvaeConfig] 
     return path
 
 
-def origin(tracker: Tracker) -> RunProvenance:
+def provenance(tracker: Tracker) -> RunProvenance:
     run_id = tracker.start_run("vlae-digits", {"depth": "2"}, DATASET, key="k")
     return RunProvenance(run_id, "vlae-digits", {"depth": "2"}, DATASET, IMAGES[:2])
 
 
-def logged(tracker: Tracker, folder: Path, seed: int = 0) -> tuple[str, str]:
-    """Id of the LoggedModel and sha256 of its weights."""
-    made = checkpoint(folder / str(seed), seed)
-    return log_checkpoint(tracker, origin(tracker), made), weights_sha256(load_model(made))
+def log_model(tracker: Tracker, folder: Path, seed: int = 0) -> tuple[str, str]:
+    """Log a checkpoint; return the id of the LoggedModel and the sha256 of its weights."""
+    path = checkpoint(folder / str(seed), seed)
+    return log_checkpoint(tracker, provenance(tracker), path), weights_sha256(load_model(path))
 
 
-def test_a_checkpoint_is_one_logged_model_with_step_scores_and_data(
+def test_log_checkpoint_twice_gives_one_model_with_metrics(
     tracker: Tracker, client: MlflowClient, tmp_path: Path
 ) -> None:
-    made, source = checkpoint(tmp_path / "c"), origin(tracker)
-    model_id = log_checkpoint(tracker, source, made)
-    assert log_checkpoint(tracker, source, made) == model_id
+    path, source = checkpoint(tmp_path / "c"), provenance(tracker)
+    model_id = log_checkpoint(tracker, source, path)
+    assert log_checkpoint(tracker, source, path) == model_id
     model = client.get_logged_model(model_id)
     assert (str(model.status), model.source_run_id) == ("READY", source.run_id)
     assert model.params == {"depth": "2", "step": "12"}
@@ -75,25 +74,32 @@ def test_a_checkpoint_is_one_logged_model_with_step_scores_and_data(
     outputs = client.get_run(source.run_id).outputs.model_outputs
     assert [(output.model_id, output.step) for output in outputs] == [(model_id, 12)]
     files = {path.name for path in Path(model.artifact_location.removeprefix("file://")).rglob("*") if path.is_file()}
-    assert {"MLmodel", "served_model.py", "checkpoint.json", "model.safetensors", "input_example.json"} <= files
-    assert not [name for name in files if name.endswith((".pkl", ".pt", ".pth", ".cloudpickle")) or "optimizer" in name]
+    assert {"MLmodel", "checkpoint.json", "model.safetensors", "input_example.json"} <= files
+    code = (".py", ".pkl", ".pt", ".pth", ".cloudpickle")
+    assert not [name for name in files if name.endswith(code) or "optimizer" in name]
 
 
 class Registry:
-    """A registry with the versions of up to four models, each registered with some score."""
+    """A model registry with up to four models to register."""
 
     def __init__(self, tracker: Tracker, client: MlflowClient, folder: Path) -> None:
-        self.tracker, self.client, self.run_id = tracker, client, origin(tracker).run_id
-        self.models = [logged(tracker, folder, seed) for seed in range(4)]
+        self.tracker, self.client, self.run_id = tracker, client, provenance(tracker).run_id
+        self.models = [log_model(tracker, folder, seed) for seed in range(4)]
 
-    def register(self, number: int, scores: dict[str, float], champion_metric: str = "elbo", **tags: str) -> str:
-        """`1 champion`, `2 challenger`, `3 None`."""
-        model_id, weights = self.models[number]
-        known = {"data_fingerprint": "abc", "likelihood": "logistic", "weights_sha256": weights, **tags}
-        made = register(
-            self.tracker, self.run_id, "digits", model_id, tags=known, scores=scores, champion_metric=champion_metric
+    def register(self, index: int, metrics: dict[str, float], champion_metric: str = "elbo", **tags: str) -> str:
+        """Register a model; return its version and alias: `1 champion`, `2 challenger`, `3 None`."""
+        model_id, weights = self.models[index]
+        all_tags = {"data_fingerprint": "abc", "likelihood": "logistic", "weights_sha256": weights, **tags}
+        registered = register(
+            self.tracker,
+            self.run_id,
+            "digits",
+            model_id,
+            tags=all_tags,
+            metrics=metrics,
+            champion_metric=champion_metric,
         )
-        return f"{made.uri.removeprefix('models:/digits/')} {made.alias}"
+        return f"{registered.uri.removeprefix('models:/digits/')} {registered.alias}"
 
     @property
     def aliases(self) -> dict[str, int]:
@@ -105,7 +111,7 @@ def registry(tracker: Tracker, client: MlflowClient, tmp_path: Path) -> Registry
     return Registry(tracker, client, tmp_path)
 
 
-def test_versions_and_their_aliases(registry: Registry, client: MlflowClient) -> None:
+def test_register_ranks_versions_by_their_metric(registry: Registry, client: MlflowClient) -> None:
     assert registry.register(0, {"elbo": -100.0}) == "1 champion"
     assert registry.aliases == {"champion": 1}
     assert registry.register(1, {"elbo": -90.0}) == "2 champion"
@@ -117,16 +123,16 @@ def test_versions_and_their_aliases(registry: Registry, client: MlflowClient) ->
     assert client.get_model_version("digits", "2").tags["elbo"] == "-90"
 
 
-def test_scores_that_change_move_the_aliases(registry: Registry) -> None:
-    for number, elbo in enumerate((-100.0, -90.0, -95.0)):
-        registry.register(number, {"elbo": elbo})
+def test_register_with_a_new_metric_moves_the_aliases(registry: Registry) -> None:
+    for index, elbo in enumerate((-100.0, -90.0, -95.0)):
+        registry.register(index, {"elbo": elbo})
     assert registry.register(1, {"elbo": -99.0}) == "2 challenger"
     assert registry.aliases == {"champion": 3, "challenger": 2}
     assert registry.register(1, {"elbo": -500.0}) == "2 None"
     assert registry.aliases == {"champion": 3, "challenger": 1}
 
 
-def test_aliases_that_a_kill_left_half_moved_are_mended(registry: Registry, client: MlflowClient) -> None:
+def test_register_after_a_kill_completes_the_aliases(registry: Registry, client: MlflowClient) -> None:
     registry.register(0, {"elbo": -100.0})
     registry.register(1, {"elbo": -90.0})
     client.delete_registered_model_alias("digits", "challenger")
@@ -135,7 +141,7 @@ def test_aliases_that_a_kill_left_half_moved_are_mended(registry: Registry, clie
     assert registry.aliases == {"champion": 2, "challenger": 1}
 
 
-def test_a_score_that_is_missing_gives_no_alias(registry: Registry) -> None:
+def test_register_without_the_metric_gives_no_alias(registry: Registry) -> None:
     registry.register(0, {"elbo": -100.0})
     assert registry.register(1, {"elbo": -90.0}, champion_metric="mig") == "2 None"
     assert registry.aliases == {"champion": 1}
@@ -144,7 +150,7 @@ def test_a_score_that_is_missing_gives_no_alias(registry: Registry) -> None:
 
 
 @pytest.mark.parametrize("key", ["data_fingerprint", "likelihood", "evaluate.num_images", "evaluate.seed"])
-def test_only_what_can_be_compared_is_ranked(key: str) -> None:
+def test_ranked_leaves_out_versions_with_other_tags(key: str) -> None:
     tags = dict.fromkeys(("data_fingerprint", "likelihood", "evaluate.num_images", "evaluate.seed"), "a")
     versions = {
         "1": {**tags, "elbo": "-2"},
@@ -157,33 +163,34 @@ def test_only_what_can_be_compared_is_ranked(key: str) -> None:
 
 
 def registered_model(tracker: Tracker, folder: Path) -> str:
-    model_id, weights = logged(tracker, folder)
+    """Register a model; return the address of its version."""
+    model_id, weights = log_model(tracker, folder)
     tags = {"data_fingerprint": "abc", "likelihood": "logistic", "weights_sha256": weights}
-    run_id = origin(tracker).run_id
-    return register(tracker, run_id, "digits", model_id, tags=tags, scores={"elbo": -1.0}, champion_metric="elbo").uri
+    run_id = provenance(tracker).run_id
+    return register(tracker, run_id, "digits", model_id, tags=tags, metrics={"elbo": -1.0}, champion_metric="elbo").uri
 
 
 @pytest.mark.filterwarnings("ignore:.*already imported.*")
-def test_the_served_model_gives_the_codes_of_the_training_code(tracker: Tracker, tmp_path: Path) -> None:
+def test_loaded_model_encodes_as_the_training_code_does(tracker: Tracker, tmp_path: Path) -> None:
     registered_model(tracker, tmp_path)
-    served = mlflow.pyfunc.load_model("models:/digits@champion")
-    codes = served.predict(IMAGES.permute(0, 2, 3, 1).numpy())
+    model = mlflow.pyfunc.load_model("models:/digits@champion")
+    codes = model.predict(IMAGES.permute(0, 2, 3, 1).numpy())
     expected = encode(load_model(tmp_path / "0" / "step-00000012"), IMAGES, torch.Generator().manual_seed(0)).means
     assert list(codes) == ["rung_0", "rung_1"]
-    for found, means in zip(codes.values(), expected, strict=True):
-        assert found.dtype == np.float32
-        np.testing.assert_allclose(found, means, atol=1e-6)
-    schema = served.metadata.signature
+    for code, means in zip(codes.values(), expected, strict=True):
+        assert code.dtype == np.float32
+        np.testing.assert_allclose(code, means, atol=1e-6)
+    schema = model.metadata.signature
     assert schema.inputs.inputs[0].shape == (-1, 16, 16, 3)
     assert [spec.shape for spec in schema.outputs.inputs] == [(-1, 2), (-1, 3)]
-    assert np.array_equal(served.input_example, IMAGES[:2].permute(0, 2, 3, 1).numpy())
+    assert np.array_equal(model.input_example, IMAGES[:2].permute(0, 2, 3, 1).numpy())
     with pytest.raises(mlflow.exceptions.MlflowException, match="shape"):
-        served.predict(np.zeros((1, 8, 8, 3), np.uint8))
+        model.predict(np.zeros((1, 8, 8, 3), np.uint8))
 
 
 @pytest.mark.slow
-def test_it_is_loaded_without_a_checkout(tracker: Tracker, client: MlflowClient, tmp_path: Path) -> None:
-    """From another folder, with nothing but the installed package on the path."""
+def test_model_loads_from_the_installed_package_alone(tracker: Tracker, client: MlflowClient, tmp_path: Path) -> None:
+    """A process in another folder, without a checkout on its path, loads the model."""
     registered_model(tracker, tmp_path)
     program = (
         "import sys, mlflow, numpy as np; mlflow.set_tracking_uri(sys.argv[1]);"
@@ -202,11 +209,11 @@ def test_it_is_loaded_without_a_checkout(tracker: Tracker, client: MlflowClient,
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "checkpoint.json"])
-def test_a_tampered_model_is_refused(tracker: Tracker, client: MlflowClient, tmp_path: Path, name: str) -> None:
+def test_loading_a_damaged_model_is_refused(tracker: Tracker, client: MlflowClient, tmp_path: Path, name: str) -> None:
     registered_model(tracker, tmp_path)
     version = client.get_model_version_by_alias("digits", "champion")
     location = client.get_logged_model(version.source.removeprefix("models:/")).artifact_location
-    file = Path(location.removeprefix("file://")) / "artifacts" / "checkpoint" / name
+    file = Path(location.removeprefix("file://")) / "data" / "checkpoint" / name
     content = bytearray(file.read_bytes())
     if name == "checkpoint.json":
         meta = json.loads(content)
@@ -215,28 +222,28 @@ def test_a_tampered_model_is_refused(tracker: Tracker, client: MlflowClient, tmp
     else:
         content[-1] ^= 1
         file.write_bytes(content)
-    with pytest.raises(UserError, match=r"damaged|not as it was written"):
+    with pytest.raises(CorruptedError, match=name):
         mlflow.pyfunc.load_model("models:/digits@champion")
 
 
-def test_a_version_is_looked_up_and_fetched(tracker: Tracker, tmp_path: Path) -> None:
+def test_resolve_and_fetch_give_the_registered_weights(tracker: Tracker, tmp_path: Path) -> None:
     uri = registered_model(tracker, tmp_path)
     expected = weights_sha256(load_model(tmp_path / "0" / "step-00000012"))
-    for asked in (uri, "models:/digits@champion"):
-        version = resolve(tracker, asked)
+    for address in (uri, "models:/digits@champion"):
+        version = resolve(tracker, address)
         assert (version.uri, version.weights_sha256) == ("models:/digits/1", expected)
         assert weights_sha256(load_model(fetch(tracker, version, tmp_path / "model"))) == expected
     for missing in ("models:/digits/7", "models:/digits@best", "models:/cats/1"):
-        with pytest.raises(UserError, match=r"no such version; its models: models:/digits"):
+        with pytest.raises(UserError, match=rf"model_uri={missing}: .*models:/digits"):
             resolve(tracker, missing)
 
 
-def test_other_weights_than_were_registered_are_refused(tracker: Tracker, client: MlflowClient, tmp_path: Path) -> None:
-    """Whole files of another model, hashes and all."""
+def test_fetch_of_other_weights_is_refused(tracker: Tracker, client: MlflowClient, tmp_path: Path) -> None:
+    """The files of another model, whose hashes are right, lie in place of the registered ones."""
     version = resolve(tracker, registered_model(tracker, tmp_path))
     location = Path(client.get_logged_model(version.model_id).artifact_location.removeprefix("file://"))
     for file in checkpoint(tmp_path / "other", seed=5).iterdir():
-        if (target := location / "artifacts" / "checkpoint" / file.name).exists():
+        if (target := location / "data" / "checkpoint" / file.name).exists():
             target.write_bytes(file.read_bytes())
-    with pytest.raises(UserError, match=r"models:/digits/1 holds other weights than were registered: evaluate its"):
+    with pytest.raises(UserError, match=r"models:/digits/1: .*registered"):
         fetch(tracker, version, tmp_path / "model")
