@@ -1,167 +1,104 @@
-"""Scores of codes against factors by name: one function for each task that the evaluation spreads over a cluster."""
+"""Metrics of codes against factors: groups of the registry, each of them one task."""
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from jobs.config import EvaluateConfig
 from jobs.evaluation.encode import Array
-from jobs.evaluation.inputs import FEWEST, EncodedDataset, label_name, probes
-from jobs.evaluation.model_metrics import Scores, probe_scores
-from vlae.metrics import (
-    beta_vae_score,
-    dci_scores,
-    dcimig_score,
-    explicitness_score,
-    factor_gaps,
-    factor_vae_score,
-    few_label_accuracy,
-    gaussian_total_correlation,
-    gaussian_wasserstein_correlation,
-    independent_axes,
-    info_mec_scores,
-    irs_score,
-    jemmig_score,
-    mean_pairwise_mutual_information,
-    mig_score,
-    mig_sup_score,
-    modularity_score,
-    rung_dci_scores,
-    sap_score,
-    udr_score,
-)
+from jobs.evaluation.inputs import MIN_IMAGES, EncodedDataset, Factors, RungFactorMatrix
+from jobs.evaluation.registry import METRICS, Group, Metric
+from vlae.metrics import dci_scores, few_label_accuracy, independent_axes, mig_score, rung_dci_scores, udr_score
 
-_TEST_ROWS = 5000  # of the classifiers, as many as the literature takes
-_LABELS = (10, 100, 1000)
-
-_GAPS = {
-    "mig": mig_score,
-    "mig_sup": mig_sup_score,
-    "modularity": modularity_score,
-    "dcimig": dcimig_score,
-    "jemmig": jemmig_score,
-}
-_UNSUPERVISED: dict[str, Callable[[Array], float]] = {
-    "total_correlation": gaussian_total_correlation,
-    "wasserstein_correlation": partial(gaussian_wasserstein_correlation, normalize=True),
-    "pairwise_information": mean_pairwise_mutual_information,
-}
-
-Family = Callable[[EncodedDataset, EvaluateConfig], Scores]
+_LABEL_COUNTS = (10, 100, 1000)
 
 
-def information_scores(encoded: EncodedDataset, config: EvaluateConfig) -> Scores:  # noqa: ARG001  (families look alike)
-    """Gaps of mutual information, of all rungs and of each, MIG by factor too; and what needs no factors."""
-    scores: Scores = {}
-    if encoded.names:
-        gaps = factor_gaps(encoded.means, encoded.factors)
-        scores |= {f"mig/{factor}": float(gap) for factor, gap in zip(encoded.names, gaps, strict=True)}
-        for name, score in _GAPS.items():
-            scores |= _all_and_each(name, encoded.codes.means, partial(_against, score, encoded.factors))
-        turned = np.concatenate([independent_axes(rung) for rung in encoded.codes.means], axis=1)
-        scores["mig_ica"] = mig_score(turned, encoded.factors)
-    for name, unsupervised in _UNSUPERVISED.items():
-        scores |= _all_and_each(name, encoded.codes.means, unsupervised)
-    return scores
+def compute_metrics(
+    metrics: Iterable[Metric], inputs: EncodedDataset | RungFactorMatrix, results: Mapping[str, Any] | None = None
+) -> dict[str, float]:
+    """Return metrics by name, not all finite; an entry that needs more factors than the inputs have is skipped.
 
-
-def classifier_scores(encoded: EncodedDataset, config: EvaluateConfig) -> Scores:
-    """SAP, explicitness, and what a few labels are good for."""
-    if not encoded.names:
-        return {}
-    scores, train, test = {}, encoded.all_train_means, encoded.means[:_TEST_ROWS]
-    factors = encoded.factors[:_TEST_ROWS]
-    for name, score in (("sap", sap_score), ("explicitness", explicitness_score)):
-        scores[name] = score(train, encoded.train_factors, test, factors)
-    label = label_name(config.label_factor, encoded.names)
-    if label is not None:
-        column = encoded.names.index(label)
-        known, asked = encoded.train_factors[:, column], factors[:, column]
-        for count in _LABELS:
-            if count <= len(train):
-                accuracy = few_label_accuracy(train, known, test, asked, count=count, seed=config.seed)
-                scores[f"few_labels/{count}"] = accuracy
-    return scores
-
-
-def dci_family(encoded: EncodedDataset, config: EvaluateConfig) -> Scores:
-    """DCI of the latents, and of the rungs as blocks."""
-    if not encoded.names:
-        return {}
-    found = dci_scores(
-        encoded.all_train_means,
-        encoded.train_factors,
-        encoded.means[:_TEST_ROWS],
-        encoded.factors[:_TEST_ROWS],
-        seed=config.seed,
-    )
-    disentanglement, completeness = rung_dci_scores(found.importances, [rung.shape[1] for rung in encoded.codes.means])
-    return {
-        "dci_disentanglement": found.disentanglement,
-        "dci_completeness": found.completeness,
-        "dci_informativeness": found.informativeness,
-        "dci_disentanglement/rungs": disentanglement,
-        "dci_completeness/rungs": completeness,
-    }
-
-
-def intervention_scores(encoded: EncodedDataset, config: EvaluateConfig) -> Scores:
-    """What stays and what moves when a factor is held: FactorVAE, BetaVAE, IRS; InfoMEC beside them."""
-    if not encoded.names:
-        return {}
-    means, factors, seed = encoded.means, encoded.factors, config.seed
-    mec = info_mec_scores(means[:_TEST_ROWS], factors[:_TEST_ROWS], seed=seed)
-    return {
-        "factor_vae": factor_vae_score(means, factors, seed=seed, active=encoded.active),
-        "beta_vae": beta_vae_score(means, factors, seed=seed),
-        "irs": irs_score(means, factors),
-        "infom": mec.infom,
-        "infoc": mec.infoc,
-        "infoe": mec.infoe,
-    }
-
-
-def probe_family(encoded: EncodedDataset, config: EvaluateConfig) -> Scores:
-    """What a classifier reads from the samples of each rung, and UDR where models of other seeds are there."""
-    found = probes(encoded.train_samples, encoded.train_factors, encoded.codes.samples, encoded.factors, config.seed)
-    scores = probe_scores(found, encoded.names)
-    if encoded.siblings:
-        rows = len(encoded.siblings[0])
-        scores["udr"] = float(udr_score([encoded.means[:rows], *encoded.siblings])[0])
-    return scores
-
-
-# The longest first: it then runs beside all the others.
-METRIC_GROUPS: tuple[Family, ...] = (
-    dci_family,
-    probe_family,
-    intervention_scores,
-    classifier_scores,
-    information_scores,
-)
-
-
-def compute_group(family: Family, encoded: EncodedDataset, config: EvaluateConfig) -> Scores:
-    """The scores of one family; none where there are too few images for any to mean something.
-
-    The BLAS has one thread, since its products are small and would wait for it.
+    Args:
+        metrics: Entries of the registry.
+        inputs: Object whose attributes are the inputs of the metrics' functions.
+        results: Results that exist already, by entry point of their function.
     """
-    if min(len(encoded.factors), len(encoded.train_factors)) < FEWEST:
-        return {}
+    computed = dict(results or {})
+    values: dict[str, float] = {}
+    # One thread of the BLAS, because the products are small and threads would wait for each other.
     with threadpool_limits(1, "blas"):
-        return family(encoded, config)
+        for metric in metrics:
+            if len(inputs.names) < metric.min_factors:
+                continue
+            values |= metric.compute(inputs, computed, inputs.names)
+            if metric.per_rung and isinstance(inputs, EncodedDataset) and len(inputs.rung_dims) > 1:
+                for rung in range(len(inputs.rung_dims)):
+                    (value,) = metric.compute(inputs.select_rung(rung), {}, inputs.names).values()
+                    values[f"{metric.name}/rung_{rung}"] = value
+    return values
 
 
-def _all_and_each(name: str, rungs: Sequence[Array], score: Callable[[Array], float]) -> Scores:
-    """A score of all rungs together, and as `name/rung_0` of each alone."""
-    scores = {name: score(np.concatenate(rungs, axis=1))}
-    if len(rungs) > 1:
-        scores |= {f"{name}/rung_{level}": score(codes) for level, codes in enumerate(rungs)}
-    return scores
+def compute_group(group: Group, encoded: EncodedDataset) -> dict[str, float]:
+    """Return a group's metrics by name, not all finite; empty below 20 images in a split, where values are noise."""
+    if min(len(encoded.factors), len(encoded.train_factors)) < MIN_IMAGES:
+        return {}
+    return compute_metrics([metric for metric in METRICS if metric.group == group], encoded)
 
 
-def _against(score: Callable[[Array, NDArray[np.int64]], float], factors: NDArray[np.int64], codes: Array) -> float:
-    return score(codes, factors)
+def dci_with_rungs(
+    train_codes: Array,
+    train_factors: Factors,
+    test_codes: Array,
+    test_factors: Factors,
+    rung_dims: Sequence[int],
+    *,
+    seed: int,
+) -> dict[str, float]:
+    """Return DCI of the latents and of the rungs by name, in [0, 1]; the importances of a rung's latents are added.
+
+    Codes are (M, D) and (N, D), factors (M, K) and (N, K). `rung_dims` lists the latents of each rung, bottom first.
+    """
+    latents = dci_scores(train_codes, train_factors, test_codes, test_factors, seed=seed)
+    rung_disentanglement, rung_completeness = rung_dci_scores(latents.importances, rung_dims)
+    return {
+        "disentanglement": latents.disentanglement,
+        "completeness": latents.completeness,
+        "informativeness": latents.informativeness,
+        "rung_disentanglement": rung_disentanglement,
+        "rung_completeness": rung_completeness,
+    }
+
+
+def mig_after_ica(rung_codes: Sequence[Array], factors: Factors) -> float:
+    """Return the MIG in [0, 1] of codes (N, D_l) and factors (N, K) after each rung is rotated to independent axes."""
+    return mig_score(np.concatenate([independent_axes(codes) for codes in rung_codes], axis=1), factors)
+
+
+def few_label_accuracies(
+    train_codes: Array,
+    train_labels: NDArray[np.int64] | None,
+    test_codes: Array,
+    test_labels: NDArray[np.int64] | None,
+    *,
+    seed: int,
+) -> dict[int, float]:
+    """Return the test accuracy in [0, 1] of a classifier by its number of labeled codes: 10, 100 and 1,000, up to M.
+
+    Codes are (M, D) and (N, D), labels (M,) and (N,). Labels are None, and the result empty, without a class factor.
+    """
+    if train_labels is None or test_labels is None:
+        return {}
+    return {
+        count: few_label_accuracy(train_codes, train_labels, test_codes, test_labels, count=count, seed=seed)
+        for count in _LABEL_COUNTS
+        if count <= len(train_codes)
+    }
+
+
+def udr_with_siblings(codes: Array, sibling_codes: Sequence[Array]) -> float | None:
+    """Return the UDR in [0, 1] of codes (N, D) against the first n codes (n, D) of other models; None without any."""
+    if not sibling_codes:
+        return None
+    return float(udr_score([codes[: len(sibling_codes[0])], *sibling_codes])[0])

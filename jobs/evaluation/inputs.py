@@ -1,8 +1,9 @@
-"""The measures of vlae/, applied to samples of a dataset's splits."""
+"""Inputs of the metrics: images, codes and factors of a dataset's splits."""
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -12,151 +13,188 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from jobs.checkpoints.format import load_model
-from jobs.config import EvaluateConfig
 from jobs.data.dataset import ShardedDataset
 from jobs.data.sampling import permute
 from jobs.errors import UserError
-from jobs.evaluation.encode import Array, Encodings, encode, rung_codes, rung_means
-from vlae.classifier import Classifier, accuracy, train_classifier
-from vlae.features import RandomFeatures
-from vlae.gibbs import GibbsCurve, gibbs_curve
-from vlae.metrics import RungProbes, factor_complexity, probe_rungs, rung_information
+from jobs.evaluation.config import EvaluateConfig
+from jobs.evaluation.encode import Array, Encodings, encode, means_and_samples, rung_means
+from vlae.metrics import factor_centroids, rung_information
 from vlae.models.base import HierarchicalModel
 
-_INFORMATION_IMAGES = 3000  # every one of them is compared with every other
-LINEAR_IMAGES = 2000  # of each split, that the complexity of the factors is judged by
-_PROBED_IMAGES = 5000  # that a probe learns from
-_CLASSIFIER_IMAGES = 20_000
-_SMALLEST = 16  # pixels that the fixed features need
-FEWEST = 20  # images of a split that a probe or a distance makes sense for
-# Factors that say what the picture is of, where `evaluate.label_factor` names none.
+MIN_IMAGES = 20  # of a split, below which a probe or a distance is noise
+_INFORMATION_IMAGES = 3000  # because every image is compared with every other
+_TRAIN_IMAGES = 10_000  # train images of the classifiers, as in the literature
+_TEST_IMAGES = 5000  # test images of the classifiers, as in the literature
+_PROBE_IMAGES = 5000  # train images of a probe
+_SIBLING_IMAGES = 2000  # on which models of other seeds are compared
+# Factors that name the class of an image, where `evaluate.label_factor` is empty.
 LABELS = ("digit", "class", "label", "identity", "category", "shape", "object_shape")
+
+Floats = NDArray[np.float64]
+Factors = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Some of a split, in an order that the seed makes: tars follow the source, which may be sorted by class."""
+    """Images (N, C, H, W) uint8 of a split, the index (N, K) of each factor's value, and the names of the K factors."""
 
-    images: Tensor  # (N, C, H, W) uint8
-    factors: NDArray[np.int64]  # (N, K)
-    names: list[str]  # of the factors
+    images: Tensor
+    factors: Factors
+    names: list[str]
 
 
 def sample(data: ShardedDataset, count: int, seed: int) -> Sample:
-    """At most `count` images of a split, picked by the seed."""
+    """Return up to `count` images of a split in a random order, because the source may be sorted by class."""
     images, factors = data.read(permute(np.arange(min(len(data), count)), len(data), seed))
     return Sample(images, factors, [factor.name for factor in data.manifest.factors])
 
 
-def information(codes: Encodings, factors: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Share of each factor that each rung tells, (L, K)."""
-    few = slice(_INFORMATION_IMAGES)
-    rungs = zip(codes.samples, codes.sampled_posterior_means, codes.log_sigmas, strict=True)
-    with threadpool_limits(1, "blas"):  # its products are small: threads would wait for each other
-        return np.stack([rung_information(z[few], mean[few], sigma[few], factors[few]) for z, mean, sigma in rungs])
-
-
-def complexity(train: Sample, test: Sample) -> NDArray[np.float64]:
-    """What a linear probe of the pixels leaves of each factor, (K,)."""
-    if min(len(train.images), len(test.images)) < FEWEST:
-        return np.full(len(train.names), np.nan)
-    if not train.names:
-        return np.zeros(0)
-    few = slice(LINEAR_IMAGES)
-    parts = (part[few] for one in (train, test) for part in (one.images.numpy(), one.factors))
-    return factor_complexity(*parts)
-
-
-def probes(
-    train_rungs: Sequence[Array],
-    train_factors: NDArray[np.int64],
-    test_rungs: Sequence[Array],
-    test_factors: NDArray[np.int64],
-    seed: int,
-) -> RungProbes | None:
-    """What a probe reads from the samples of each rung, of all, and of all but one; None without factors or images."""
-    if not train_factors.shape[1] or min(len(train_factors), len(test_factors)) < FEWEST:
-        return None
-    few = slice(_PROBED_IMAGES)
-    return probe_rungs([rung[few] for rung in train_rungs], train_factors[few], test_rungs, test_factors, seed=seed)
-
-
-def label_name(wanted: str, names: Sequence[str]) -> str | None:
-    """The factor that says what a picture is of: `wanted`, or the first of the usual names that there is.
+def label_name(label_factor: str, names: Sequence[str]) -> str | None:
+    """Return the class factor: `label_factor`, or if that is empty the first of `LABELS` that exists, or None.
 
     Raises:
-        UserError: no factor has the name `wanted`.
+        UserError: The dataset has no factor `label_factor`.
     """
-    if wanted and wanted not in names:
-        known = ", ".join(names) or "none"
-        raise UserError(f"evaluate.label_factor={wanted} is no factor of this dataset; its factors: {known}")
-    return wanted or next((label for label in LABELS if label in names), None)
-
-
-def label_classifier(
-    train: ShardedDataset, test: Sample, config: EvaluateConfig, device: torch.device
-) -> tuple[Classifier | None, dict[str, float]]:
-    """A classifier of the factor that says what a picture is of, and its accuracy; None where there is no such factor.
-
-    Raises:
-        UserError: no factor has the name of `config.label`.
-    """
-    name = label_name(config.label_factor, test.names)
-    column = test.names.index(name) if name else -1
-    if column < 0:
-        return None, {}
-    learned = sample(train, _CLASSIFIER_IMAGES, config.seed)
-    if any(np.ptp(one.factors[:, column]) == 0 for one in (learned, test)):
-        return None, {}
-    labels = (torch.from_numpy(one.factors[:, column]).to(device) for one in (learned, test))
-    known_labels, asked = labels
-    classifier = train_classifier(
-        learned.images.to(device), known_labels, seed=config.seed, steps=config.classifier_steps
-    )
-    return classifier, {"classifier_accuracy": accuracy(classifier, test.images.to(device), asked)}
-
-
-def gibbs(
-    model: HierarchicalModel, images: Tensor, steps: Sequence[int], generator: torch.Generator
-) -> GibbsCurve | None:
-    """Gibbs chains on the bottom rung, in the fixed feature space; None for images that are too small for it."""
-    if min(images.shape[2:]) < _SMALLEST or len(images) < FEWEST or not steps:
-        return None
-    return gibbs_curve(model, images, RandomFeatures().to(images.device), steps=steps, generator=generator)
-
-
-_TRAIN_IMAGES = 10_000  # that probes learn from, as many as the literature takes
-_SIBLING_IMAGES = 2000  # on which models of other seeds are compared
+    if label_factor and label_factor not in names:
+        raise UserError(
+            f"evaluate.label_factor={label_factor}: not a factor of this dataset. "
+            f"Choose from its factors: {', '.join(names) or 'none'}."
+        )
+    return label_factor or next((label for label in LABELS if label in names), None)
 
 
 @dataclass(frozen=True)
 class EncodedDataset:
-    """Codes and factors of N test and M train images; lists run over the rungs, bottom first."""
+    """Codes and factors of N test and M train images, and the inputs of metrics that follow from them.
 
-    codes: Encodings  # of the test images
-    factors: NDArray[np.int64]  # (N, K)
-    train_means: list[Array]  # (M, D_l)
-    train_samples: list[Array]  # (M, D_l)
-    train_factors: NDArray[np.int64]  # (M, K)
-    names: list[str]  # of the factors
-    siblings: list[Array]  # (n, D), means of the first test images in models of other seeds
-    dimensions: int  # of an image
-    discrete: bool  # whether p(x|z) is of 8-bit data
+    The registry names the attributes of this class as inputs of metrics. Lists run over the rungs, bottom first.
+
+    Attributes:
+        codes: Encodings of the test images.
+        factors: Factors of the test images (N, K).
+        dimensions: Number of values of an image, C H W.
+        discrete: Whether p(x|z) is a distribution of 8-bit values.
+        train_rung_means: Posterior means of the train images (M, D_l).
+        train_rung_samples: Posterior samples of the train images (M, D_l).
+        train_factors: Factors of the train images (M, K).
+        sibling_means: Codes (n, D) of the first n test images, in models of other seeds.
+    """
+
+    codes: Encodings
+    factors: Factors
+    names: list[str]
+    dimensions: int
+    discrete: bool
+    seed: int
+    label_factor: str = ""
+    train_rung_means: list[Array] = field(default_factory=list)
+    train_rung_samples: list[Array] = field(default_factory=list)
+    train_factors: Factors = field(default_factory=lambda: np.zeros((0, 0), np.int64))
+    sibling_means: list[Array] = field(default_factory=list)
 
     @property
+    def rung_dims(self) -> list[int]:
+        """Number of latents of each rung."""
+        return [rung.shape[1] for rung in self.codes.means]
+
+    @cached_property
     def means(self) -> Array:
-        """(N, D), all rungs side by side."""
+        """Codes of the test images (N, D), all rungs side by side."""
         return np.concatenate(self.codes.means, axis=1)
 
+    @cached_property
+    def train_means(self) -> Array:
+        """Codes of the train images (M, D), all rungs side by side."""
+        return np.concatenate(self.train_rung_means, axis=1)
+
     @property
-    def all_train_means(self) -> Array:
-        """(M, D), all rungs side by side."""
-        return np.concatenate(self.train_means, axis=1)
+    def test_means(self) -> Array:
+        """Codes of the first 5,000 test images, on which classifiers are tested."""
+        return self.means[:_TEST_IMAGES]
+
+    @property
+    def test_factors(self) -> Factors:
+        """Factors of the first 5,000 test images."""
+        return self.factors[:_TEST_IMAGES]
+
+    @property
+    def probe_train_samples(self) -> list[Array]:
+        """Posterior samples of the first 5,000 train images per rung."""
+        return [rung[:_PROBE_IMAGES] for rung in self.train_rung_samples]
+
+    @property
+    def probe_train_factors(self) -> Factors:
+        """Factors of the first 5,000 train images."""
+        return self.train_factors[:_PROBE_IMAGES]
+
+    @property
+    def train_labels(self) -> Factors | None:
+        """Classes of the train images (M,); None without a class factor."""
+        return self._labels(self.train_factors)
+
+    @property
+    def test_labels(self) -> Factors | None:
+        """Classes of the first 5,000 test images; None without a class factor."""
+        return self._labels(self.test_factors)
 
     @property
     def active(self) -> NDArray[np.bool_]:
-        """(D,), latents that are in use."""
+        """Which latents are active (D,)."""
         return np.concatenate(self.codes.mean_kl) > self.codes.threshold
+
+    @cached_property
+    def information(self) -> Floats:
+        """Fraction of each factor's entropy that each rung has information about (L, K)."""
+        codes, rows = self.codes, slice(_INFORMATION_IMAGES)
+        rungs = zip(codes.samples, codes.sampled_posterior_means, codes.log_sigmas, strict=True)
+        with threadpool_limits(1, "blas"):  # because the products are small, and threads would wait for each other
+            return np.stack(
+                [rung_information(z[rows], mean[rows], sigma[rows], self.factors[rows]) for z, mean, sigma in rungs]
+            )
+
+    def select_rung(self, rung: int) -> "EncodedDataset":
+        """Return the same dataset with the means of one rung only."""
+        codes = replace(self.codes, means=self.codes.means[rung : rung + 1])
+        return replace(self, codes=codes, train_rung_means=self.train_rung_means[rung : rung + 1])
+
+    def _labels(self, factors: Factors) -> Factors | None:
+        label = label_name(self.label_factor, self.names)
+        return None if label is None else factors[:, self.names.index(label)]
+
+
+@dataclass(frozen=True)
+class RungFactorMatrix:
+    """Inputs of the hierarchy metrics.
+
+    Attributes:
+        information: Fraction of each factor's entropy that each rung has information about (L, K).
+        complexity: Fraction of each factor that a linear probe of the pixels does not explain (K,).
+        names: Names of the K factors.
+    """
+
+    information: Floats
+    complexity: Floats
+    names: list[str]
+
+    @property
+    def centroids(self) -> Floats:
+        """Level centroid of each factor (K,)."""
+        return factor_centroids(self.information)
+
+
+def encode_sample(
+    model: HierarchicalModel, images: Sample, generator: torch.Generator, seed: int, label_factor: str = ""
+) -> EncodedDataset:
+    """Return test images encoded, without train images; the generator is on the model's device."""
+    return EncodedDataset(
+        codes=encode(model, images.images, generator),
+        factors=images.factors,
+        names=images.names,
+        dimensions=math.prod(model.image_shape),
+        discrete=model.likelihood.kind != "bernoulli",
+        seed=seed,
+        label_factor=label_factor,
+    )
 
 
 def encode_splits(
@@ -166,46 +204,43 @@ def encode_splits(
     config: EvaluateConfig,
     siblings: Sequence[Path] = (),
 ) -> EncodedDataset:
-    """Encode the images that the seed picks.
+    """Return codes and factors of random images of the test and the train split.
 
     Args:
-        model: in evaluation mode, on its device.
-        train: what probes learn from.
-        test: the split to score, or `config.num_images` samples of it.
-        config: how many images, and the seed.
-        siblings: checkpoints of the same model trained from other seeds.
+        model: Model in evaluation mode, on its device.
+        train: Split that classifiers and probes are trained on.
+        test: Split to evaluate.
+        config: Number of images and random seed.
+        siblings: Checkpoints of the same model trained with other seeds. A checkpoint that is gone is skipped.
 
     Raises:
-        UserError: the images do not fit the model, or its ELBO is not finite on them.
+        UserError: The images do not fit the model, or the ELBO is not finite.
     """
     if test.image_shape != model.image_shape:
-        raise UserError(f"the model takes images of {model.image_shape}, the test split has {test.image_shape}")
+        raise UserError(
+            f"data: the images are {test.image_shape}, the model takes {model.image_shape}. "
+            "Evaluate the model on images of its own shape."
+        )
     generator = torch.Generator(next(model.parameters()).device).manual_seed(config.seed)
-    shown, learned = sample(test, config.num_images, config.seed), sample(train, _TRAIN_IMAGES, config.seed)
-    codes = encode(model, shown.images, generator)
-    if not codes.finite:
-        raise UserError("the model's ELBO is not finite on the test split: train it anew with a smaller learning rate")
-    means, samples = rung_codes(model, learned.images, generator)
-    return EncodedDataset(
-        codes,
-        shown.factors,
-        means,
-        samples,
-        learned.factors,
-        shown.names,
-        _sibling_codes(siblings, shown, generator),
-        math.prod(model.image_shape),
-        model.likelihood.kind != "bernoulli",
-    )
-
-
-def _sibling_codes(siblings: Sequence[Path], shown: Sample, generator: torch.Generator) -> list[Array]:
-    """Means of the first test images in the models of other seeds; one that is gone by now is left out."""
-    found = []
+    test_images = sample(test, config.num_images, config.seed)
+    train_images = sample(train, _TRAIN_IMAGES, config.seed)
+    encoded = encode_sample(model, test_images, generator, config.seed, config.label_factor)
+    if not encoded.codes.finite:
+        raise UserError(
+            "train.learning_rate: the model's ELBO is not finite on the test split. Train with a smaller learning rate."
+        )
+    means, samples = means_and_samples(model, train_images.images, generator)
+    sibling_means = []
     for checkpoint in siblings:
         try:
-            other = load_model(checkpoint)
-        except UserError:
+            other = load_model(checkpoint).to(generator.device)
+        except UserError:  # because another command may prune checkpoints meanwhile
             continue
-        found.append(np.concatenate(rung_means(other.to(generator.device), shown.images[:_SIBLING_IMAGES]), axis=1))
-    return found
+        sibling_means.append(np.concatenate(rung_means(other, test_images.images[:_SIBLING_IMAGES]), axis=1))
+    return replace(
+        encoded,
+        train_rung_means=means,
+        train_rung_samples=samples,
+        train_factors=train_images.factors,
+        sibling_means=sibling_means,
+    )

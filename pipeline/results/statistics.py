@@ -1,4 +1,4 @@
-"""Scores over seeds: means with their intervals, and paired differences."""
+"""Statistics over seeds: means with intervals, and paired differences."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,12 +10,12 @@ from scipy import stats
 from jobs.cli import format_number
 
 _CONFIDENCE = 0.95
-_ROUNDING = 1e-9  # of the mean: a half width below it is rounding
+_ROUNDING = 1e-9  # fraction of the mean, below which a half width is rounding
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over seeds and the half width of its 95 % interval by Student's t; NaN with fewer than two seeds."""
+    """Mean of `count` seeds and half width of its 95 % interval (Student's t); NaN with fewer than two seeds."""
 
     mean: float
     half: float
@@ -23,12 +23,12 @@ class Interval:
 
     @property
     def low(self) -> float:
-        """The lower end."""
+        """Lower end of the interval."""
         return self.mean - self.half
 
     @property
     def high(self) -> float:
-        """The upper end."""
+        """Upper end of the interval."""
         return self.mean + self.half
 
     def __str__(self) -> str:
@@ -40,7 +40,12 @@ class Interval:
 
 
 def interval(values: Sequence[float]) -> Interval:
-    """Of one or more values, each of another seed."""
+    """Return the mean of one or more values and its 95 % interval: mean ± t(.975, n - 1) s / sqrt(n).
+
+    Example:
+        >>> str(interval([0.9, 0.92, 0.94]))
+        '0.920 ± 0.050'
+    """
     count = len(values)
     half = math.nan
     if count > 1:
@@ -51,18 +56,19 @@ def interval(values: Sequence[float]) -> Interval:
 
 @dataclass(frozen=True)
 class Difference:
-    """A paired difference over the seeds that both have."""
+    """Paired difference over the seeds that two models share.
+
+    Attributes:
+        interval: Mean difference and its interval.
+        p: p-value of Student's paired t-test, two-sided; NaN with fewer than two seeds or without variance.
+    """
 
     interval: Interval
-    p: float  # of Student's paired t-test, two-sided; NaN with fewer than two seeds or without any spread
+    p: float
 
 
 def paired_difference(first: Mapping[int, float], second: Mapping[int, float]) -> Difference | None:
-    """First minus second, seed by seed; None if they share none.
-
-    Args:
-        first, second: value by seed.
-    """
+    """Subtract the second model's values from the first's, seed by seed; return None without a shared seed."""
     seeds = sorted(first.keys() & second.keys())
     if not seeds:
         return None

@@ -40,7 +40,7 @@ def html() -> str:
     model = build_model(VlaeConfig(latent_dims=(2, 3), width=4, hidden_dims=8), (3, 16, 16)).eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for parameter in model.parameters():  # strangers' weights make all images alike
+        for parameter in model.parameters():  # because untrained weights give nearly equal images
             parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
     return explorer_page(
         model,
@@ -61,15 +61,15 @@ def tab(browser: Browser) -> Iterator[Page]:
 
 @pytest.fixture
 def frame(tab: Page, html: str) -> Iterator[Frame]:
-    """The page, ready; afterwards, that it asked for nothing and complained of nothing."""
-    asked: list[str] = []
+    """Yield the loaded page; afterwards check that it requested nothing and logged nothing."""
+    requests: list[str] = []
     complaints: list[str] = []
 
     def answer(route: Route) -> None:
         if route.request.url == HOST:
             route.fulfill(body="<!doctype html><title>MLflow</title>", content_type="text/html")
         else:
-            asked.append(route.request.url)
+            requests.append(route.request.url)
             route.abort()
 
     def listen(message: object) -> None:
@@ -80,10 +80,10 @@ def frame(tab: Page, html: str) -> Iterator[Frame]:
         tab.on(event, listen)
     tab.goto(HOST)
     tab.evaluate(SHOW, html)
-    shown = tab.frames[1]
-    shown.wait_for_function("bench.sliders.every((made) => made.sheet)")
-    yield shown
-    assert asked == []
+    page = tab.frames[1]
+    page.wait_for_function("bench.sliders.every((slider) => slider.sheet)")
+    yield page
+    assert requests == []
     assert complaints == []
     for event in ("console", "pageerror"):
         tab.remove_listener(event, listen)
@@ -101,11 +101,11 @@ def wait_for_change(frame: Frame, selector: str, before: str) -> str:
     return pixels(frame, selector)
 
 
-def say(frame: Frame, part: str) -> None:
-    frame.wait_for_function("part => document.getElementById('status').textContent.includes(part)", arg=part)
+def expect_status(frame: Frame, text: str) -> None:
+    frame.wait_for_function("text => document.getElementById('status').textContent.includes(text)", arg=text)
 
 
-def test_a_slider_by_keyboard(frame: Frame, tab: Page) -> None:
+def test_slider_keyboard_moves_and_resets(frame: Frame, tab: Page) -> None:
     own = pixels(frame, "#large")
     assert own == pixels(frame, "#copy")
     slider = frame.get_by_role("slider", name="Rung 1, latent 2")
@@ -116,16 +116,16 @@ def test_a_slider_by_keyboard(frame: Frame, tab: Page) -> None:
     first = wait_for_change(frame, "#large", own)
     assert slider.get_attribute("aria-valuetext") == f"{LOWEST} standard deviations"
     assert f"Rung 1, latent 2 at {LOWEST}" in frame.locator("#caption").inner_text()
-    say(frame, f"latent 2 at {LOWEST}")
+    expect_status(frame, f"latent 2 at {LOWEST}")
     tab.keyboard.press("ArrowRight")
     wait_for_change(frame, "#large", first)
     frame.get_by_role("button", name="Reset rung 1").press("Enter")
     wait_for_change(frame, "#large", first)
     assert pixels(frame, "#large") == own
-    say(frame, "rung 1 have their own values")
+    expect_status(frame, "rung 1 have their own values")
 
 
-def test_a_strip_is_dragged_by_its_frame(frame: Frame, tab: Page) -> None:
+def test_strip_click_selects_that_tile(frame: Frame, tab: Page) -> None:
     """Each tile is where the slider has it: a click in a tile chooses that tile."""
     slider = frame.get_by_role("slider", name="Rung 0, latent 1")
     slider.scroll_into_view_if_needed()
@@ -136,7 +136,7 @@ def test_a_strip_is_dragged_by_its_frame(frame: Frame, tab: Page) -> None:
         assert slider.input_value() == str(step)
 
 
-def test_another_image(frame: Frame, tab: Page) -> None:
+def test_image_choice_redraws_everything(frame: Frame, tab: Page) -> None:
     pictures = ("#large", "#copy", "#picture", ".rung:first-child .row:nth-of-type(3) canvas")
     before = [pixels(frame, each) for each in pictures]
     frame.get_by_label("Test image 1").first.focus()
@@ -144,10 +144,10 @@ def test_another_image(frame: Frame, tab: Page) -> None:
     for each, old in zip(pictures, before, strict=True):
         wait_for_change(frame, each, old)
     assert frame.get_by_label("Test image 2").first.is_checked()
-    say(frame, "Test image 2 is chosen")
+    expect_status(frame, "Test image 2 is chosen")
 
 
-def test_rungs_are_swapped(frame: Frame, tab: Page) -> None:
+def test_swap_keyboard_mixes_rungs(frame: Frame, tab: Page) -> None:
     frame.wait_for_function("document.getElementById('mixed').textContent === 'All of A'")
     ends = [pixels(frame, "#end-a"), pixels(frame, "#end-b")]
     assert pixels(frame, "#mixture") == ends[0] != ends[1]
@@ -158,17 +158,17 @@ def test_rungs_are_swapped(frame: Frame, tab: Page) -> None:
     assert frame.locator("#mixed").inner_text() == "Rung 0 from A, rung 1 from B"
     frame.get_by_role("button", name="All B").press("Enter")
     assert wait_for_change(frame, "#mixture", mixed) == ends[1]
-    say(frame, "All of B. A is image 1, B is image 2.")
-    frame.locator("input[name=end-a]").nth(1).check(force=True)  # A and B change places
+    expect_status(frame, "All of B. A is image 1, B is image 2.")
+    frame.locator("input[name=end-a]").nth(1).check(force=True)  # A and B are exchanged
     wait_for_change(frame, "#mixture", ends[1])
     assert pixels(frame, "#mixture") == ends[0]
     assert frame.locator("input[name=end-b]").nth(0).is_checked()
 
 
-def test_the_colors_are_toggled_and_stand_out(frame: Frame) -> None:
+def test_theme_toggle_keeps_contrast(frame: Frame) -> None:
     def contrast(front: str, back: str) -> float:
         def light(name: str) -> float:
-            channels = [float(part) / 255 for part in frame.evaluate(COLOR, name)[4:-1].split(",")]
+            channels = [float(channel) / 255 for channel in frame.evaluate(COLOR, name)[4:-1].split(",")]
             linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
             return float(np.dot(linear, [0.2126, 0.7152, 0.0722]))
 
@@ -193,7 +193,7 @@ def test_the_colors_are_toggled_and_stand_out(frame: Frame) -> None:
     assert len(seen) == 2
 
 
-def test_tab_reaches_every_control_and_leaves_again(frame: Frame, tab: Page) -> None:
+def test_tab_key_reaches_every_control(frame: Frame, tab: Page) -> None:
     frame.locator("summary").press("Enter")
     expected = frame.evaluate(f"{CONTROLS}.length")
     frame.locator("#nav a").first.focus()
@@ -209,15 +209,15 @@ def test_tab_reaches_every_control_and_leaves_again(frame: Frame, tab: Page) -> 
 
 
 @pytest.mark.parametrize("width", [360, 700, 1400])
-def test_it_fits_any_width(frame: Frame, tab: Page, width: int) -> None:
+def test_page_fits_any_width(frame: Frame, tab: Page, width: int) -> None:
     tab.set_viewport_size({"width": width, "height": 800})
     assert frame.evaluate("document.documentElement.scrollWidth <= innerWidth")
     tab.set_viewport_size({"width": 1200, "height": 900})
 
 
-def test_everything_has_a_name(frame: Frame) -> None:
+def test_every_control_has_a_name(frame: Frame) -> None:
     assert frame.evaluate(f"{NAMELESS}.map((each) => each.outerHTML)") == []
-    heat = frame.get_by_role("region", name="Share of each factor")
+    heat = frame.get_by_role("region", name="Information of each rung")
     assert heat.get_by_role("rowheader").all_inner_texts() == ["Rung 1", "Rung 0"]
     assert heat.get_by_role("cell").all_inner_texts() == ["0.90", "1.00", "0.10", "\N{EN DASH}"]
     assert frame.locator("summary").all_inner_texts() == ["1 inactive latent (below 0.01 nat)"]

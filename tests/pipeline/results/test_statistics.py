@@ -1,4 +1,4 @@
-"""Means, intervals and paired tests against scipy's own and known values."""
+"""Means, intervals and paired tests against scipy and closed forms."""
 
 import math
 
@@ -9,22 +9,22 @@ from scipy import stats
 from pipeline.results.statistics import interval, paired_difference
 
 
-def test_the_interval_is_students() -> None:
+def test_interval_matches_scipy_t() -> None:
     values = [1.0, 2.0, 4.0, 4.5, 3.0]
-    found = interval(values)
+    result = interval(values)
     low, high = stats.t.interval(0.95, 4, loc=np.mean(values), scale=stats.sem(values))
-    assert (found.low, found.high) == (pytest.approx(low), pytest.approx(high))
-    assert found.count == 5
+    assert (result.low, result.high) == (pytest.approx(low), pytest.approx(high))
+    assert result.count == 5
     assert interval([1.0, 3.0]).half == pytest.approx(12.7062, abs=1e-4)  # t of one degree of freedom
 
 
-def test_an_interval_covers_the_truth_as_often_as_it_says() -> None:
+def test_interval_covers_the_mean_at_95_percent() -> None:
     draws = np.random.default_rng(0).normal(size=(4000, 5))
-    covered = [found.low <= 0 <= found.high for found in map(interval, draws.tolist())]
+    covered = [result.low <= 0 <= result.high for result in map(interval, draws.tolist())]
     assert np.mean(covered) == pytest.approx(0.95, abs=0.01)
 
 
-def test_one_seed_has_no_interval() -> None:
+def test_interval_one_seed_is_nan() -> None:
     assert math.isnan(interval([2.0]).half)
     assert str(interval([2.0])) == "2"
 
@@ -39,19 +39,19 @@ def test_one_seed_has_no_interval() -> None:
         ([-14427.7], "-14,428"),
     ],
 )
-def test_as_many_digits_as_mean_something(values: list[float], text: str) -> None:
+def test_interval_text_has_significant_digits(values: list[float], text: str) -> None:
     assert str(interval(values)) == text
 
 
-def test_paired_differences_are_scipys() -> None:
+def test_paired_difference_matches_scipy() -> None:
     first, second = {0: 3.0, 1: 2.5, 2: 4.0, 7: 9.0}, {0: 1.0, 1: 2.0, 2: 2.2, 5: 0.0}
-    found = paired_difference(first, second)
-    assert found is not None
+    result = paired_difference(first, second)
+    assert result is not None
     expected = stats.ttest_rel([3.0, 2.5, 4.0], [1.0, 2.0, 2.2])
-    assert found.p == pytest.approx(expected.pvalue)
+    assert result.p == pytest.approx(expected.pvalue)
     ends = expected.confidence_interval(0.95)
-    assert (found.interval.low, found.interval.high) == (pytest.approx(ends.low), pytest.approx(ends.high))
+    assert (result.interval.low, result.interval.high) == (pytest.approx(ends.low), pytest.approx(ends.high))
     assert paired_difference(first, {9: 1.0}) is None
-    alone = paired_difference({0: 1.0}, {0: 0.0})
-    assert alone is not None
-    assert math.isnan(alone.p)
+    single = paired_difference({0: 1.0}, {0: 0.0})
+    assert single is not None
+    assert math.isnan(single.p)
