@@ -1,21 +1,18 @@
-"""The tune job: Ray Tune runs the trials of a search, several at a time, and the driver follows them."""
+"""The tune job: Ray Tune runs the trials of a search, several at once, and the driver follows their events."""
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from queue import Empty, SimpleQueue
 from typing import Any
 
 import ray
 from ray import tune
-from ray.exceptions import RayError
 from ray.tune import Callback, FailureConfig, PlacementGroupFactory, RunConfig, Tuner
 from ray.tune.experiment import Trial as RayTrial
 
-from jobs.cli import defer_signals
+from jobs.cluster.driver_loop import DriverLoop, ray_error_reason
 from jobs.cluster.event_queue import make_event_queue
 from jobs.config import TrainConfig
 from jobs.errors import UserError
@@ -24,12 +21,11 @@ from jobs.search.config import TuneConfig
 from jobs.search.resources import TrialResources
 from jobs.search.scheduler import make_scheduler
 from jobs.search.searcher import OptunaSearcher
-from jobs.search.trainable import FAILED, TrialPlan, run_trial
-from jobs.search.trials import Status, TrialEvent
-from jobs.train import in_thread
+from jobs.search.trainable import FAILED, TrialPlan, train_trial
+from jobs.search.trials import TrialEvent, TrialResult
 
-# Read by Ray Tune. Its own result files are of no use: all that is told is in MLflow and in the search's record.
-# Reports of a failure have no scores.
+# Read by Ray Tune. Its own result files are not needed: MLflow and the record of the search hold everything.
+# Reports of a failure have no metrics.
 _ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
@@ -37,186 +33,117 @@ _ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_MAX_PENDING_TRIALS_PG": "1",
 }
-_POLL_SECONDS = 0.25
-_GRACE_SECONDS = 30.0  # for the last checkpoints of the trials that are under way
-_ANY_BYTE = {"memory": 1.0}  # what a trial holds itself whose workers are Ray Train's: Ray Tune refuses nothing at all
-
-
-@dataclass(frozen=True)
-class TrialResult:
-    """A trial of which nothing more is to come."""
-
-    number: int
-    values: Mapping[str, Any]
-    status: Status
-    reason: str = ""
+_GRACE_SECONDS = 30.0  # for the last checkpoints of the running trials
+_ONE_BYTE = {"memory": 1.0}  # a trial whose workers belong to Ray Train; Ray Tune refuses to reserve nothing at all
 
 
 def run_search(
     config: TuneConfig,
     plan: TrialPlan,
-    room: TrialResources,
-    proposals: OptunaSearcher,
+    resources: TrialResources,
+    searcher: OptunaSearcher,
     train: TrainConfig,
     scratch: Path,
-    on_news: Callable[[Sequence[TrialEvent], Sequence[TrialResult]], None],
+    on_events: Callable[[list[TrialEvent]], None],
 ) -> None:
     """Run a search to its end.
 
     Args:
-        config: the search.
-        plan: of its trials.
-        room: for them.
-        proposals: which points to try.
-        train: settings of a whole training.
-        scratch: folder for Ray's own notes, seen by every node; of no use after the call.
-        on_news: called in this thread several times a second: what the trials tell, then which of them have ended.
+        config: Settings of the search.
+        plan: Description of its trials.
+        resources: Resources of its trials.
+        searcher: Suggests the points to try.
+        train: Settings of a whole training.
+        scratch: Folder for Ray's files, seen by every node. It can be deleted after the call.
+        on_events: Called in this thread with the events of the trials, several times a second.
 
     Raises:
-        UserError: Ray Tune failed; what was told is kept.
-        KeyboardInterrupt: after last checkpoints; at once if it comes a second time.
+        UserError: Ray Tune failed, or `searcher` or `on_events` raised the error.
+        KeyboardInterrupt: The search was stopped: after last checkpoints, or at once on a second Ctrl-C.
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    board = make_event_queue()
-    ends = TrialResultCallback(config.budget(train.steps))
+    event_queue = make_event_queue()
+    # Ray Train reserves the resources of the workers of a nested training.
+    reserved = resources.worker.resources if plan.nested is None else _ONE_BYTE
     tuner = Tuner(
-        _trainable(plan, room, board),
+        tune.with_resources(
+            tune.with_parameters(train_trial, plan=plan, event_queue=event_queue), PlacementGroupFactory([reserved])
+        ),
         tune_config=tune.TuneConfig(
-            search_alg=proposals,
-            scheduler=make_scheduler(config, train, {trial.number: trial.step for trial in plan.known.values()}),
+            search_alg=searcher,
+            scheduler=make_scheduler(config, train, {trial.number: trial.step for trial in plan.trials.values()}),
             num_samples=config.trials,
-            max_concurrent_trials=room.max_concurrent,
+            max_concurrent_trials=resources.max_concurrent,
             reuse_actors=plan.nested is None,
         ),
         run_config=RunConfig(
             name=f"attempt-{time.time_ns()}",
             storage_path=str(scratch),
             verbose=0,
-            callbacks=[ends],
+            callbacks=[TrialResultCallback(event_queue, config.budget(train.steps))],
             failure_config=FailureConfig(max_failures=plan.max_failures),
         ),
     )
-    _fit(tuner, _Watch(board, ends, on_news))
-    if proposals.error is not None:
-        raise proposals.error
+    result = DriverLoop(event_queue, on_events, RunningTrials(), grace_seconds=_GRACE_SECONDS).run(tuner.fit)
+    if (error := result.exception()) is not None:
+        raise UserError(f"stage=tune: Ray Tune failed ({ray_error_reason(error)}).", retry=True) from error
+    if searcher.error is not None:
+        raise searcher.error
 
 
-def _fit(tuner: Tuner, watch: "_Watch") -> None:
-    """Let Ray Tune run in a thread of its own, and watch it from this one."""
-    fit = in_thread(tuner.fit)
-    try:
-        try:
-            watch.until(fit.done)
-        except (KeyboardInterrupt, UserError):
-            with suppress(RayError):  # the signal may have gone to Ray's processes, too
-                watch.stop(fit.done)
-            raise
-    except BaseException:
-        ray.shutdown()  # ends the trials
-        raise
-    if (error := fit.exception()) is not None:
-        lines = [line for line in str(error).strip().split("\n") if line.strip()]
-        raise UserError(f"the search failed in Ray Tune: {lines[-1] if lines else type(error).__name__}") from error
+@dataclass
+class RunningTrials:
+    """The `Policy` of a search: it never gives up, because Ray Tune restarts trials and counts their failures.
 
+    Attributes:
+        numbers: Numbers of the trials that can still save a checkpoint.
+    """
 
-def _trainable(plan: TrialPlan, room: TrialResources, board: Any) -> Any:
-    """The trial with what it takes of the cluster: its CPUs, or next to nothing where its workers take them."""
-    own = room.placement.resources if plan.nested is None else _ANY_BYTE
-    function = tune.with_parameters(run_trial, plan=plan, board=board)
-    return tune.with_resources(function, PlacementGroupFactory([own]))
+    numbers: set[int] = field(default_factory=set)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether a trial can still save a checkpoint."""
+        return bool(self.numbers)
+
+    def decide(self, events: Sequence[TrialEvent]) -> None:
+        """Update the numbers of the running trials from the events since the last call, oldest first."""
+        for event in events:
+            if isinstance(event.event, TrainingStopped | TrialResult):
+                self.numbers.discard(event.number)
+            else:
+                self.numbers.add(event.number)
 
 
 class TrialResultCallback(Callback):
-    """Tells how trials ended; Ray Tune calls it in a thread of its own.
+    """Put the result of each trial into the event queue, after all events of the trial itself.
 
-    Args:
-        steps: of a trial that is not stopped.
+    Ray Tune calls it in the thread of `Tuner.fit`. `steps` are those of a trial that is not stopped early.
     """
 
-    def __init__(self, steps: int) -> None:
-        self._steps = steps
-        self._news: SimpleQueue[TrialResult] = SimpleQueue()
+    def __init__(self, event_queue: Any, steps: int) -> None:
+        self._event_queue, self._steps = event_queue, steps
 
     def __getstate__(self) -> dict[str, Any]:
-        """Ray keeps a copy on disk, of which nothing is needed."""
+        """Return nothing, because Ray's copy on disk is never read."""
         return {}
 
     def on_trial_complete(self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: Any) -> None:  # noqa: ARG002
-        """A trial came to its end, or was stopped by the scheduler."""
+        """Put the result of a trial that returned or that the scheduler stopped."""
         last = trial.last_result or {}
         if last.get(FAILED):
-            self._say(trial, "failed")
+            self._put(trial, TrialResult("failed"))
         elif last.get("step") == self._steps:
-            self._say(trial, "finished")
-        elif "step" in last:
-            self._say(trial, "stopped")
+            self._put(trial, TrialResult("finished"))
+        # A trial that returns because the whole search is stopped has no result: the next command continues it.
+        elif "step" in last and not ray.get(self._event_queue.stop_requested.remote()):
+            self._put(trial, TrialResult("stopped"))
 
     def on_trial_error(self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: Any) -> None:  # noqa: ARG002
-        """The process of a trial was lost too often."""
-        self._say(
-            trial, "failed", "its process was lost too often (train.max_failures): killed, or its memory was full"
-        )
+        """Put the result of a trial whose process failed more than `train.max_failures` times."""
+        self._put(trial, TrialResult("failed", "train.max_failures: its process was lost (killed or out of memory)."))
 
-    def _say(self, trial: RayTrial, status: Status, reason: str = "") -> None:
-        self._news.put(TrialResult(trial.config["number"], trial.config["values"], status, reason))
-
-    def take(self) -> list[TrialResult]:
-        """What came since the last call."""
-        found = []
-        with suppress(Empty):
-            while True:
-                found.append(self._news.get_nowait())
-        return found
-
-
-class _Watch:
-    """Reads the board and hands on what it says, before the ends that come after it.
-
-    Args:
-        board: of the search.
-        ends: of its trials.
-        on_news: see `run_search`.
-    """
-
-    def __init__(
-        self,
-        board: Any,
-        ends: TrialResultCallback,
-        on_news: Callable[[Sequence[TrialEvent], Sequence[TrialResult]], None],
-    ) -> None:
-        self._board, self._ends, self._hand_on = board, ends, on_news
-        self._seen = 0  # messages
-        self._running: set[int] = set()  # trials
-        self._stopping = False
-
-    def until(self, done: Callable[[], bool]) -> None:
-        """Watch until the search ends."""
-        while not done():
-            time.sleep(_POLL_SECONDS)
-            self._look()
-        self._look()
-
-    def stop(self, done: Callable[[], bool]) -> None:
-        """Ask every trial for a last checkpoint and wait for it a while."""
-        self._stopping = True
-        ray.get(self._board.stop.remote())
-        deadline = time.monotonic() + _GRACE_SECONDS
-        while self._running and not done() and time.monotonic() < deadline:
-            time.sleep(_POLL_SECONDS / 5)
-            self._look()
-
-    def _look(self) -> None:
-        ended = self._ends.take()  # first: what these trials have told is on the board by now
-        if self._stopping:  # it was not the scheduler
-            ended = [one for one in ended if one.status != "stopped"]
-        told: list[TrialEvent] = ray.get(self._board.take.remote(self._seen))
-        with defer_signals():  # a message is handed on once, and none is lost
-            self._seen += len(told)
-            self._hand_on(told, ended)
-        for one in told:
-            if isinstance(one.message, TrainingStopped):
-                self._running.discard(one.number)
-            else:
-                self._running.add(one.number)
-        self._running -= {one.number for one in ended}
+    def _put(self, trial: RayTrial, result: TrialResult) -> None:
+        event = TrialEvent(trial.config["number"], trial.config["values"], result)
+        ray.get(self._event_queue.put.remote(event))

@@ -1,4 +1,4 @@
-"""Who stops trials early: Ray's ASHA, which is told again what an earlier command knows."""
+"""Early stopping of trials: Ray's ASHA, which gets the reports of earlier commands again."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,36 +10,39 @@ from jobs.config import TrainConfig
 from jobs.search.config import TuneConfig
 
 
-class Asha(AsyncHyperBandScheduler):
-    """Asynchronous successive halving (Li et al. 2020) that has nothing to decide about what is known.
+class ResumableAsha(AsyncHyperBandScheduler):
+    """Asynchronous successive halving that never revises a decision of an earlier command.
 
     Args:
-        known: step up to which a trial of an earlier command was let go on, by its number.
-        settings: Ray's own.
+        reported_steps: Step of each trial's last report to earlier commands, by number, up to which it may continue.
+        settings: Settings of Ray's scheduler.
+
+    References:
+        Li et al., "A System for Massively Parallel Hyperparameter Tuning", MLSys 2020, arXiv:1810.05934.
     """
 
-    def __init__(self, known: Mapping[int, int], **settings: Any) -> None:
+    def __init__(self, reported_steps: Mapping[int, int], **settings: Any) -> None:
         super().__init__(**settings)
-        self._known = known
+        self._reported_steps = reported_steps
 
     def on_trial_result(self, tune_controller: Any, trial: RayTrial, result: dict[str, Any]) -> str:
-        """Take the result into account, and say whether the trial goes on."""
+        """Return whether the trial continues after a report."""
         action = super().on_trial_result(tune_controller, trial, result)
-        known = result.get("step", 0) <= self._known.get(trial.config["number"], 0)
-        return TrialScheduler.CONTINUE if known else action
+        repeated = result.get("step", 0) <= self._reported_steps.get(trial.config["number"], 0)
+        return TrialScheduler.CONTINUE if repeated else action
 
 
-def make_scheduler(config: TuneConfig, train: TrainConfig, known: Mapping[int, int]) -> TrialScheduler:
-    """Who stops trials early; arguments as for `Asha`."""
+def make_scheduler(config: TuneConfig, train: TrainConfig, reported_steps: Mapping[int, int]) -> TrialScheduler:
+    """Create the scheduler that `tune.scheduler` names; see `ResumableAsha` for `reported_steps`."""
     if config.scheduler == "none":
         return FIFOScheduler()  # type: ignore[no-untyped-call]
-    return Asha(
-        known,
+    return ResumableAsha(
+        reported_steps,
         time_attr="step",
         metric=config.objectives[0],
         mode="max",
-        max_t=config.budget(train.steps) + 1,  # a trial that reaches its end is not stopped there
+        max_t=config.budget(train.steps) + 1,  # because ASHA would stop a trial at max_t that finishes there
         grace_period=config.grace(train.steps, train.lr_warmup_steps),
         reduction_factor=config.reduction_factor,
-        stop_last_trials=False,  # else a last score would count as that of every look that a trial gave none for
+        stop_last_trials=False,  # else a last report would count at every milestone that the trial did not report at
     )

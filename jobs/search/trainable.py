@@ -1,4 +1,4 @@
-"""One trial of a search, as Ray Tune runs it: a training that reports between steps, and goes on where it was."""
+"""One trial of a search, as Ray Tune runs it: a training that reports its metrics at each checkpoint."""
 
 import math
 import os
@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 from typing import Any
 
 import ray
@@ -14,11 +14,11 @@ import torch
 from ray import tune
 
 from jobs.checkpoints.format import load_model
-from jobs.checkpoints.manager import Checkpoints
+from jobs.checkpoints.manager import CheckpointManager
 from jobs.cluster.ray_cluster import Resources
 from jobs.data.dataset import ShardedDataset
 from jobs.device import tune_malloc
-from jobs.errors import CorruptedError, TrainingError, UserError
+from jobs.errors import CorruptedError, TrainingError, UserError, first_line
 from jobs.events import (
     CheckpointSaved,
     Event,
@@ -28,8 +28,7 @@ from jobs.events import (
     WorkerFailed,
     WorkersStarted,
 )
-from jobs.search.config import Objective
-from jobs.search.objectives import objective_scores
+from jobs.search.objectives import objective_metrics
 from jobs.search.space import Values
 from jobs.search.trials import Trial, TrialEvent, TrialReport, point_key
 from jobs.train import run_training
@@ -37,149 +36,140 @@ from jobs.training.loop import StoppedError, train_model
 from jobs.training.state import TrainJob, Worker
 from jobs.training.worker import StopSignal
 
-FAILED = "failed"  # key of a report that says so
-_SCORE = "validation/elbo"
+FAILED = "failed"  # key of the report of a trial that failed
 
 
 @dataclass(frozen=True)
 class TrialPlan:
-    """What every trial of a search needs to know."""
+    """What all trials of a search have in common.
 
-    make_job: Callable[[Values], TrainJob]  # the training of a point; raises UserError
-    objectives: tuple[Objective, ...]
-    known: Mapping[str, Trial]  # of earlier commands, by their points
-    threads: int  # of torch
+    Attributes:
+        make_job: Returns the training at a point of the space, or raises a UserError.
+        trials: Trials of earlier commands by `Trial.key`.
+        threads: Threads of torch.
+        device: Device of the model, `cpu` or `cuda`.
+        max_failures: Restarts of a trial whose process was lost.
+        nested: Resources of the cluster if each trial is a Ray Train job of several workers, otherwise None.
+        scratch: Folder for Ray's files of such jobs.
+    """
+
+    make_job: Callable[[Values], TrainJob]
+    objectives: tuple[str, ...]
+    trials: Mapping[str, Trial]
+    threads: int
     device: str
-    max_failures: int  # restarts of a trial whose process was lost
-    nested: Resources | None  # of the cluster, where each trial is a Ray Train job of several workers
-    scratch: Path  # for Ray's notes of such jobs
+    max_failures: int
+    nested: Resources | None
+    scratch: Path
 
 
-def run_trial(config: dict[str, Any], plan: TrialPlan, board: Any) -> None:
-    """Train one point of the space to its end, or until the scheduler stops it, which raises SystemExit in a report.
+def train_trial(config: dict[str, Any], plan: TrialPlan, event_queue: Any) -> None:
+    """Train one point of the space to its end, or until the scheduler stops it by SystemExit from a report.
 
-    An earlier command's reports are given again first; a trial that had ended has no more than these.
+    The reports of an earlier command are repeated first. A trial that is done makes no others. `config` is the
+    searcher's suggestion, and `event_queue` the handle of the search's `EventQueue` actor.
 
-    Args:
-        config: `number` and `values`.
-        plan: see there.
-        board: the search's.
+    Raises:
+        UserError: The cause is shared by all trials, such as a full disk. Ray Tune retries the trial.
     """
-    # Read by Ray here when it gives this process to another trial: a stopped one winds up first.
+    # Read by Ray Tune when it gives this process to another trial: a stopped trial finishes its checkpoint first.
     os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", "60")
-    number, values = config["number"], config["values"]
-    known = plan.known.get(point_key(values))
-    reports = _Reports(plan, board, number, values, after=known.step if known else 0)
-    for step, scores in known.reports if known else ():
-        tune.report({"step": step, **scores})
-    if known is not None and known.status == "failed":
+    trial = plan.trials.get(point_key(config["values"]), Trial(config["number"], config["values"]))
+    for step, metrics in trial.reports:
+        tune.report({"step": step, **metrics})
+    if trial.status == "failed":
         tune.report({FAILED: 1})
-    if (known is not None and known.ended) or ray.get(board.stopping.remote()):
+    if trial.is_done or ray.get(event_queue.stop_requested.remote()):
         return
-    reports.post(WorkersStarted())
+    reporter = _TrialReporter(plan, event_queue, trial)
+    reporter.put(WorkersStarted())
     try:
-        _train(plan, reports, plan.make_job(values))
-    except (StoppedError, KeyboardInterrupt):  # the command was: it has its checkpoint
-        reports.say(TrainingStopped(reports.last))
+        reporter.train(plan.make_job(trial.values))
+    except (StoppedError, KeyboardInterrupt):  # the search is stopped, and the trial has saved its checkpoint
+        reporter.put_and_wait(TrainingStopped(reporter.last_step))
+    except TrainingError as error:
+        reporter.put_and_wait(WorkerFailed(str(error), trial_specific=True))
+        tune.report({FAILED: 1})
     except UserError as error:
-        own = isinstance(error, TrainingError)
-        reports.say(WorkerFailed(str(error), retryable=not own, trial_specific=own))
-        if not own:
-            raise  # Ray tries again, some times
-        tune.report({FAILED: 1})
+        reporter.put_and_wait(WorkerFailed(str(error), retryable=True))
+        raise
     except Exception as error:
-        reports.say(WorkerFailed(f"{type(error).__name__}: {str(error).partition(chr(10))[0]}", trial_specific=True))
+        reporter.put_and_wait(WorkerFailed(f"{type(error).__name__}: {first_line(error)}", trial_specific=True))
         tune.report({FAILED: 1})
 
 
-def _train(plan: TrialPlan, reports: "_Reports", job: TrainJob) -> None:
-    reports.job = job
-    if plan.nested is None:
-        torch.set_num_threads(plan.threads)
-        tune_malloc()
-        if plan.device == "cuda":
-            torch.set_float32_matmul_precision("high")
-        worker = Worker(device=torch.device(plan.device), stop=reports.look)
-        train_model(job, worker, reports.post)
-    else:
-        scratch = plan.scratch / f"trial-{reports.number}"
-        run_training(job, plan.nested, scratch, reports.take, stop=reports.asked, end=lambda: None)
-    reports.report()
-    if reports.last < job.train.steps:
-        raise TrainingError("the ELBO of the validation images is not finite after the last step")
+class _TrialReporter:
+    """Put the events of a trial's training into the queue, and report metrics to Ray Tune at each checkpoint."""
 
-
-class _Reports:
-    """Hands on what a training tells, and reports its scores to Ray Tune at each checkpoint.
-
-    Args:
-        plan, board, number, values: see `run_trial`.
-        after: step of the last report that an earlier command has.
-    """
-
-    def __init__(self, plan: TrialPlan, board: Any, number: int, values: Values, after: int) -> None:
-        self._plan, self._board, self.number, self._values = plan, board, number, values
-        self.last = after  # step that was reported
+    def __init__(self, plan: TrialPlan, event_queue: Any, trial: Trial) -> None:
+        self._plan, self._event_queue, self._trial = plan, event_queue, trial
+        self.last_step = trial.step  # of the last report
         self._elbo: dict[int, float] = {}  # by step
-        self._committed: SimpleQueue[int] = SimpleQueue()
-        self.asked = StopSignal(board)  # whether to make a checkpoint and end
-        self.job: TrainJob | None = None
+        self._saved_steps: SimpleQueue[int] = SimpleQueue()  # steps of checkpoints that may not be reported
+        self._stop_requested = StopSignal(event_queue)
 
-    def post(self, message: Event | TrialReport) -> Any:
-        """Hand on a message of the training, from any of its threads."""
-        match message:
-            case TrainingResumed():
-                for point in message.history:
-                    self._see(point)
-            case MetricPoint():
-                self._see(message)
-        told = self._board.post.remote(TrialEvent(self.number, self._values, message))
-        if isinstance(message, CheckpointSaved):
-            self._committed.put(message.step)
-        if isinstance(message, TrainingResumed) and message.step:
-            self._committed.put(message.step)  # an earlier command may have been killed before it reported this one
-        return told
+    def train(self, job: TrainJob) -> None:
+        """Train to the end and report each checkpoint; a last step without a report raises a TrainingError."""
+        plan = self._plan
+        if plan.nested is None:
+            torch.set_num_threads(plan.threads)
+            tune_malloc()
+            if plan.device == "cuda":
+                torch.set_float32_matmul_precision("high")
 
-    def say(self, message: Event | TrialReport) -> None:
-        """Hand on a message and wait until it has arrived, with all before it."""
-        ray.get(self.post(message))
+            def report_and_check() -> bool:  # between two steps
+                self.report(job)
+                return self._stop_requested()
 
-    def look(self) -> bool:
-        """Between two steps: report what has been committed; whether to make a checkpoint and end."""
-        self.report()
-        return self.asked()
+            train_model(job, Worker(device=torch.device(plan.device), stop=report_and_check), self.put)
+        else:
 
-    def take(self, messages: list[Event]) -> None:
-        """What the workers of a nested training posted."""
-        for message in messages:
-            self.post(message)
-        self.report()
+            def put_all(events: list[Event]) -> None:
+                for event in events:
+                    self.put(event)
+                self.report(job)
 
-    def report(self) -> None:
-        """Report the scores of each step that was committed since."""
-        while True:
+            scratch = plan.scratch / f"trial-{self._trial.number}"
+            # The end of this process ends the workers, and a shutdown of Ray here would end the trial itself.
+            run_training(job, plan.nested, scratch, put_all, should_stop=self._stop_requested, shut_down=lambda: None)
+        self.report(job)
+        if self.last_step < job.train.steps:
+            raise TrainingError("validation/elbo: not finite after the last step. Lower train.learning_rate.")
+
+    def put(self, event: Event | TrialReport) -> Any:
+        """Return Ray's reference to the call that puts an event into the queue. Any thread of the training calls it."""
+        for point in event.history if isinstance(event, TrainingResumed) else [event]:
+            if isinstance(point, MetricPoint) and "validation/elbo" in point.metrics:
+                self._elbo[point.step] = point.metrics["validation/elbo"]
+        reply = self._event_queue.put.remote(TrialEvent(self._trial.number, self._trial.values, event))
+        # An earlier command may have been killed between the checkpoint that training resumes from and its report.
+        if isinstance(event, CheckpointSaved) or (isinstance(event, TrainingResumed) and event.step):
+            self._saved_steps.put(event.step)
+        return reply
+
+    def put_and_wait(self, event: Event | TrialReport) -> None:
+        """Put an event and wait until it has arrived, with all before it."""
+        ray.get(self.put(event))
+
+    def report(self, job: TrainJob) -> None:
+        """Report the metrics of the checkpoints saved since the last call. Called by one thread only."""
+        while not self._saved_steps.empty():
+            step = self._saved_steps.get()
+            if step <= self.last_step or not math.isfinite(self._elbo.get(step, math.nan)):
+                continue
             try:
-                step = self._committed.get_nowait()
-            except Empty:
-                return
-            if step > self.last and math.isfinite(self._elbo.get(step, math.nan)):
-                try:
-                    scores = {"elbo": self._elbo[step], **self._measure(step)}
-                except CorruptedError:
-                    continue  # the workers of a nested training have gone on, and newer checkpoints are there
-                self.last = step
-                self.say(TrialReport(step, scores))
-                tune.report({"step": step, **scores})
+                metrics = {"elbo": self._elbo[step], **self._other_objectives(job, step)}
+            except CorruptedError:
+                continue  # the workers of a nested training have replaced this checkpoint by newer ones
+            self.last_step = step
+            self.put_and_wait(TrialReport(step, metrics))
+            tune.report({"step": step, **metrics})
 
-    def _see(self, point: MetricPoint) -> None:
-        if _SCORE in point.metrics:
-            self._elbo[point.step] = point.metrics[_SCORE]
-
-    def _measure(self, step: int) -> dict[str, float]:
-        if self.job is None or set(self._plan.objectives) <= {"elbo"}:
+    def _other_objectives(self, job: TrainJob, step: int) -> dict[str, float]:
+        if set(self._plan.objectives) == {"elbo"}:
             return {}
         with tempfile.TemporaryDirectory(prefix="vlae-") as folder:
-            model = load_model(Checkpoints(self.job.checkpoints).fetch(step, Path(folder)))
-        validation = ShardedDataset(self.job.data, "validation")
-        scores = objective_scores(model.to(self._plan.device), validation, self._plan.objectives, self.job.seed)
-        return {name: score for name, score in scores.items() if math.isfinite(score)}
+            model = load_model(CheckpointManager(job.checkpoints).load(step, Path(folder)))
+        validation = ShardedDataset(job.data, "validation")
+        metrics = objective_metrics(model.to(self._plan.device), validation, self._plan.objectives, job.seed)
+        return {name: value for name, value in metrics.items() if math.isfinite(value)}

@@ -1,10 +1,11 @@
-"""Trials of a search: what is known of each, which come first, which no other beats. Light: no Ray, no torch."""
+"""Trials of a search: their record, their ranking, the Pareto front, and their events. Imports no Ray and no torch."""
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self
+from typing import Literal
 
 from jobs.events import Event
 from jobs.search.space import Values
@@ -13,117 +14,136 @@ Status = Literal["running", "finished", "stopped", "failed"]
 
 
 def point_key(values: Values) -> str:
-    """Names a point of the space."""
+    """Return a key that identifies a point of the search space: JSON with sorted keys."""
     return json.dumps(dict(sorted(values.items())))
 
 
 @dataclass
 class Trial:
-    """One point of the space and what became of it."""
+    """One point of the search space and its training.
+
+    Attributes:
+        number: Number of the trial, from 0.
+        status: `finished`, `stopped` early by the scheduler, `failed`, or `running`, also if interrupted.
+        reason: Reason of a failure.
+        run: Folder name of the training in `runs/`.
+        ended_ms: Time of the end, in ms since the epoch.
+        uploaded: Whether MLflow has the curve, settings and checkpoints.
+        plotted: Whether MLflow has the figures.
+        reports: Step and metrics of each report, steps rising.
+    """
 
     number: int
     values: Values
-    status: Status = "running"  # stopped: by the scheduler; running: or killed in the midst of it
-    reason: str = ""  # of a failure
-    run: str = ""  # name of its folder in runs/
-    ended_ms: int = 0  # since the epoch
-    logged: bool = False  # whether MLflow has all of it, but the pictures
-    drawn: bool = False  # whether it has the pictures
-    reports: list[tuple[int, dict[str, float]]] = field(default_factory=list)  # step and scores, steps rising
+    status: Status = "running"
+    reason: str = ""
+    run: str = ""
+    ended_ms: int = 0
+    uploaded: bool = False
+    plotted: bool = False
+    reports: list[tuple[int, dict[str, float]]] = field(default_factory=list)
 
     @property
     def key(self) -> str:
-        """Names its point."""
+        """Key of the trial's point."""
         return point_key(self.values)
 
     @property
-    def ended(self) -> bool:
-        """Whether nothing more is to come of it."""
+    def is_done(self) -> bool:
+        """Whether the trial is finished, stopped or failed."""
         return self.status != "running"
 
     @property
     def step(self) -> int:
-        """Of the last report."""
+        """Step of the last report, 0 before the first."""
         return self.reports[-1][0] if self.reports else 0
 
     @property
-    def scores(self) -> dict[str, float]:
-        """Of the last report."""
+    def metrics(self) -> dict[str, float]:
+        """Metrics of the last report."""
         return self.reports[-1][1] if self.reports else {}
 
-    def add(self, step: int, scores: Mapping[str, float]) -> bool:
-        """Take in a report, unless it is an old one that was given again."""
+    def add(self, step: int, metrics: Mapping[str, float]) -> bool:
+        """Append a report unless it repeats an earlier one, and return whether it was appended."""
         if step <= self.step:
             return False
-        self.reports.append((step, dict(scores)))
+        self.reports.append((step, dict(metrics)))
         return True
 
-    def dump(self) -> dict[str, Any]:
-        """As JSON has it."""
-        return dict(vars(self))
-
-    @classmethod
-    def load(cls, record: Mapping[str, Any]) -> Self:
-        """From JSON."""
-        return cls(**{**record, "reports": [(int(step), scores) for step, scores in record["reports"]]})
-
-
-def vector(trial: Trial, objectives: Sequence[str]) -> list[float] | None:
-    """The last scores in the order of the objectives; None if one is missing or not finite."""
-    values = [trial.scores.get(name, math.nan) for name in objectives]
-    return values if all(map(math.isfinite, values)) else None
+    def objective_values(self, objectives: Sequence[str]) -> list[float] | None:
+        """Return the last report's metrics in the order of the objectives, or None if one is missing or not finite."""
+        values = [self.metrics.get(name, math.nan) for name in objectives]
+        return values if all(map(math.isfinite, values)) else None
 
 
 def pareto_front(trials: Sequence[Trial], objectives: Sequence[str]) -> list[Trial]:
-    """The finished trials that no other finished one equals or beats in every objective and beats in one."""
-    scored = [(trial, found) for trial in trials if trial.status == "finished" and (found := vector(trial, objectives))]
+    """Return the finished trials with all metrics that no other one dominates, in the given order.
+
+    A trial dominates another if it is as good in every objective, which are maximized, and better in one.
+    """
+    values = [
+        (trial, vector)
+        for trial in trials
+        if trial.status == "finished" and (vector := trial.objective_values(objectives))
+    ]
     return [
         trial
-        for trial, mine in scored
-        if not any(other != mine and all(a >= b for a, b in zip(other, mine, strict=True)) for _, other in scored)
+        for trial, vector in values
+        if not any(other != vector and all(a >= b for a, b in zip(other, vector, strict=True)) for _, other in values)
     ]
 
 
+def best_first(trials: Sequence[Trial], objectives: Sequence[str]) -> list[Trial]:
+    """Rank trials: the Pareto front, then finished, stopped, running and failed ones, each by the first objective."""
+    front = {trial.number for trial in pareto_front(trials, objectives)}
+    groups: list[Status] = ["finished", "stopped", "running", "failed"]
+
+    def rank(trial: Trial) -> tuple[int, float, int]:
+        value = trial.metrics.get(objectives[0], math.nan)
+        group = -1 if trial.number in front else groups.index(trial.status)
+        return group, -value if math.isfinite(value) else math.inf, trial.number
+
+    return sorted(trials, key=rank)
+
+
 def best_so_far(trials: Sequence[Trial], objectives: Sequence[str]) -> list[tuple[int, dict[str, float]]]:
-    """The course of a search: time in ms since the epoch, and the best score by then, after each trial that ended."""
-    found, best, counts = [], dict.fromkeys(objectives, -math.inf), dict.fromkeys(("finished", "stopped", "failed"), 0)
-    for trial in sorted((one for one in trials if one.ended), key=lambda one: (one.ended_ms, one.number)):
+    """Return the best metrics after each trial that is done, with the time in ms since the epoch.
+
+    The metrics are `best/OBJECTIVE` and the counts `trials/STATUS`.
+    """
+    curve: list[tuple[int, dict[str, float]]] = []
+    best: dict[str, float] = {}
+    counts: Counter[str] = Counter(finished=0, stopped=0, failed=0)
+    for trial in sorted((trial for trial in trials if trial.is_done), key=lambda trial: (trial.ended_ms, trial.number)):
         counts[trial.status] += 1
         for name in objectives:
-            score = trial.scores.get(name, -math.inf)
-            best[name] = max(best[name], score if math.isfinite(score) else -math.inf)
-        reached = {f"best/{name}": score for name, score in best.items() if math.isfinite(score)}
-        found.append(
-            (trial.ended_ms, {**reached, **{f"trials/{name}": float(count) for name, count in counts.items()}})
-        )
-    return found
-
-
-def best_first(trials: Sequence[Trial], objectives: Sequence[str]) -> list[Trial]:
-    """The Pareto front first, then the finished, the stopped, the failed; each by the first objective."""
-    front = {trial.number for trial in pareto_front(trials, objectives)}
-    order: dict[Status, int] = {"finished": 1, "stopped": 2, "running": 3, "failed": 4}
-
-    def place(trial: Trial) -> tuple[int, float, int]:
-        score = trial.scores.get(objectives[0], math.nan)
-        group = 0 if trial.number in front else order[trial.status]
-        return group, -score if math.isfinite(score) else math.inf, trial.number
-
-    return sorted(trials, key=place)
+            value = trial.metrics.get(name, math.nan)
+            if math.isfinite(value):
+                best[f"best/{name}"] = max(value, best.get(f"best/{name}", value))
+        curve.append((trial.ended_ms, {**best, **{f"trials/{name}": float(count) for name, count in counts.items()}}))
+    return curve
 
 
 @dataclass(frozen=True)
 class TrialReport:
-    """Metrics of a trial after `step` steps, by objective; higher is better."""
+    """A report of a trial to Ray Tune, with metrics on validation images by objective; higher is better."""
 
     step: int
-    scores: dict[str, float]
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """The last event of a trial: finished, stopped or failed, and the reason of a failure if Ray Tune knows it."""
+
+    status: Status
+    reason: str = ""
 
 
 @dataclass(frozen=True)
 class TrialEvent:
-    """An event of a trial's training, or a report of the trial, with the trial that sent it."""
+    """An event of a trial's training, its report or its result, with the trial's number and searched settings."""
 
-    number: int  # of the trial
-    values: Values  # of the settings that are searched
-    message: Event | TrialReport
+    number: int
+    values: Values
+    event: Event | TrialReport | TrialResult

@@ -1,4 +1,4 @@
-"""Objectives of a search against the evaluation's own scores of the same images."""
+"""Objectives of a search, against the metrics of the same images."""
 
 from pathlib import Path
 
@@ -9,34 +9,36 @@ from helpers.datasets import open_split
 from helpers.small_job import run, small_job
 
 from jobs.checkpoints.format import load_model
-from jobs.evaluation.encode import encode
-from jobs.evaluation.inputs import information, sample
-from jobs.search.config import OBJECTIVES
-from jobs.search.objectives import objective_scores
+from jobs.evaluation.inputs import encode_sample, sample
+from jobs.evaluation.registry import SEARCHABLE_METRICS
+from jobs.search.objectives import objective_metrics
 from vlae.metrics import mig_score, mig_sup_score, modularity_score, rung_compactness, rung_modularity
 from vlae.total_effects import total_effects
 
 
-def test_they_are_the_scores_of_the_evaluation(digit_dataset: Path, tmp_path: Path) -> None:
+def test_objective_metrics_match_direct_computation(digit_dataset: Path, tmp_path: Path) -> None:
+    """Each objective is the metric of `vlae.metrics` on the codes of the validation images."""
     split = open_split(digit_dataset, "train")
-    run(small_job(digit_dataset, tmp_path, steps=150, checkpoint_every=150, ema_decay=0))  # rungs that tell something
+    run(small_job(digit_dataset, tmp_path, steps=150, checkpoint_every=150, ema_decay=0))  # no collapsed rungs
     model = load_model(tmp_path / "step-00000150")
-    found = objective_scores(model, split, OBJECTIVES, seed=5)
-    shown = sample(split, len(split), 5)
-    codes = encode(model, shown.images, torch.Generator().manual_seed(5))
+    metrics = objective_metrics(model, split, SEARCHABLE_METRICS, seed=5)
+    images = sample(split, len(split), 5)
+    encoded = encode_sample(model, images, torch.Generator().manual_seed(5), 5)
     color = total_effects(model, 4000, torch.Generator().manual_seed(1)).mean_color_share
-    assert abs(color[0] - color[-1]) > 0.06  # a wrong sign would be seen
-    assert found.pop("mean_color_gap") == pytest.approx(color[0] - color[-1], abs=0.04)
-    means, shares = np.concatenate(codes.means, axis=1), information(codes, shown.factors)
-    assert found == {
-        "mig": mig_score(means, shown.factors),
-        "mig_sup": mig_sup_score(means, shown.factors),
-        "modularity": modularity_score(means, shown.factors),
-        "rung_compactness": rung_compactness(shares),
-        "rung_modularity": rung_modularity(shares),
+    assert abs(color[0] - color[-1]) > 0.06  # else a wrong sign would pass
+    assert metrics.pop("mean_color_gap") == pytest.approx(color[0] - color[-1], abs=0.04)
+    means, fractions = np.concatenate(encoded.codes.means, axis=1), encoded.information
+    assert metrics == {
+        "mig": mig_score(means, images.factors),
+        "mig_sup": mig_sup_score(means, images.factors),
+        "modularity": modularity_score(means, images.factors),
+        "rung_compactness": rung_compactness(fractions),
+        "rung_modularity": rung_modularity(fractions),
     }
 
 
-def test_the_elbo_alone_costs_nothing(digit_dataset: Path) -> None:
-    split = open_split(digit_dataset, "train")
-    assert objective_scores(None, split, ("elbo",), seed=0) == {}  # type: ignore[arg-type]
+def test_objective_metrics_omit_elbo(digit_dataset: Path, tmp_path: Path) -> None:
+    """The ELBO comes from the training itself, so no image is encoded for it."""
+    run(small_job(digit_dataset, tmp_path, steps=1))
+    model = load_model(tmp_path / "step-00000001")
+    assert objective_metrics(model, open_split(digit_dataset, "train"), ("elbo",), seed=0) == {}

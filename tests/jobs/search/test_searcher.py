@@ -1,4 +1,4 @@
-"""Who proposes: no point twice, earlier commands' points first, only what goes together, and towards the better."""
+"""Suggested points: none twice, earlier trials first, valid ones only, and better ones with TPE."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,116 +13,129 @@ from jobs.search.space import Values, grid, parse_dimension
 from jobs.search.trials import Trial, point_key
 
 
-def proposals(
+def make_searcher(
     space: dict[str, str],
-    known: list[Trial] | None = None,
-    fits: Callable[[Values], bool] = lambda _: True,
+    trials: list[Trial] | None = None,
+    is_valid: Callable[[Values], bool] = lambda _: True,
     **changes: Any,
 ) -> OptunaSearcher:
     config = TuneConfig(param_space=space, **changes)
     return OptunaSearcher(
         config,
-        known or [],
-        lambda values: point_key(values) if fits(values) else None,
+        trials or [],
+        lambda values: point_key(values) if is_valid(values) else None,
         lambda number, values: None,
         lambda number: None,
     )
 
 
-def ask(source: OptunaSearcher, count: int, score: Callable[[Values], float] = lambda _: 0.0) -> list[dict[str, Any]]:
-    found = []
+def suggest(
+    searcher: OptunaSearcher, count: int, elbo: Callable[[Values], float] = lambda _: 0.0
+) -> list[dict[str, Any]]:
+    """Suggest and complete up to `count` trials."""
+    points = []
     for number in range(count):
-        point = source.suggest(f"ray-{number}")
+        point = searcher.suggest(f"ray-{number}")
         if point == Searcher.FINISHED:
             break
-        found.append(point)
-        source.on_trial_complete(f"ray-{number}", {"step": 1, "elbo": score(point["values"])})
-    return found
+        points.append(point)
+        searcher.on_trial_complete(f"ray-{number}", {"step": 1, "elbo": elbo(point["values"])})
+    return points
 
 
-@pytest.mark.parametrize("search", ["tpe", "random", "grid"])
-def test_a_small_space_is_tried_whole_and_no_point_twice(search: str) -> None:
+@pytest.mark.parametrize("algorithm", ["tpe", "random", "grid"])
+def test_searcher_tries_all_points_of_small_space(algorithm: str) -> None:
+    """Every point is suggested once, and then the space is exhausted."""
     space = {"model.latent_dims": "18/9,9/6,6,6", "seed": "0..3"}
-    source = proposals(space, algorithm=search)
-    found = ask(source, 50)
-    keys = [point_key(point["values"]) for point in found]
-    whole = {point_key(point) for point in grid({key: parse_dimension(text) for key, text in space.items()})}
+    searcher = make_searcher(space, algorithm=algorithm)
+    points = suggest(searcher, 50)
+    keys = [point_key(point["values"]) for point in points]
+    expected = {point_key(point) for point in grid({key: parse_dimension(text) for key, text in space.items()})}
     assert len(keys) == 12
-    assert set(keys) == whole
-    assert [point["number"] for point in found] == list(range(12))
-    assert source.exhausted
+    assert set(keys) == expected
+    assert [point["number"] for point in points] == list(range(12))
+    assert searcher.exhausted
 
 
-def test_the_grid_goes_in_order() -> None:
+def test_searcher_grid_is_ordered() -> None:
+    """The first setting changes fastest."""
     space = {"a": "x/y", "b": "1..2"}
-    found = [tuple(point["values"].values()) for point in ask(proposals(space, algorithm="grid"), 9)]
-    assert found == [("x", 1), ("y", 1), ("x", 2), ("y", 2)]
+    points = [tuple(point["values"].values()) for point in suggest(make_searcher(space, algorithm="grid"), 9)]
+    assert points == [("x", 1), ("y", 1), ("x", 2), ("y", 2)]
 
 
-@pytest.mark.parametrize("search", ["tpe", "random", "grid"])
-def test_what_does_not_go_together_is_no_point(search: str) -> None:
-    source = proposals({"a": "1..4", "b": "1..4"}, algorithm=search, fits=lambda point: point["a"] != point["b"])
-    found = [point["values"] for point in ask(source, 50)]
-    assert len(found) == 12
-    assert all(point["a"] != point["b"] for point in found)
+@pytest.mark.parametrize("algorithm", ["tpe", "random", "grid"])
+def test_searcher_skips_invalid_points(algorithm: str) -> None:
+    """Points whose settings are invalid together are not suggested."""
+    searcher = make_searcher(
+        {"a": "1..4", "b": "1..4"}, algorithm=algorithm, is_valid=lambda point: point["a"] != point["b"]
+    )
+    points = [point["values"] for point in suggest(searcher, 50)]
+    assert len(points) == 12
+    assert all(point["a"] != point["b"] for point in points)
 
 
-@pytest.mark.parametrize("search", ["tpe", "random", "grid"])
-def test_points_of_earlier_commands_come_first_under_their_numbers(search: str) -> None:
+@pytest.mark.parametrize("algorithm", ["tpe", "random", "grid"])
+def test_searcher_repeats_earlier_trials_first(algorithm: str) -> None:
+    """Points of earlier commands come first under their numbers, and new ones differ from them."""
     space = {"a": "0..20", "b": "x/y"}
-    first = ask(proposals(space, algorithm=search), 5)
-    known = [Trial(point["number"], point["values"], "finished", reports=[(1, {"elbo": 0.0})]) for point in first]
-    again = ask(proposals(space, known, algorithm=search), 8)
+    first = suggest(make_searcher(space, algorithm=algorithm), 5)
+    trials = [Trial(point["number"], point["values"], "finished", reports=[(1, {"elbo": 0.0})]) for point in first]
+    again = suggest(make_searcher(space, trials, algorithm=algorithm), 8)
     assert again[:5] == first
     assert [point["number"] for point in again] == list(range(8))
     assert len({point_key(point["values"]) for point in again}) == 8
 
 
-def test_numbers_are_whole_where_the_ends_are_and_within_them() -> None:
-    found = [
-        point["values"] for point in ask(proposals({"a": "2..5000", "b": "log:1e-4..1e-2"}, algorithm="random"), 60)
-    ]
-    assert all(isinstance(point["a"], int) and 2 <= point["a"] <= 5000 for point in found)
-    assert all(isinstance(point["b"], float) and 1e-4 <= point["b"] <= 1e-2 for point in found)
-    assert sum(point["b"] < 1e-3 for point in found) in range(15, 46)  # half of them, by the logarithm
+def test_searcher_draws_from_ranges() -> None:
+    """Integer ranges give integers, log ranges are uniform in the logarithm, and all values are in range."""
+    searcher = make_searcher({"a": "2..5000", "b": "log:1e-4..1e-2"}, algorithm="random")
+    points = [point["values"] for point in suggest(searcher, 60)]
+    assert all(isinstance(point["a"], int) and 2 <= point["a"] <= 5000 for point in points)
+    assert all(isinstance(point["b"], float) and 1e-4 <= point["b"] <= 1e-2 for point in points)
+    assert sum(point["b"] < 1e-3 for point in points) in range(15, 46)  # half of them, by the logarithm
 
 
-def test_tpe_comes_nearer_to_the_best_than_chance() -> None:
-    """Of 40 points on a line, the mean distance of the last 20 to the optimum."""
+def test_searcher_tpe_beats_random_search() -> None:
+    """The last 20 of 40 points of TPE are nearer to the optimum than random ones."""
 
-    def distance(search: str) -> float:
-        source = proposals({"a": "0.0..1.0", "b": "0.0..1.0"}, algorithm=search, seed=3)
-        found = ask(source, 40, score=lambda point: -((point["a"] - 0.7) ** 2) - (point["b"] - 0.2) ** 2)
-        return sum(abs(point["values"]["a"] - 0.7) + abs(point["values"]["b"] - 0.2) for point in found[20:]) / 20
+    def distance(algorithm: str) -> float:
+        searcher = make_searcher({"a": "0.0..1.0", "b": "0.0..1.0"}, algorithm=algorithm, seed=3)
+        points = suggest(searcher, 40, elbo=lambda point: -((point["a"] - 0.7) ** 2) - (point["b"] - 0.2) ** 2)
+        return sum(abs(point["values"]["a"] - 0.7) + abs(point["values"]["b"] - 0.2) for point in points[20:]) / 20
 
     assert distance("tpe") < 0.75 * distance("random")
 
 
-def test_several_objectives_and_failures_are_told_to_optuna() -> None:
+def test_searcher_reports_results_to_optuna() -> None:
+    """All objectives are reported, and a trial that failed or lacks a finite metric is a failure."""
     config = TuneConfig(param_space={"a": "0..99999"}, objectives="elbo,mig_sup")
     failed = Trial(1, {}, "failed", "out of memory", reports=[(1, {"elbo": 1.0, "mig_sup": 0.5})])
-    source = OptunaSearcher(config, [], point_key, lambda *_: None, lambda number: failed if number == 1 else None)
+    searcher = OptunaSearcher(config, [], point_key, lambda *_: None, lambda number: failed if number == 1 else None)
     results: list[dict[str, float] | None] = [{"elbo": 2.0, "mig_sup": 0.1}, {"elbo": 3.0, "mig_sup": 1.0}, None]
     results += [{"elbo": 1.0}, {"elbo": float("nan"), "mig_sup": 1.0}]
     for number, result in enumerate(results):
-        source.suggest(str(number))
-        source.on_trial_complete(str(number), result, error=result is None)
-    states = [(trial.state.name, trial.values) for trial in source._study.trials]
+        searcher.suggest(str(number))
+        searcher.on_trial_complete(str(number), result, error=result is None)
+    states = [(trial.state.name, trial.values) for trial in searcher._study.trials]
     assert states == [("COMPLETE", [2.0, 0.1])] + [("FAIL", None)] * 4
 
 
-def test_points_that_name_one_training_are_one() -> None:
+def test_searcher_merges_points_of_same_training() -> None:
+    """Two spellings of a value name the same training, which is suggested once."""
     config = TuneConfig(param_space={"a": "0.001/1e-3/0.002"}, algorithm="grid")
-    source = OptunaSearcher(config, [], lambda values: str(float(values["a"])), lambda *_: None, lambda number: None)
-    assert [point["values"]["a"] for point in ask(source, 9)] == ["0.001", "0.002"]
+    searcher = OptunaSearcher(config, [], lambda values: str(float(values["a"])), lambda *_: None, lambda number: None)
+    assert [point["values"]["a"] for point in suggest(searcher, 9)] == ["0.001", "0.002"]
 
 
-def test_a_trial_that_cannot_be_begun_is_the_last() -> None:
-    def begin(number: int, values: Values) -> None:
+def test_searcher_error_at_start_ends_search() -> None:
+    """A trial that cannot start ends the search with its error."""
+
+    def start_trial(number: int, values: Values) -> None:
         if number == 2:
-            raise UserError("another command is at work")
+            raise UserError("the lock is taken")
 
-    source = OptunaSearcher(TuneConfig(param_space={"a": "0..9"}), [], point_key, begin, lambda number: None)
-    assert len(ask(source, 9)) == 2
-    assert str(source.error) == "another command is at work"
-    assert not source.exhausted
+    searcher = OptunaSearcher(TuneConfig(param_space={"a": "0..9"}), [], point_key, start_trial, lambda number: None)
+    assert len(suggest(searcher, 9)) == 2
+    assert str(searcher.error) == "the lock is taken"
+    assert not searcher.exhausted
