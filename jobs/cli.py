@@ -14,46 +14,19 @@ _CREDENTIALS = re.compile(r"//\S*@")  # a password may contain a slash
 
 
 class UsageError(Exception):
-    """An argument of the command is invalid. The message names the argument and the fix.
-
-    Credentials in an address are masked, because messages end up in logs.
-
-    Args:
-        message: One line.
-    """
+    """An argument of the command is invalid. The message is one line with argument and fix; credentials are masked."""
 
     def __init__(self, message: str) -> None:
         super().__init__(mask_credentials(message))
 
 
 def mask_credentials(text: str) -> str:
-    """Return `text` with the credentials of every address in it replaced: `http://user:secret@host` -> `http://***@host`.
-
-    Args:
-        text: Any text.
-
-    Returns:
-        The masked text.
-    """
+    """Return `text` with the credentials of every address masked: `http://user:secret@host` -> `http://***@host`."""
     return _CREDENTIALS.sub("//***@", text)
 
 
 def parse_overrides(arguments: Sequence[str]) -> dict[str, str]:
-    """Split `key=value` arguments, in their order.
-
-    Args:
-        arguments: Arguments of a command, without its name.
-
-    Returns:
-        Values by key.
-
-    Raises:
-        UsageError: An argument is not `key=value`, or a key is given twice.
-
-    Example:
-        >>> parse_overrides(["train.steps=100", "data.root=a=b"])
-        {'train.steps': '100', 'data.root': 'a=b'}
-    """
+    """Split `key=value` arguments, in their order; raise UsageError for another form or a repeated key."""
     overrides: dict[str, str] = {}
     for argument in arguments:
         key, equals, value = argument.partition("=")
@@ -66,11 +39,11 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, str]:
 
 
 def run_cli(main: Callable[[Sequence[str]], int]) -> NoReturn:
-    """Call `main` with the words of the command line, and exit with the code that it returns."""
+    """Run `main` on the arguments, without the program's name, and exit with the code that it returns."""
     try:
         exit_code = main(sys.argv[1:])
         sys.stdout.flush()
-    except BrokenPipeError:  # whoever read our output has gone: nobody is left to tell
+    except BrokenPipeError:  # the reader of the output, such as `head`, has exited
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         exit_code = 1
     sys.exit(exit_code)
@@ -78,25 +51,43 @@ def run_cli(main: Callable[[Sequence[str]], int]) -> NoReturn:
 
 @contextmanager
 def defer_signals() -> Iterator[None]:
-    """Hold back Ctrl-C and SIGTERM until the end of a `with` block, which should be short.
-
-    Outside the main thread, which alone gets them, this does nothing.
-    """
+    """Delay SIGINT and SIGTERM until the end of a short `with` block, which is protected in the main thread only."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    came: list[int] = []
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {int(number): signal.signal(number, lambda number, _: came.append(number)) for number in numbers}
+    received: list[int] = []
+    handlers = {
+        signum: signal.signal(signum, lambda received_signum, _: received.append(received_signum))
+        for signum in (signal.SIGINT, signal.SIGTERM)
+    }
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    for number in came[:1]:
-        signal.raise_signal(number)
+        for signum, handler in handlers.items():
+            signal.signal(signum, handler)
+    for received_signum in received[:1]:
+        signal.raise_signal(received_signum)
 
 
 def format_number(value: float) -> str:
-    """Four digits that mean something, and all those before the point: -14,428 and 0.02914."""
+    """Return a number as text with four significant digits, or all its integer digits if there are more.
+
+    Example:
+        >>> format_number(-14428.4), format_number(0.029137)
+        ('-14,428', '0.02914')
+    """
     return f"{value:,.0f}" if 1000 <= abs(value) < math.inf else f"{value:.4g}"
+
+
+def format_duration(seconds: float) -> str:
+    """Return a duration as text in seconds, minutes or hours.
+
+    Example:
+        >>> format_duration(4.21), format_duration(185), format_duration(7800)
+        ('4.2 s', '3:05 min', '2:10:00 h')
+    """
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, remainder = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{remainder:02d} h" if hours else f"{minutes}:{remainder:02d} min"

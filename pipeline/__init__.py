@@ -1,1 +1,1 @@
-"""What runs, and with which settings."""
+"""The command: its settings, the decision which stages run, and what the terminal and MLflow show."""

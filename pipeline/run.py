@@ -8,67 +8,76 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from jobs.cli import UsageError, run_cli
-from jobs.errors import AGAIN, UserError
-from pipeline.dry_run import make_plan
-from pipeline.plan import decide
-from pipeline.searches import Search, check_space
+from jobs.errors import UserError, os_error_reason
+from pipeline.plan import decide, make_plan, stage_status
+from pipeline.records import EvaluateRecord, TrainRecord
+from pipeline.searches import Search
 from pipeline.settings.help import help_text
 from pipeline.settings.parse import read_config
-from pipeline.settings.schema import Config, Stage
-from pipeline.stage_status import find
+from pipeline.settings.schema import Config
+from pipeline.settings.search_space import check_space
 from pipeline.terminal import Reporter
 from pipeline.workspace import Workspace
 
 if TYPE_CHECKING:
-    from pipeline.session import Session
+    from pipeline.session import RunContext, Session
 
-_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+_INTERRUPTED = 130  # 128 + SIGINT, the convention of shells
 
 
-def main(words: Sequence[str]) -> int:
-    """Run a command and return its exit code: 0 well, 1 failed, 2 wrong words, 130 interrupted."""
-    if any(word in ("--help", "-h", "help") for word in words):
+def main(arguments: Sequence[str]) -> int:
+    """Run a command.
+
+    Args:
+        arguments: `key=value` overrides, or `--help`.
+
+    Returns:
+        The exit code: 0 success, 1 failure, 2 an invalid argument, 130 interrupted.
+
+    Raises:
+        BrokenPipeError: The reader of the output has exited.
+    """
+    if any(argument in ("--help", "-h", "help") for argument in arguments):
         print(help_text())
         return 0
     try:
-        config = read_config(words)
+        config = read_config(arguments)
         check_space(config)
     except UsageError as error:
         return _fail(f"error: {error}", 2)
-    # A supervisor's polite stop is handled like Ctrl-C.
+    # A supervisor, such as Slurm or Kubernetes, stops a command with SIGTERM.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    again = "the same command"
-    if config.force:
-        again += f" (without force={','.join(config.force)} for what that had begun)"
-    code = 1
+    # force= again would discard what this command has completed.
+    without = f" without force={','.join(config.force)}" if config.force else ""
+    hint = f"Run the command again{without} to continue."
     try:
         _execute(config)
-        code = 0
     except UserError as error:
-        _fail(f"error: {str(error).replace(AGAIN, again)}", 1)
+        return _fail(f"error: {error}{f' {hint}' if error.retry else ''}", 1)
     except BrokenPipeError:
-        raise  # an OSError of no file of ours
+        raise  # an OSError, but not one of a file
     except OSError as error:
-        name = error.filename or config.workspace
-        _fail(f"error: {name}: {error.strerror or error}; mend that and run {again} again", 1)
+        path = error.filename or config.workspace
+        return _fail(f"error: {path}: cannot read or write ({os_error_reason(error)}). Fix this. {hint}", 1)
     except KeyboardInterrupt:
-        code = _fail(f"stopped; {again} goes on where this one was", _INTERRUPTED)
-    return code
+        return _fail(f"stopped. {hint}", _INTERRUPTED)
+    return 0
 
 
-def _fail(message: str, code: int) -> int:
+def _fail(message: str, exit_code: int) -> int:
     print(" ".join(message.split()), file=sys.stderr)
-    return code
+    return exit_code
 
 
 def _execute(config: Config) -> None:
+    """Run or plan a command, and print its result."""
     report = Reporter(json_output=config.output == "json")
     if config.dry_run:
         plan = make_plan(config)
-        report.line(f"plan for {config.workspace} (nothing is done)")
-        for step, cost in plan:
-            report.line(f"  {step.stage:<9}{step.action:<8}{step.reason}{'; ' if cost else ''}{cost}")
-        result: dict[str, Any] = {"plan": {step.stage: step.action for step, _ in plan}}
+        report.line(f"plan for {config.workspace} (dry run, nothing is written)")
+        for step in plan:
+            report.line(f"  {step.stage:<9}{step.action:<8}{'; '.join(filter(None, (step.reason, step.cost)))}")
+        result: dict[str, Any] = {"plan": {step.stage: step.action for step in plan}}
     else:
         result = run_pipeline(config, report)
     if config.output == "json":
@@ -76,84 +85,70 @@ def _execute(config: Config) -> None:
 
 
 def run_pipeline(config: Config, report: Reporter) -> dict[str, Any]:
-    """Run the stages that are not done.
-
-    Returns:
-        `stages` {name: done | skipped | resumed}, and of the run: `run_id`, `checkpoint`,
-        `weights_sha256`, `model_uri`, `scores` (null where no stage of this or an earlier command made them).
-
-    Raises:
-        UserError: something that the user can mend; all that was finished is kept.
-    """
-    workspaces, search = [Workspace(config)], None
-    workspaces[0].make()
-    outcome: dict[str, str] = {}
-    with ExitStack() as stack:
-        stack.callback(report.clear)
-        runner = _Runner(report, stack)
-        for stage in config.stage:
-            outcome[stage] = _together([runner.run(workspace, stage) for workspace in workspaces])
-            if stage == "tune":
-                search = Search(workspaces[0])
-                runner.search_run = search.run_id
-                workspaces = [Workspace(chosen) for chosen in search.chosen()]
-    found: dict[str, Any] = {"stages": outcome, **results(workspaces[0])}
-    if search:
-        found["search"] = search.summary()
-    if len(workspaces) > 1:
-        found["runs"] = [results(workspace) for workspace in workspaces]
-    return found
-
-
-class _Runner:
-    """Runs single stages; Ray and MLflow start when the first has to run.
+    """Run every stage that is not complete.
 
     Args:
-        report: where progress goes.
-        stack: closes what was opened.
+        config: Settings of the command.
+        report: Terminal.
+
+    Returns:
+        `stages` {name: done | skipped | resumed}, and the results of the run: `run_id`, `checkpoint`,
+        `weights_sha256`, `model_uri`, `metrics`, each null until a stage has made it. After a search also `search`,
+        and `runs` with the results of each run if there are several.
+
+    Raises:
+        UserError: A stage cannot run. What is complete is kept.
     """
+    command_workspace = Workspace(config)
+    command_workspace.create()
+    workspaces, search, search_run = [command_workspace], None, ""
+    context: RunContext | None = None
+    sessions: dict[Workspace, Session] = {}
+    outcomes: dict[str, str] = {}
+    with ExitStack() as stack:
+        stack.callback(report.clear)
+        for stage in config.stage:
+            stage_outcomes = set()
+            for workspace in workspaces:
+                step = decide(stage, stage_status(workspace, stage), forced=config.force)
+                report.step(step)
+                stage_outcomes.add({"run": "done", "resume": "resumed", "skip": "skipped"}[step.action])
+                if step.action == "skip":
+                    continue
+                if stage == "shard" and workspace.source is None and not getattr(config.data, "download", False):
+                    workspace.open_source(fetch=False)  # raises the error that names the missing files
+                # Ray, torch and MLflow take seconds to import; invalid arguments and skipped stages need none of them.
+                from pipeline import session, stages
 
-    def __init__(self, report: Reporter, stack: ExitStack) -> None:
-        self._report, self._stack = report, stack
-        self._session: Session | None = None
-        self.search_run = ""  # MLflow's, of the search that trainings come of
-
-    def run(self, workspace: Workspace, stage: Stage) -> str:
-        """Run a stage unless it is done; `done`, `resumed` or `skipped`."""
-        step = decide(stage, find(workspace, stage), forced=workspace.config.force)
-        self._report.step(step)
-        if step.action == "skip":
-            return "skipped"
-        if stage == "shard":
-            workspace.require_source()
-        # Loads Ray, torch and MLflow: seconds that a wrong word or a skip need not pay.
-        from pipeline.session import Session
-        from pipeline.stages import run_stage
-
-        if self._session is None:
-            self._session = Session(workspace, self._report, self._stack, self.search_run)
-        elif self._session.workspace is not workspace:
-            self._session = self._session.of(workspace, self.search_run)
-        session = self._session
-        run_stage(session, stage, anew=stage in workspace.config.force)
-        return "resumed" if step.action == "resume" else "done"
+                context = context or session.RunContext(command_workspace, report, stack)
+                if workspace not in sessions:
+                    sessions[workspace] = session.Session(context, workspace, search_run)
+                stages.run_stage(sessions[workspace], stage, forced=stage in config.force)
+            outcomes[stage] = next(name for name in ("done", "resumed", "skipped") if name in stage_outcomes)
+            if stage == "tune":
+                search = Search(command_workspace)
+                search_run = search.run_id
+                workspaces = [Workspace(chosen) for chosen in search.selected()]
+    result: dict[str, Any] = {"stages": outcomes, **run_results(workspaces[0])}
+    if search:
+        result["search"] = search.summary()
+    if len(workspaces) > 1:
+        result["runs"] = [run_results(workspace) for workspace in workspaces]
+    return result
 
 
-def _together(outcomes: Sequence[str]) -> str:
-    """What became of a stage that ran for several trainings."""
-    return next((word for word in ("done", "resumed") if word in outcomes), "skipped")
-
-
-def results(workspace: Workspace) -> dict[str, Any]:
-    """What the workspace holds of the run that the settings name."""
+def run_results(workspace: Workspace) -> dict[str, Any]:
+    """Return the run's checkpoint, run_id, weights_sha256, model_uri and metrics, each None where it does not exist."""
     dataset = workspace.dataset()
     run = workspace.run(dataset) if dataset else None
-    trained = (run.read("train") if run else None) or {}
-    scored = (run.read("evaluate") if run else None) or {}
+    trained, evaluated = (run.read(TrainRecord), run.read(EvaluateRecord)) if run else (None, None)
+    finished = trained or evaluated
     return {
-        "checkpoint": str(run.checkpoint(trained["checkpoint"])) if run and trained else None,
-        **{name: trained.get(name, scored.get(name)) for name in ("run_id", "weights_sha256")},
-        **{name: scored.get(name) for name in ("model_uri", "scores")},
+        "checkpoint": str(run.checkpoint(trained.checkpoint)) if run and trained else None,
+        "run_id": (finished.run_id or None) if finished else None,
+        "weights_sha256": finished.weights_sha256 if finished else None,
+        "model_uri": evaluated.model_uri if evaluated else None,
+        "metrics": evaluated.metrics if evaluated else None,
     }
 
 

@@ -1,11 +1,9 @@
-"""What the stages of one command share: settings, cluster, tracking, dataset. Imported once something has to run."""
+"""What the stages of a command share: cluster, tracking, dataset and run. Imported once a stage has to run."""
 
-import uuid
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from mlflow.entities import Dataset
@@ -13,88 +11,111 @@ from mlflow.entities import Dataset
 from jobs.cluster.ray_cluster import Resources, cluster
 from jobs.data.dataset import ShardedDataset
 from jobs.data.manifest import Manifest
-from jobs.errors import UserError
-from jobs.files import read_json, write_json
+from jobs.errors import CorruptedError, UserError
 from jobs.tracking.client import PARENT_RUN, Tracker
 from jobs.tracking.models import RunProvenance
 from jobs.tracking.registry import Version, resolve
 from jobs.tracking.uploader import UploadRecovery
-from pipeline.settings.commands import command_line, params, run_name
+from pipeline.records import RunRecord, TrackedRecord, TrackingLocation, TrainRecord
+from pipeline.settings.commands import run_name, run_params, training_command
 from pipeline.settings.schema import run_settings
 from pipeline.terminal import Reporter
 from pipeline.workspace import Run, Workspace
 from vlae.models.factory import num_parameters
 
-_EXAMPLES = 4  # images that are kept with a model to try it on
-_LEFT_SECONDS = 3.0  # that a command waits, at its end, for the curves of earlier ones
+_NUM_EXAMPLES = 4  # images that are stored with a model as its input example
+_UPLOAD_SECONDS = 3.0  # that a command waits, at its end, for the upload of earlier commands' curves
 
 
-class Session:
-    """Ray and MLflow start when the first stage needs them, and once.
+class RunContext:
+    """What all trainings of one command share. Ray and MLflow start when they are first used; `stack` closes them."""
 
-    Args:
-        workspace: of the command's settings.
-        report: where progress goes.
-        stack: closes what the session opened.
-        search_run: MLflow's run of the search that this training comes of, if it does.
-        trial: its number in that search, if it is one of its trials.
-    """
-
-    def __init__(
-        self, workspace: Workspace, report: Reporter, stack: ExitStack, search_run: str = "", trial: int | None = None
-    ) -> None:
-        self.workspace, self.config, self.report, self._stack = workspace, workspace.config, report, stack
-        self._search_run, self._trial = search_run, trial
-
-    def of(self, workspace: Workspace, search_run: str = "", trial: int | None = None) -> "Session":
-        """A session of other settings of model and training, on the same cluster, dataset and MLflow."""
-        other = Session(workspace, self.report, self._stack, search_run, trial)
-        other.workspace.source = self.workspace.source
-        other.tracker, other.dataset = self.tracker, self.dataset
-        if "resources" in vars(self):  # Ray runs
-            other.resources = self.resources
-        return other
+    def __init__(self, workspace: Workspace, report: Reporter, stack: ExitStack) -> None:
+        self.workspace, self.report, self._stack = workspace, report, stack
 
     @cached_property
     def resources(self) -> Resources:
-        """Of the Ray cluster."""
-        # Ray Train within Ray Tune frees the workers of a trial that was stopped through Ray's dashboard.
-        nested = "tune" in self.config.stage and self.config.train.num_workers > 1
-        return self._stack.enter_context(cluster(self.config.ray, dashboard=nested))
-
-    @property
-    def spools(self) -> Path:
-        """Folder of what MLflow is still to get."""
-        return self.workspace.path / "spool"
+        """Resources of the Ray cluster, which is started or joined."""
+        config = self.workspace.config
+        # Ray Train within Ray Tune frees the workers of a stopped trial through Ray's dashboard.
+        nested = "tune" in config.stage and config.train.num_workers > 1
+        return self._stack.enter_context(cluster(config.ray, dashboard=nested))
 
     @cached_property
     def tracker(self) -> Tracker:
-        """The MLflow experiment. What earlier commands could not send to it is on its way from now on."""
-        tracker = Tracker(self.config.tracking, self.workspace.path)
-        leftovers = UploadRecovery(tracker, self.spools)
+        """The MLflow experiment. The upload of what earlier commands could not send starts with it."""
+        tracker = Tracker(self.workspace.config.tracking, self.workspace.path)
+        recovery = UploadRecovery(tracker, self._unfinished_checkpoints(tracker.location))
 
         def finish() -> None:
-            for news in leftovers.finish(_LEFT_SECONDS):
-                self.report.line(f"{'':<9}{news}")
+            for message in recovery.finish(_UPLOAD_SECONDS):
+                self.report.line(f"{'':<9}{message}")
 
         self._stack.callback(finish)
         return tracker
 
+    def _unfinished_checkpoints(self, location: Mapping[str, str]) -> dict[str, str]:
+        """Return the checkpoint addresses of unfinished trainings, by the ID of their MLflow run."""
+        checkpoints = {}
+        for folder in sorted(self.workspace.path.glob("runs/*")):
+            try:
+                record, trained = Run(folder).read(RunRecord), Run(folder).read(TrainRecord)
+            except CorruptedError:
+                continue
+            if not record or not record.settings or not record.tracking:
+                continue
+            run_id = record.tracking.run_id
+            if record.tracking == TrackingLocation(**location, run_id=run_id) and not (
+                trained and trained.run_id == run_id
+            ):
+                checkpoints[run_id] = Run(folder, record.storage_path).checkpoint_url
+        return checkpoints
+
     @cached_property
     def dataset(self) -> Manifest:
-        """The shards.
-
-        Raises:
-            UserError: there are none.
-        """
+        """Manifest of the shards; UserError if there are none."""
         manifest = self.workspace.dataset()
         if manifest is None:
-            raise UserError(f"no shards in {self.workspace.access.url}: add shard to the stages")
+            raise UserError(f"{self.workspace.access.url}: no shards. Add shard to the stages.")
         return manifest
+
+
+class Session:
+    """One training, or one evaluation of a registered model, with its files and its MLflow run.
+
+    Args:
+        context: What it shares with the other trainings of the command.
+        workspace: Workspace with the settings of the training.
+        search_run: ID of the MLflow run of the search that the training comes from; empty without a search.
+        trial: Number of the trial in that search, None for a training that is not a trial.
+    """
+
+    def __init__(
+        self, context: RunContext, workspace: Workspace, search_run: str = "", trial: int | None = None
+    ) -> None:
+        self.context, self.workspace, self.config, self.report = context, workspace, workspace.config, context.report
+        self._search_run, self._trial = search_run, trial
+        if workspace is not context.workspace:
+            workspace.source = context.workspace.source  # opened once: a source may have to read all its files
+
+    @property
+    def resources(self) -> Resources:
+        """Resources of the Ray cluster."""
+        return self.context.resources
+
+    @property
+    def tracker(self) -> Tracker:
+        """The MLflow experiment."""
+        return self.context.tracker
+
+    @property
+    def dataset(self) -> Manifest:
+        """Manifest of the shards."""
+        return self.context.dataset
 
     @cached_property
     def version(self) -> Version:
-        """The registered model that `model_uri` means now."""
+        """The registered model that `model_uri` refers to now."""
         return resolve(self.tracker, self.config.model_uri)
 
     @cached_property
@@ -106,19 +127,20 @@ class Session:
 
     @property
     def data(self) -> Dataset:
-        """The dataset as MLflow knows it."""
+        """The dataset as an MLflow entity."""
+        url = self.workspace.access.url
         return Dataset(
             name=self.config.data.name,
             digest=self.dataset.fingerprint,
-            source_type="s3" if self.workspace.access.url.startswith("s3:") else "local",
-            source=self.workspace.access.url,
+            source_type="s3" if url.startswith("s3:") else "local",
+            source=url,
         )
 
     def count_parameters(self, image_shape: tuple[int, int, int]) -> int:
-        """Trained parameters of the model for images (height, width, channels).
+        """Return the number of trained parameters of the model for images (height, width, channels).
 
         Raises:
-            UserError: it cannot be built for them.
+            UserError: The model cannot be built for such images.
         """
         height, width, channels = image_shape
         try:
@@ -127,67 +149,80 @@ class Session:
             raise UserError(str(error)) from error
 
     @cached_property
-    def origin(self) -> RunProvenance:
-        """The training's MLflow run, and what its models are recorded with."""
+    def provenance(self) -> RunProvenance:
+        """The training's MLflow run, created if there is none, and what its models are recorded with."""
         name = run_name(self.config) if self._trial is None else f"trial-{self._trial}-{run_name(self.config)}"
-        return self._origin(self.start_run(name, self._params, command_line(self.config)))
+        return self._provenance(self.start_run(name, self._params, training_command(self.config)))
 
-    def resumed_origin(self) -> RunProvenance | None:
-        """The origin of a training that an earlier command has begun, while MLflow is away; None if there is none."""
-        known = (self.run.read("run") or {}).get("tracking", {})
-        if "run_id" not in known or known != {**self.tracker.home, "run_id": known["run_id"]}:
+    def resumed_provenance(self) -> RunProvenance | None:
+        """Return the provenance of a training that an earlier command started, without a call to MLflow.
+
+        It is also kept as `provenance`. None if this MLflow has no run of the training.
+        """
+        run_id = self._recorded_run_id(self.run)
+        if run_id is None:
             return None
-        self.origin = self._origin(known["run_id"])
-        return self.origin
+        self.provenance = self._provenance(run_id)
+        return self.provenance
 
-    def _origin(self, run_id: str) -> RunProvenance:
-        example = ShardedDataset(self.workspace.access, "train").images(np.arange(_EXAMPLES))
+    def _provenance(self, run_id: str) -> RunProvenance:
+        example = ShardedDataset(self.workspace.access, "train").images(np.arange(_NUM_EXAMPLES))
         return RunProvenance(run_id, run_name(self.config), self._params, self.data, example)
 
-    def _parent_tag(self) -> dict[str, str]:
-        """What MLflow shows a run below its parent by, if both are there."""
-        if self._search_run:
-            return {PARENT_RUN: self._search_run}
-        if not self.config.init_from:
-            return {}
-        record = self.workspace.other_run(self.config.init_from).read("run") or {}
-        known = record.get("tracking", {})
-        here = known == {**self.tracker.home, "run_id": known.get("run_id")}
-        return {PARENT_RUN: known["run_id"]} if here else {}
+    def _recorded_run_id(self, run: Run) -> str | None:
+        """Return the MLflow run of a training, if it is in the experiment of this command."""
+        record = run.read(RunRecord)
+        if not record or not record.tracking:
+            return None
+        run_id = record.tracking.run_id
+        return run_id if record.tracking == TrackingLocation(**self.tracker.location, run_id=run_id) else None
 
     @property
     def _params(self) -> dict[str, str]:
-        return params(self.config, self.count_parameters(self.dataset.image_shape))
+        return run_params(self.config, self.count_parameters(self.dataset.image_shape))
 
-    def start_run(self, name: str, found: Mapping[str, str], command: str, *, context: str = "training") -> str:
-        """The MLflow run of `run`."""
-        fresh = {
-            "settings": {} if self.config.model_uri else run_settings(self.config),
-            "data_fingerprint": self.dataset.fingerprint,
-            "storage_path": self.config.storage_path,
-        }
-        tags = {"command": command, "data_fingerprint": self.dataset.fingerprint, **self._parent_tag()}
-        return self.remembered(
-            self.run.folder / "run.json",
-            fresh,
-            lambda key: self.tracker.start_run(name, found, self.data, key=key, tags=tags, context=context),
-        )
-
-    def remembered(self, path: Path, fresh: Mapping[str, Any], start: Callable[[str], str]) -> str:
-        """The MLflow run of the record at `path`; the key that finds it is written first: no kill leaves a second run.
+    def start_run(self, name: str, params: Mapping[str, str], command: str, *, context: str = "training") -> str:
+        """Return the ID of the MLflow run of this training or evaluation, created if there is none.
 
         Args:
-            path: of the record, made with `fresh` if there is none.
-            fresh: what a new record holds besides.
-            start: from the key to the run's id.
+            name: Name of the run in MLflow.
+            params: Params of the run.
+            command: Command that repeats it.
+            context: Use of the dataset: `training` or `evaluation`.
         """
-        path.parent.mkdir(parents=True, exist_ok=True)
-        record = read_json(path)
+        parent = self._search_run
+        if not parent and self.config.init_from:
+            parent = self._recorded_run_id(self.workspace.other_run(self.config.init_from)) or ""
+        tags = {"command": command, "data_fingerprint": self.dataset.fingerprint}
+        if parent:
+            tags[PARENT_RUN] = parent
+        record = RunRecord(
+            settings={} if self.config.model_uri else run_settings(self.config),
+            data_fingerprint=self.dataset.fingerprint,
+            storage_path=self.config.storage_path,
+        )
+        return self.get_or_create_run(
+            self.run.folder / RunRecord.FILENAME,
+            record,
+            lambda key: self.tracker.start_run(name, params, self.data, key=key, tags=tags, context=context),
+        )
+
+    def get_or_create_run(self, path: Path, new_record: TrackedRecord, start: Callable[[str], str]) -> str:
+        """Return the ID of the MLflow run of a record, created if there is none.
+
+        The record with its key is written before the run is created, so that a kill never causes a second run.
+
+        Args:
+            path: File of the record.
+            new_record: Written if the file does not exist.
+            start: Returns the ID of the MLflow run with a key, and creates that run if there is none.
+        """
+        record = type(new_record).read(path)
         if record is None:
-            record = {"key": uuid.uuid4().hex, **fresh}
-            write_json(path, record)
-        run_id = start(record["key"])
-        tracking = {**self.tracker.home, "run_id": run_id}
-        if record.get("tracking") != tracking:
-            write_json(path, {**record, "tracking": tracking})
+            record = new_record
+            record.write(path)
+        run_id = start(record.key)
+        tracking = TrackingLocation(**self.tracker.location, run_id=run_id)
+        if record.tracking != tracking:
+            record.model_copy(update={"tracking": tracking}).write(path)
         return run_id

@@ -1,4 +1,4 @@
-"""Where everything lies in the workspace. Light: no torch, no Ray."""
+"""Paths, locks and records of a workspace. Imports neither torch nor Ray."""
 
 import fcntl
 import hashlib
@@ -10,105 +10,120 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from jobs.data.manifest import MANIFEST, Manifest, read_manifest
 from jobs.data.shard_reader import DataAccess
 from jobs.data.sources.base import Source
-from jobs.data.sources.build import open_source
-from jobs.errors import UserError
-from jobs.files import read_json
-from jobs.storage import open_store
-from jobs.storage.base import Store
-from pipeline.settings.schema import Config, identity, run_settings, spell
+from jobs.errors import CorruptedError, UserError, os_error_reason
+from jobs.storage import open_storage
+from jobs.storage.base import Storage
+from pipeline.records import Record, RunRecord, TrainRecord
+from pipeline.settings.schema import Config, defining_settings, format_value, run_settings
+
+R = TypeVar("R", bound=Record)
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training in the workspace, named by all that determines it."""
+    """Files of one training, or of the evaluation of a registered model.
+
+    Attributes:
+        folder: Folder in the workspace, named after everything that determines the run.
+        storage_path: Folder or S3 address that holds the checkpoints; empty: they are in `folder`.
+    """
 
     folder: Path
-    store: str = ""  # where the checkpoints are kept, if not in the folder: an address
+    storage_path: str = ""
 
     @property
     def checkpoints(self) -> Path:
-        """Folder of the checkpoints; where they are kept in a store, of copies of them once training has ended."""
+        """Folder of the checkpoints, or of copies of them where `storage_path` is on S3."""
         return self.folder / "checkpoints"
 
     @property
-    def checkpoint_place(self) -> str:
+    def checkpoint_url(self) -> str:
         """Address of the checkpoints."""
-        return f"{self.store}/runs/{self.folder.name}/checkpoints" if self.store else str(self.checkpoints)
+        return (
+            f"{self.storage_path}/runs/{self.folder.name}/checkpoints" if self.storage_path else str(self.checkpoints)
+        )
 
-    def checkpoint(self, name: str) -> Path:
-        """A checkpoint of a finished training by the name of its folder: where it lies, or the copy of one on S3."""
-        return open_store(self.checkpoint_place).local_path(name) or self.checkpoints / name
+    @property
+    def has_checkpoints(self) -> bool:
+        """Whether there is a checkpoint to resume from."""
+        return any(True for _ in open_storage(self.checkpoint_url).folders("step-"))
 
     @property
     def scratch(self) -> Path:
-        """Ray's own notes; of no use once the training has ended."""
+        """Folder of Ray's own files, which have no use after the training."""
         return self.folder / "ray"
 
     @property
     def figures(self) -> Path:
-        """Pictures of the last evaluation."""
+        """Folder of the figures of the last evaluation."""
         return self.folder / "figures"
 
     @property
     def explorer(self) -> Path:
-        """The page to explore the rungs with, of the last evaluation."""
+        """HTML page of the last evaluation."""
         return self.folder / "explorer.html"
 
-    @property
-    def has_checkpoint(self) -> bool:
-        """Whether there is anything to resume from."""
-        return any(True for _ in open_store(self.checkpoint_place).folders("step-"))
+    def checkpoint(self, name: str) -> Path:
+        """Return the local folder of a checkpoint; for one on S3 the folder of its copy, which may not exist."""
+        return open_storage(self.checkpoint_url).local_path(name) or self.checkpoints / name
 
-    def read(self, name: str) -> dict[str, Any] | None:
-        """A record (`run`, `train`, `evaluate`) that was written whole, or None."""
-        return read_json(self.folder / f"{name}.json")
+    def read(self, record: type[R]) -> R | None:
+        """Return the record of this type of the run, or None if it was never written.
+
+        Raises:
+            CorruptedError: The file is not such a record.
+        """
+        return record.read(self.folder / record.FILENAME)
+
+    def write(self, record: Record) -> None:
+        """Write a record of this run, in place of the record of the same type."""
+        record.write(self.folder / record.FILENAME)
 
 
 def siblings(run: Run, settings: Mapping[str, str], data_fingerprint: str) -> list[Path]:
-    """Checkpoints of finished trainings beside `run` that differ from it in the seed alone, in order of their seeds.
-
-    Args:
-        run: one training.
-        settings: that define it, in command-line spelling.
-        data_fingerprint: of the dataset that it was trained on.
-    """
-    found = {}
+    """Return the last checkpoints, by seed, of finished trainings on the same shards that differ in the seed alone."""
+    checkpoints = {}
     for folder in run.folder.parent.iterdir():
-        other = Run(folder, run.store)
-        record, trained = other.read("run"), other.read("train")
-        if folder == run.folder or not record or not trained or record.get("data_fingerprint") != data_fingerprint:
+        other = Run(folder, run.storage_path)
+        try:
+            record, trained = other.read(RunRecord), other.read(TrainRecord)
+        except CorruptedError:
             continue
-        if {**record["settings"], "seed": ""} == {**settings, "seed": ""}:
-            checkpoint = other.checkpoint(trained["checkpoint"])
-            if checkpoint.is_dir():  # else it was trained with another store
-                found[int(record["settings"]["seed"])] = checkpoint
-    return [found[seed] for seed in sorted(found)]
+        if folder == run.folder or not record or not trained or record.data_fingerprint != data_fingerprint:
+            continue
+        if {**record.settings, "seed": ""} == {**settings, "seed": ""}:
+            checkpoint = other.checkpoint(trained.checkpoint)
+            if checkpoint.is_dir():  # it is missing if the training had another storage_path
+                checkpoints[int(record.settings["seed"])] = checkpoint
+    return [checkpoints[seed] for seed in sorted(checkpoints)]
 
 
-def fingerprint(*parts: Any) -> str:
-    """Twelve hex digits that change with any part."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
+def fingerprint(*values: Any) -> str:
+    """Return a hash of JSON values, twelve hex digits."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
 
 class Workspace:
-    """The folder of one configuration's shards, runs, database and artifacts."""
+    """The folder that holds the shards, runs, database and artifacts of a configuration.
+
+    Attributes:
+        config: Settings of a command or a trial.
+        path: Folder of the workspace.
+        model_uri: Setting `model_uri`; the session replaces an alias by the version that it refers to.
+    """
 
     def __init__(self, config: Config) -> None:
         self.config = config
         self.path = config.workspace
-        self.model_uri = config.model_uri  # with the version, once an alias has been looked up
+        self.model_uri = config.model_uri
 
-    def make(self) -> None:
-        """Create the folder and see that it can be written.
-
-        Raises:
-            UserError: it cannot.
-        """
+    def create(self) -> None:
+        """Create the folder; UserError if it is not writable."""
         probe = self.path / f".write-{os.getpid()}"
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -116,18 +131,24 @@ class Workspace:
             probe.unlink()
         except OSError as error:
             raise UserError(
-                f"workspace={self.path} cannot be written ({error.strerror}): set workspace=DIR to a folder that can"
+                f"workspace={self.path}: cannot write ({os_error_reason(error)}). Set workspace= to a writable folder."
             ) from error
 
     @contextmanager
     def lock(self, name: str, *, shared: bool = False) -> Iterator[None]:
-        """Keep other commands of this workspace out of a dataset or a run for the time of a `with` block.
+        """Lock a dataset or a run against other commands of this workspace for the time of a `with` block.
 
-        A shared lock lets in those that only read it too. The lock is the kernel's: it ends with the process,
-        however that ends.
+        The kernel holds the lock, so it ends with the process in every case.
+
+        Args:
+            name: Folder name of the dataset or run.
+            shared: Admit other shared locks, as readers take them.
+
+        Yields:
+            Nothing.
 
         Raises:
-            UserError: another command is at work there.
+            UserError: Another command holds the lock.
         """
         path = self.path / "locks" / name
         path.parent.mkdir(exist_ok=True)
@@ -136,93 +157,81 @@ class Workspace:
                 fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise UserError(
-                    f"another command is at work on {name} in {self.path}: wait for it, or use another workspace"
+                    f"{self.path}: another command uses {name}. Wait until it ends, or set another workspace=."
                 ) from None
             yield
 
     @property
     def data_name(self) -> str:
-        """Of the shards of the data settings, whatever the source holds."""
+        """Name of the dataset that the data settings define, for any content of the source."""
         data = self.config.data
-        return f"{data.name}-{fingerprint(data.name, identity(data))}"
+        return f"{data.name}-{fingerprint(data.name, defining_settings(data))}"
 
     @property
     def data_url(self) -> str | None:
-        """Place of the shards of these settings and of the source as it is now.
+        """Address of the shards for these settings and the present content of the source.
 
-        Where the source's files are not at hand, the place of the shards that were made of them; None if there are
-        none.
+        Without the source's files: the address of the shards that exist for these settings, None if there are none.
 
         Raises:
-            UserError: there are several such places.
+            UserError: Shards of several contents of the source exist, and the source is missing.
         """
-        place = f"{self.config.storage_path or self.path}/shards"
+        folder = f"{self.config.storage_path or self.path}/shards"
         if self.source is not None:
-            return f"{place}/{self.data_name}-{fingerprint(self.source.fingerprint)[:8]}"
-        folders = (f"{place}/{name}" for name in open_store(place).folders(f"{self.data_name}-"))
-        made = [url for url in folders if open_store(url).read(MANIFEST) is not None]
-        if len(made) > 1:
+            return f"{folder}/{self.data_name}-{fingerprint(self.source.fingerprint)[:8]}"
+        urls = [f"{folder}/{name}" for name in open_storage(folder).folders(f"{self.data_name}-")]
+        complete = [url for url in urls if open_storage(url).read(MANIFEST) is not None]
+        if len(complete) > 1:
             raise UserError(
-                f"{place} holds {len(made)} versions of {self.data_name}, and the source that would tell which is "
-                "meant is not here: put it back, or remove the versions you do not want"
+                f"{folder}: {len(complete)} versions of {self.data_name} exist, and the source that identifies the "
+                "right one is missing. Restore the source, or remove the other versions."
             )
-        return made[0] if made else None
+        return complete[0] if complete else None
 
     @property
-    def data_store(self) -> Store | None:
-        """The store at `data_url`."""
-        return open_store(self.data_url) if self.data_url else None
+    def data_storage(self) -> Storage | None:
+        """Storage at `data_url`."""
+        return open_storage(self.data_url) if self.data_url else None
 
     @property
     def access(self) -> DataAccess:
-        """How jobs read the shards.
-
-        Raises:
-            UserError: there are none.
-        """
+        """How jobs read the shards; UserError if there are none."""
+        data = self.config.data
         if self.data_url is None:
             raise UserError(
-                f"no shards of data={self.config.data.name} in {self.config.storage_path or self.path}: run stage=shard"
+                f"{self.config.storage_path or self.path}: no shards of data={data.name}. Run stage=shard first."
             )
-        data = self.config.data
         return DataAccess(self.data_url, data.cache_dir or self.path / "cache", data.cache_bytes)
+
+    def open_source(self, *, fetch: bool) -> Source:
+        """Return the source of the images. With `fetch`, missing files are downloaded where the publisher permits.
+
+        Raises:
+            UserError: Files are missing. The message names them and where they belong.
+        """
+        source = self.config.data.locate(self.path / "downloads", fetch=fetch).open()
+        source.fingerprint  # noqa: B018  (some sources look for their files only when these are needed)
+        return source
 
     @cached_property
     def source(self) -> Source | None:
-        """The source as it is now, or None if its files are not at hand."""
+        """Source with its present content, or None if its files are missing."""
         try:
-            source = open_source(self.config.data, self.path / "downloads", fetch=False)
-            source.fingerprint  # noqa: B018  (files are looked for here)
+            return self.open_source(fetch=False)
         except UserError:
             return None
-        return source
-
-    def require_source(self) -> None:
-        """See that the source's files are here, or that they may be downloaded.
-
-        Raises:
-            UserError: they are not; the message says what goes where.
-        """
-        if self.source is None and not getattr(self.config.data, "download", False):
-            open_source(self.config.data, self.path / "downloads", fetch=False).fingerprint  # noqa: B018
-
-    def fetch_source(self) -> Source:
-        """The source, its files downloaded into the workspace if need be and if their publisher allows.
-
-        Raises:
-            UserError: files are missing.
-        """
-        if self.source is None:
-            self.source = open_source(self.config.data, self.path / "downloads", fetch=True)
-        return self.source
 
     def dataset(self) -> Manifest | None:
-        """The shards that are there; a source that is gone is not held against them."""
-        store = self.data_store
+        """Return the manifest of the shards, or None if they are not complete."""
+        store = self.data_storage
         return read_manifest(store) if store else None
 
     def run(self, dataset: Manifest) -> Run:
-        """The training of these settings on this dataset, or the evaluation of a registered model on it."""
+        """Return the training of these settings, or the evaluation of a registered model. Its folder may not exist.
+
+        Raises:
+            UserError: `resume` names a run that was trained on other data.
+        """
         if uri := self.model_uri:
             name = re.sub(r"[@/]", "-", uri.removeprefix("models:/"))
             key = fingerprint(uri, self.config.tracking.uri, dataset.fingerprint)
@@ -230,21 +239,21 @@ class Workspace:
         name = self.training_name(dataset.fingerprint)
         if self.config.resume not in ("", name):
             raise UserError(
-                f"resume={self.config.resume} was trained on other data than data={self.config.data.name} is now: "
-                "put the source or the shards back"
+                f"resume={self.config.resume}: the run was trained on other data than the present "
+                f"data={self.config.data.name}. Restore the source or the shards."
             )
         return self.other_run(name)
 
     def training_name(self, data_fingerprint: str) -> str:
-        """Of the folder of the training of these settings on that dataset."""
+        """Return the folder name of the training of these settings, `MODEL-DATA-HASH`."""
         key = fingerprint(run_settings(self.config), data_fingerprint)
         return f"{self.config.model.name}-{self.config.data.name}-{key}"
 
     def other_run(self, name: str) -> Run:
-        """A training by the name of its folder."""
+        """Return a training by the name of its folder in `runs/`, which may not exist."""
         return Run(self.path / "runs" / name, self.config.storage_path)
 
     def evaluate_key(self) -> str:
-        """Changes with the settings of the evaluation and the place of tracking."""
-        tracking = {name: spell(getattr(self.config.tracking, name)) for name in ("uri", "experiment")}
-        return fingerprint(identity(self.config.evaluate), tracking)
+        """Return a hash of the evaluation's settings and of the tracking location."""
+        tracking = {name: format_value(getattr(self.config.tracking, name)) for name in ("uri", "experiment")}
+        return fingerprint(defining_settings(self.config.evaluate), tracking)

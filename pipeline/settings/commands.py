@@ -1,101 +1,105 @@
-"""What MLflow keeps of a run besides its curves: the params to compare it by, the command that repeats it."""
+"""Commands and params that MLflow keeps of a run: the command repeats it, the params compare it with others."""
 
 import shlex
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
 
 import yaml
 from pydantic import BaseModel
 
 from jobs.search.config import TuneConfig
-from pipeline.settings.parse import SPACE
-from pipeline.settings.schema import GROUPS, MAIN_STAGES, STAGES, Config, identity, run_settings, spell
-
-# Shown for every run, whatever they are set to; other settings only where they are not the default.
-_ALWAYS = (
-    "seed",
-    "data",
-    "model",
-    "model.latent_dims",
-    "model.width",
-    "objective.beta",
-    "train.steps",
-    "train.batch_size",
-    "train.learning_rate",
+from pipeline.settings.parse import SPACE_PREFIX
+from pipeline.settings.schema import (
+    GROUPS,
+    MAIN_STAGES,
+    STAGES,
+    Config,
+    Stage,
+    defining_settings,
+    format_value,
+    run_settings,
 )
+
+# Params of every run; other settings are params only where they are not the default.
+_ALWAYS = {"seed", "data", "model", "model.latent_dims", "model.width", "objective.beta"}
+_ALWAYS |= {"train.steps", "train.batch_size", "train.learning_rate"}
 
 
 def changed_settings(config: Config) -> dict[str, str]:
-    """The settings that define a training and are not the default, in command-line spelling."""
-    chosen = {group: {"name": getattr(config, group).name, **_required(getattr(config, group))} for group in GROUPS}
-    default = run_settings(Config.model_validate(chosen)) | {group: getattr(Config(), group).name for group in GROUPS}
-    required = {f"{group}.{name}" for group, values in chosen.items() for name in values}
-    return {key: value for key, value in run_settings(config).items() if value != default.get(key) or key in required}
+    """Return the settings that define a training and are not the default, by key, in command-line spelling.
+
+    Settings without a default are always included.
+    """
+    required = {}
+    for group in GROUPS:
+        section = getattr(config, group)
+        fields = type(section).model_fields
+        required[group] = {name: getattr(section, name) for name in fields if fields[name].is_required()}
+    base = Config.model_validate({group: {"name": getattr(config, group).name, **required[group]} for group in GROUPS})
+    default = run_settings(base) | {group: getattr(Config(), group).name for group in GROUPS}
+    always = {f"{group}.{name}" for group in GROUPS for name in required[group]}
+    return {key: value for key, value in run_settings(config).items() if value != default.get(key) or key in always}
 
 
-def _required(section: BaseModel) -> dict[str, Any]:
-    """The settings of a section that have no default."""
-    return {name: getattr(section, name) for name, field in type(section).model_fields.items() if field.is_required()}
-
-
-def command_line(config: Config) -> str:
-    """The command that repeats a training and its evaluation, with every setting that is not the default."""
-    return _command(f"stage={','.join(MAIN_STAGES)}", changed_settings(config) | _surroundings(config))
+def training_command(config: Config) -> str:
+    """Return the shell command that repeats a training and its evaluation, with every setting that is not a default."""
+    return _command(MAIN_STAGES, changed_settings(config) | _shared_settings(config))
 
 
 def search_command(config: Config) -> str:
-    """The command that repeats a search, and trains and evaluates its best."""
+    """Return the shell command that repeats a search, and trains and evaluates its best trial; without defaults."""
     fixed = {key: value for key, value in changed_settings(config).items() if key not in config.tune.param_space}
-    return _command(f"stage={','.join(STAGES)}", fixed | _search(config) | _surroundings(config))
-
-
-def _search(config: Config) -> dict[str, str]:
-    """The settings of the search that are not the default."""
-    plain, found = TuneConfig(), {f"{SPACE}{key}": text for key, text in config.tune.param_space.items()}
-    for key in TuneConfig.model_fields:
-        if key != "param_space" and getattr(config.tune, key) != getattr(plain, key):
-            found[f"tune.{key}"] = spell(getattr(config.tune, key))
-    return found
+    tune = _changed_fields("tune", config.tune, TuneConfig())
+    tune.pop("tune.param_space", None)
+    return _command(STAGES, fixed | _space(config) | tune | _shared_settings(config))
 
 
 def search_params(config: Config) -> dict[str, str]:
-    """What searches are compared by."""
-    searched = {f"{SPACE}{key}": text for key, text in config.tune.param_space.items()}
-    return {
-        **{f"tune.{key}": value for key, value in identity(config.tune).items() if key != "param_space"},
-        **searched,
-    }
+    """Return the MLflow params of a search by key."""
+    tune = {f"tune.{key}": value for key, value in defining_settings(config.tune).items() if key != "param_space"}
+    return tune | _space(config)
 
 
 def evaluation_command(config: Config, model_uri: str) -> str:
-    """The command that repeats the evaluation of a registered model on these data."""
+    """Return the shell command that repeats the evaluation of a registered `models:/NAME/VERSION` on the same data."""
     data = {key: value for key, value in changed_settings(config).items() if key.partition(".")[0] == "data"}
-    return _command("stage=shard,evaluate", {"model_uri": model_uri, **data, **_surroundings(config)})
+    return _command(("shard", "evaluate"), {"model_uri": model_uri, **data, **_shared_settings(config)})
 
 
-def _surroundings(config: Config) -> dict[str, str]:
-    """How a model is evaluated, and where everything is kept, where that is not the default."""
-    plain, found = Config(), {}
-    for name in ("workspace", "storage_path"):
-        if getattr(config, name) != getattr(plain, name):
-            found[name] = spell(getattr(config, name))
+def _space(config: Config) -> dict[str, str]:
+    return {f"{SPACE_PREFIX}{key}": text for key, text in config.tune.param_space.items()}
+
+
+def _changed_fields(name: str, section: BaseModel, default: BaseModel) -> dict[str, str]:
+    """Return the settings of a section that are not the default, by key."""
+    return {
+        f"{name}.{key}": format_value(getattr(section, key))
+        for key in type(section).model_fields
+        if getattr(section, key) != getattr(default, key)
+    }
+
+
+def _shared_settings(config: Config) -> dict[str, str]:
+    """Return the settings of evaluation, tracking and storage that are not the default."""
+    default = Config()
+    settings = {
+        name: format_value(getattr(config, name))
+        for name in ("workspace", "storage_path")
+        if getattr(config, name) != getattr(default, name)
+    }
     for name in ("evaluate", "tracking"):
-        section, standard = getattr(config, name), getattr(plain, name)
-        for key in type(section).model_fields:
-            if getattr(section, key) != getattr(standard, key):
-                found[f"{name}.{key}"] = spell(getattr(section, key))
-    return found
+        settings |= _changed_fields(name, getattr(config, name), getattr(default, name))
+    return settings
 
 
-def _command(stage: str, settings: Mapping[str, str]) -> str:
-    words = [stage, *(f"{key}={value}" for key, value in settings.items())]
-    return shlex.join(["python", "-m", "pipeline.run", *words])
+def _command(stages: Iterable[Stage], settings: Mapping[str, str]) -> str:
+    overrides = [f"stage={','.join(stages)}", *(f"{key}={value}" for key, value in settings.items())]
+    return shlex.join(["python", "-m", "pipeline.run", *overrides])
 
 
-def params(config: Config, num_parameters: int) -> dict[str, str]:
-    """What runs are compared by: few and named well, depth and capacity as numbers.
+def run_params(config: Config, num_parameters: int) -> dict[str, str]:
+    """Return the MLflow params of a training by key, with depth and capacity as numbers.
 
-    MLflow draws the first three, by name, as parallel coordinates.
+    MLflow's comparison page draws the first three params, ordered by name, as parallel coordinates.
     """
     dims = config.model.latent_dims
     settings, changed = run_settings(config), changed_settings(config)
@@ -108,11 +112,14 @@ def params(config: Config, num_parameters: int) -> dict[str, str]:
 
 
 def run_name(config: Config) -> str:
-    """`vlae-4-4-10-digits-seed0`: in MLflow, names of models can hold neither dots nor commas."""
+    """Return the name of a training in MLflow, such as `vlae-4-4-10-digits-seed0`.
+
+    MLflow permits neither dots nor commas in the names of models.
+    """
     model = config.model
     return "-".join([model.name, *map(str, model.latent_dims), config.data.name, f"seed{config.seed}"])
 
 
-def settings_file(settings: Mapping[str, str]) -> str:
-    """All settings of a training as a preset: `preset=settings.yaml` repeats it, whatever later defaults are."""
+def settings_yaml(settings: Mapping[str, str]) -> str:
+    """Return all settings of a training as a YAML preset, which repeats the training even if later defaults differ."""
     return yaml.safe_dump(dict(settings), sort_keys=False)

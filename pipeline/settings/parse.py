@@ -1,8 +1,7 @@
-"""From `key=value` words to a validated configuration, or one line that says which word is wrong."""
+"""From `key=value` overrides to validated settings, or to one line that names the invalid override."""
 
 import difflib
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,122 +10,119 @@ import yaml
 from pydantic import ValidationError
 
 from jobs.cli import UsageError, parse_overrides
-from pipeline.settings.schema import GROUPS, Config, defining, run_settings, section_of
+from jobs.errors import CorruptedError, first_line, os_error_reason
+from pipeline.records import RunRecord
+from pipeline.settings.schema import GROUPS, Config, defining_fields, run_settings, section_of
 
-SPACE = "tune.param_space."  # what the keys of a search space begin with
+SPACE_PREFIX = "tune.param_space."  # of the keys of a search space
 PRESETS = Path(__file__).with_name("presets")
-_HELP = "--help lists every key"
 
 
-def read_config(words: Sequence[str]) -> Config:
-    """The configuration of a command.
+def read_config(arguments: Sequence[str]) -> Config:
+    """Return the validated settings of a command.
 
     Args:
-        words: `key=value` each; `preset=` is read first, wherever it stands, and the others override it.
+        arguments: `key=value` overrides. A `preset` is applied before all others.
 
     Raises:
-        UsageError: a word is not key=value, a key is unknown or given twice, or a value is not allowed.
+        UsageError: An argument is not `key=value`, a key is unknown or given twice, or a value is invalid.
     """
-    updates: dict[str, Any] = dict(parse_overrides(words))
-    preset = updates.pop("preset", None)
-    if "resume" in updates:
-        return _resumed(updates, preset)
-    if preset is None:
-        return apply(Config(), updates)
-    chosen = read_preset(preset)
-    return apply(Config(), {**_compatible(chosen, updates), **updates})
+    overrides: dict[str, Any] = dict(parse_overrides(arguments))
+    name = overrides.pop("preset", None)
+    preset = {} if name is None else read_preset(name)
+    if "resume" in overrides:
+        return _resumed_config(overrides["resume"], preset, overrides)
+    # The settings of a group member in the preset do not apply if the command chooses another member.
+    replaced = [group for group in GROUPS if group in overrides and overrides[group] != preset.get(group)]
+    kept = {key: value for key, value in preset.items() if key.partition(".")[0] not in replaced}
+    return apply_overrides(Config(), {**kept, **overrides})
 
 
-def _resumed(updates: dict[str, Any], preset: str | None) -> Config:
-    """The configuration of a run that goes on: its own settings, and words that change nothing of what it makes."""
-    name = updates["resume"]
-    words = apply(Config(), {key: updates[key] for key in ("resume", "workspace") if key in updates})
-    path = words.workspace / "runs" / name / "run.json"
+def _resumed_config(name: str, preset: Mapping[str, Any], overrides: Mapping[str, Any]) -> Config:
+    # Overrides may change only how and where the run is continued.
+    config = apply_overrides(Config(), {key: overrides[key] for key in ("resume", "workspace") if key in overrides})
+    path = config.workspace / "runs" / name / RunRecord.FILENAME
     try:
-        record: dict[str, Any] = json.loads(path.read_text())
-        settings: dict[str, str] = record["settings"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        record = RunRecord.read(path)
+    except CorruptedError as error:
+        raise UsageError(f"resume={name}: {error}") from None
+    if record is None or not record.settings:
+        raise UsageError(f"resume={name}: {path} not found. Available runs are listed in {path.parents[1]}.")
+    recorded = apply_overrides(Config(), record.settings)
+    location = {"storage_path": record.storage_path}
+    if record.tracking:
+        location |= {"tracking.uri": record.tracking.uri, "tracking.experiment": record.tracking.experiment}
+    config = apply_overrides(recorded, {**location, **preset, **overrides})
+    before, after = run_settings(recorded), run_settings(config)
+    changes = [f"{key} {before.get(key, '(none)')} -> {after[key]}" for key in after if after[key] != before.get(key)]
+    if changes:
         raise UsageError(
-            f"resume={name}: {path} cannot be read ({error}): runs/ of the workspace has all names"
-        ) from None
-    recorded = apply(Config(), settings)
-    tracking = record.get("tracking", {})
-    places = {f"tracking.{key}": tracking[key] for key in ("uri", "experiment") if key in tracking}
-    places["storage_path"] = record.get("storage_path", "")
-    config = apply(recorded, {**places, **(read_preset(preset) if preset else {}), **updates})
-    before, now = run_settings(recorded), run_settings(config)
-    changed = [f"{key} {before.get(key, '(none)')} -> {now[key]}" for key in now if now[key] != before.get(key)]
-    if changed:
-        raise UsageError(
-            f"resume={name} would change what it makes ({', '.join(changed)}): leave these words out, or start a new "
-            f"run from its newest checkpoint with init_from={name}"
+            f"resume={name}: the overrides change its output ({', '.join(changes)}). Remove them, or start a new run "
+            f"from its newest checkpoint with init_from={name}."
         )
     return config
 
 
-def _compatible(preset: dict[str, Any], updates: Mapping[str, Any]) -> dict[str, Any]:
-    """The preset without the settings of a group member that the command replaces by another."""
-    replaced = [group for group in GROUPS if group in updates and updates[group] != preset.get(group)]
-    return {key: value for key, value in preset.items() if key.partition(".")[0] not in replaced}
-
-
 def read_preset(name: str) -> dict[str, Any]:
-    """The settings of a named preset or a YAML file, as dotted keys.
+    """Return the settings of a preset, by dotted key.
+
+    Args:
+        name: Name of a preset of this package, or path of a `.yaml` file.
 
     Raises:
-        UsageError: no such preset, or not a mapping of settings.
+        UsageError: The preset does not exist, or is not a mapping of settings.
     """
-    path = Path(name) if name.endswith((".yaml", ".yml")) else PRESETS / f"{name}.yaml"
-    known = sorted(file.stem for file in PRESETS.glob("*.yaml"))
+    names = sorted(file.stem for file in PRESETS.glob("*.yaml"))
+    path = Path(name)
+    if path.suffix not in (".yaml", ".yml"):
+        if name not in names:
+            raise UsageError(f"preset={name}: not found. {_suggestion(name, names)}")
+        path = PRESETS / f"{name}.yaml"
     try:
-        if path.parent == PRESETS and path.stem not in known:
-            raise FileNotFoundError
         content = yaml.safe_load(path.read_text())
     except FileNotFoundError:
-        near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
-        hint = f"did you mean {', '.join(near)}?" if near else "--help lists them;"
-        raise UsageError(f"preset={name} does not exist; {hint} a .yaml file is one too") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UsageError(f"preset={name} cannot be read: {' '.join(str(error).split())}") from None
+        raise UsageError(f"preset={name}: not found. Set it to the path of a .yaml file.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = os_error_reason(error) if isinstance(error, OSError) else first_line(error)
+        raise UsageError(f"preset={name}: cannot read ({reason}). Check the file.") from None
+    except yaml.YAMLError as error:
+        raise UsageError(f"preset={name}: invalid YAML ({' '.join(str(error).split())}). Check the file.") from None
     if not isinstance(content, dict):
-        raise UsageError(f"preset={name} must be a mapping of settings, such as 'train.steps: 1000'")
+        raise UsageError(f"preset={name}: not a mapping. Write settings such as 'train.steps: 1000'.")
     return _flatten(content)
 
 
 def _flatten(tree: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in tree.items():
-        if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat
 
 
-def apply(config: Config, updates: Mapping[str, Any]) -> Config:
-    """A configuration with some settings changed: the one door for commands, presets and searches.
+def apply_overrides(config: Config, overrides: Mapping[str, Any]) -> Config:
+    """Return validated settings with some values replaced. Commands, presets and trials all use this function.
 
     Args:
-        config: where to start from.
-        updates: dotted key -> value, as text or typed. `model=NAME` and `data=NAME` are applied first
-            and start that section anew.
+        config: Settings to start from.
+        overrides: Values by dotted key, as text or typed. `model=NAME` and `data=NAME` are applied first and reset
+            their section.
 
     Raises:
-        UsageError: as for `read_config`.
+        UsageError: A key is unknown or a value is invalid.
     """
     tree = config.model_dump()
     for group, members in GROUPS.items():
-        chosen = str(updates.get(group, tree[group]["name"]))
+        chosen = str(overrides.get(group, tree[group]["name"]))
         if chosen not in members:
-            raise UsageError(_unknown_value(group, chosen, list(members)))
+            raise UsageError(_invalid_choice(group, chosen, list(members)))
         if chosen != tree[group]["name"]:
             tree[group] = {"name": chosen}
     chosen_members = {group: tree[group]["name"] for group in GROUPS}
-    for key, value in updates.items():
+    for key, value in overrides.items():
         _check_key(key, chosen_members)
         section, _, name = key.partition(".")
-        if key.startswith(SPACE):
-            tree["tune"]["param_space"][key.removeprefix(SPACE)] = value
+        if key.startswith(SPACE_PREFIX):
+            tree["tune"]["param_space"][key.removeprefix(SPACE_PREFIX)] = value
         elif name:
             tree[section][name] = value
         elif key not in GROUPS:
@@ -137,79 +133,79 @@ def apply(config: Config, updates: Mapping[str, Any]) -> Config:
         raise UsageError(_explain(error)) from None
 
 
-def known_keys() -> dict[str, list[str]]:
-    """Every key, with the group members (`data=images`) it belongs to, if it is not for all."""
+def setting_keys() -> dict[str, list[str]]:
+    """Return every key with the group members it belongs to, such as `data=images`; none if it always applies."""
     keys: dict[str, list[str]] = {"preset": []}
     for name, field in Config.model_fields.items():
         if name in GROUPS:
             keys[name] = []
-            for member, choice in GROUPS[name].items():
-                for setting in choice.model_fields:
+            for member, section in GROUPS[name].items():
+                for setting in section.model_fields:
                     if setting != "name":
                         keys.setdefault(f"{name}.{setting}", []).append(f"{name}={member}")
-        elif section := section_of(field):
-            keys |= {f"{name}.{setting}": [] for setting in section.model_fields if f"{name}.{setting}." != SPACE}
+        elif single := section_of(field):
+            keys |= {f"{name}.{setting}": [] for setting in single.model_fields}
         else:
             keys[name] = []
+    del keys[SPACE_PREFIX.rstrip(".")]
     return keys
 
 
 @cache
 def searchable_keys() -> list[str]:
-    """The settings that a search may try values of: what defines a training, but its data and its length."""
-    keys = [
-        "preset",
-        "seed",
-        "model",
-        *(f"model.{name}" for member in GROUPS["model"].values() for name in defining(member)),
-    ]
+    """Return the keys that a search may vary: settings that define a training, without its data and its length."""
+    keys = ["preset", "seed", "model"]
+    keys += [f"model.{name}" for member in GROUPS["model"].values() for name in defining_fields(member)]
     for name in ("objective", "progressive", "train"):
         section = section_of(Config.model_fields[name])
-        keys += [f"{name}.{setting}" for setting in defining(section)] if section else []
+        keys += [f"{name}.{setting}" for setting in defining_fields(section)] if section else []
     return [key for key in dict.fromkeys(keys) if key != "train.steps"]
 
 
 def _check_key(key: str, chosen: Mapping[str, str]) -> None:
-    keys = known_keys()
-    if key.startswith(SPACE):
-        allowed: dict[str, list[str]] = {f"{SPACE}{one}": [] for one in searchable_keys()}
-        if key not in allowed and key.removeprefix(SPACE) in keys:
+    keys = setting_keys()
+    if key.startswith(SPACE_PREFIX):
+        searched = key.removeprefix(SPACE_PREFIX)
+        if searched in keys and searched not in searchable_keys():
             raise UsageError(
-                f"'{key}': a search tries settings of the model and of its training that change what is made, and "
-                f"'{key.removeprefix(SPACE)}' is none; the steps of a trial are tune.steps"
+                f"{key}: {searched} cannot be searched. Search settings that define the model or its training; "
+                "tune.steps sets the steps of a trial."
             )
-        keys = allowed
+        keys = {f"{SPACE_PREFIX}{name}": [] for name in searchable_keys()}
     if key not in keys or key == "preset":
-        near = difflib.get_close_matches(key, keys, n=1, cutoff=0.5)
-        raise UsageError(f"unknown key '{key}'; " + (f"did you mean '{near[0]}'?" if near else _HELP))
+        raise UsageError(f"{key}: unknown key. {_suggestion(key, keys)}")
     members = keys[key]
     group = key.partition(".")[0]
     if members and f"{group}={chosen[group]}" not in members:
         owners = "|".join(member.partition("=")[2] for member in members)
-        raise UsageError(f"'{key}' belongs to {group}={owners}, and this run has {group}={chosen[group]}")
+        raise UsageError(f"{key}: not a setting of {group}={chosen[group]}. It belongs to {group}={owners}.")
 
 
-def _unknown_value(key: str, value: str, allowed: Sequence[str]) -> str:
-    near = difflib.get_close_matches(value, allowed, n=1, cutoff=0.5)
-    hint = f"; did you mean '{near[0]}'?" if near else ""
-    return f"{key}={value} is not one of {', '.join(allowed)}{hint}"
+def _suggestion(name: str, names: Iterable[str]) -> str:
+    """Return what to write instead of an unknown name."""
+    matches = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
+    return f"Did you mean '{matches[0]}'?" if matches else "See --help."
+
+
+def _invalid_choice(key: str, value: str, choices: Sequence[str]) -> str:
+    return f"{key}={value}: not one of {', '.join(choices)}. {_suggestion(value, choices)}"
 
 
 def _explain(error: ValidationError) -> str:
-    """The first thing that pydantic found, in the words of the command line."""
+    """Return pydantic's first error in the form of the command's messages."""
     first = error.errors()[0]
-    parts = [str(part) for part in first["loc"] if not isinstance(part, int)]
-    if len(parts) > 1 and parts[0] in GROUPS and parts[1] in GROUPS[parts[0]]:
-        del parts[1]  # the tag of the group member
-    key = ".".join(parts)
+    path = [str(part) for part in first["loc"] if not isinstance(part, int)]
+    if len(path) > 1 and path[0] in GROUPS and path[1] in GROUPS[path[0]]:
+        del path[1]  # pydantic's tag of the group member
+    key = ".".join(path)
     if first["type"] == "missing":
-        field = GROUPS[parts[0]][str(first["loc"][1])].model_fields[parts[-1]]
-        return f"{key} is missing: set it to a {field.description}"
+        field = GROUPS[path[0]][str(first["loc"][1])].model_fields[path[-1]]
+        return f"{key}: missing. Set it to the {field.description}."
     if first["type"] == "literal_error":
-        allowed = first["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", ")
-        return _unknown_value(key, str(first["input"]), allowed)
+        choices = first["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", ")
+        return _invalid_choice(key, str(first["input"]), choices)
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error" and (not key or message.startswith(key + ".")):
         return message  # a rule over several settings names them itself
     value = ",".join(map(str, first["input"])) if isinstance(first["input"], list | tuple) else first["input"]
-    return f"{key}={value}: {message[:1].lower()}{message[1:]}"
+    return f"{key}={value}: {message[:1].lower()}{message[1:]}{'' if message.endswith('.') else '. See --help.'}"

@@ -1,6 +1,7 @@
-"""Watch a training: its curve to MLflow, its progress to the terminal."""
+"""Progress of a training: events go to MLflow and to the terminal."""
 
 import time
+from collections.abc import Sequence
 
 from jobs.events import Event, MetricPoint, ShardsOpened, TrainingResumed, TrainingWarning
 from jobs.tracking.uploader import MetricUploader
@@ -8,35 +9,28 @@ from pipeline.terminal import Reporter, training_line
 
 
 class TrainingProgress:
-    """Takes the workers' messages to the sender and to the screen.
+    """Hands the events of a training to the uploader of its MLflow run and shows them on the terminal."""
 
-    Args:
-        sender: of the training's MLflow run.
-        report: the terminal.
-        steps: of the whole training.
-    """
+    def __init__(self, uploader: MetricUploader, report: Reporter, steps: int) -> None:
+        self._uploader, self._report, self._steps = uploader, report, steps
+        self._start_time, self._start_step = time.monotonic(), 0
 
-    def __init__(self, sender: MetricUploader, report: Reporter, steps: int) -> None:
-        self._sender, self._report, self._steps = sender, report, steps
-        self._clock, self._from = time.monotonic(), 0
-
-    def __call__(self, messages: list[Event]) -> None:
-        for message in messages:
-            self._sender.take(message)
-            self._show(message)
-        for news in self._sender.news():
-            self._report.line(f"{'':<9}{news}")
-
-    def _show(self, message: Event) -> None:
-        match message:
-            case TrainingResumed():
-                self._clock, self._from = time.monotonic(), message.step
-                if message.step:
-                    self._report.line(f"{'':<9}going on from step {message.step}")
-            case ShardsOpened():
-                self._report.progress(f"train    {message.shards} of {message.total} shards read and verified")
-            case MetricPoint() if "train/loss" in message.metrics:
-                pace = (time.monotonic() - self._clock) / max(1, message.step - self._from)
-                self._report.progress(training_line(message.step, self._steps, message.metrics, pace))
-            case TrainingWarning():
-                self._report.line(f"{'':<9}step {message.step}: {message.text}")
+    def __call__(self, events: Sequence[Event]) -> None:
+        """Handle the events since the last call, and show what the uploader has to say."""
+        for event in events:
+            self._uploader.put(event)
+            match event:
+                case TrainingResumed():
+                    self._start_time, self._start_step = time.monotonic(), event.step
+                    if event.step:
+                        self._report.line(f"{'':<9}going on from step {event.step}")
+                case ShardsOpened():
+                    self._report.progress(f"train    {event.shards} of {event.total} shards read and verified")
+                case MetricPoint() if "train/loss" in event.metrics:
+                    elapsed = time.monotonic() - self._start_time
+                    pace = elapsed / max(1, event.step - self._start_step)  # s per step
+                    self._report.progress(training_line(event.step, self._steps, event.metrics, pace))
+                case TrainingWarning():
+                    self._report.line(f"{'':<9}step {event.step}: {event.text}")
+        for notice in self._uploader.drain_notices():
+            self._report.line(f"{'':<9}{notice}")

@@ -1,243 +1,236 @@
-"""Watch a search: the record of its trials, what they tell to MLflow, what the terminal shows."""
+"""Follow a search: its record, the MLflow runs of its trials, and its progress on the terminal."""
 
 import tempfile
 import time
-from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from jobs.checkpoints.format import read_history
-from jobs.checkpoints.manager import Checkpoints
-from jobs.errors import AGAIN, UnavailableError, UserError
-from jobs.events import (
-    Event,
-    MetricPoint,
-    ShardsOpened,
-    TrainingResumed,
-    TrainingWarning,
-    WorkerFailed,
-)
+from jobs.checkpoints.manager import CheckpointManager
+from jobs.errors import UnavailableError, UserError
+from jobs.events import Event, MetricPoint, ShardsOpened, TrainingResumed, TrainingWarning, WorkerFailed
 from jobs.search.space import Values
-from jobs.search.trials import Status, Trial, TrialEvent, TrialReport, best_so_far
+from jobs.search.trials import Trial, TrialEvent, TrialReport, TrialResult, best_so_far
 from jobs.tracking.client import TrackingError, TrackingUnavailableError
 from jobs.tracking.query import VALUE
 from jobs.tracking.uploader import MetricUploader
-from jobs.tune import TrialResult
-from pipeline.searches import Search, trial_config
+from pipeline.searches import Search
 from pipeline.session import Session
+from pipeline.settings.search_space import trial_config
 from pipeline.stages.train import log_settings, record_training
 from pipeline.stages.tune_report import trial_line
 from pipeline.workspace import Workspace
 
-_PAUSE = 10.0  # before MLflow is asked again for the run of a trial, s
-_MLFLOW_STATUS: dict[Status, str] = {"finished": "FINISHED", "stopped": "FINISHED", "failed": "FAILED"}
+_RETRY_SECONDS = 10.0  # between two attempts to create the MLflow run of a trial
+_SAVE_SECONDS = 2.0  # between two writes of the record while no trial ends
+# Longest wait for an unavailable MLflow, in seconds.
+_TRIAL_TIMEOUT = 3.0
+_SEARCH_TIMEOUT = 30.0
 
 
-class TrialLog:
-    """Takes what a trial tells to its run. While MLflow is away trials go on, and this keeps what they tell.
+class TrialUploader:
+    """Upload the events of a trial to its MLflow run. While MLflow is unavailable, the trial continues.
 
     Args:
-        session: of the trial's settings.
-        trial: the record of it.
-        stack: of the search: marks the run as killed if the search is.
+        session: Session with the settings of the trial.
+        trial: Record of the trial.
+        stack: Context of the search, which marks unfinished runs as killed when the search is interrupted.
+
+    Raises:
+        UserError: Another command trains the same settings.
     """
 
     def __init__(self, session: Session, trial: Trial, stack: ExitStack) -> None:
         self._session, self.trial = session, trial
         self._stack = stack.enter_context(ExitStack())
-        # Before a checkpoint is written beside another command's.
+        # Two commands must not write checkpoints into the same folder.
         self._stack.enter_context(session.workspace.lock(session.run.folder.name))
-        self._waiting: list[Event] = []
-        self._sender: MetricUploader | None = None
-        self._asked = -_PAUSE
+        self._pending: list[Event] = []
+        self._uploader: MetricUploader | None = None
+        self._last_attempt = -_RETRY_SECONDS
 
-    def take(self, message: Event) -> None:
-        """Handle one message of the training; one that is late goes with the rest, or is in the checkpoint."""
-        if self.trial.logged:
+    def put(self, event: Event) -> None:
+        """Upload an event. Events after the end of the trial wait for `finish`."""
+        if self.trial.uploaded:
             return
-        self._waiting.append(message)
-        if self.trial.ended:
+        self._pending.append(event)
+        if self.trial.is_done:
             return
-        if self._sender is None and time.monotonic() > self._asked + _PAUSE:
+        if self._uploader is None and time.monotonic() > self._last_attempt + _RETRY_SECONDS:
             try:
-                self._open()
+                self._start()
             except TrackingUnavailableError:
-                self._asked = time.monotonic()
-        self._pass_on()
+                self._last_attempt = time.monotonic()
+        if self._uploader is not None:
+            self._flush(self._uploader)
 
-    def news(self) -> list[str]:
-        """What the person should know since the last call."""
-        return self._sender.news() if self._sender else []
+    def notices(self) -> list[str]:
+        """Return messages for the terminal since the last call."""
+        return self._uploader.drain_notices() if self._uploader else []
 
-    def _open(self) -> MetricUploader:
-        """The sender, made with the run if there is none."""
-        if self._sender is None:
-            tracker, run_id = self._session.tracker, self._session.origin.run_id
+    def _start(self) -> MetricUploader:
+        if self._uploader is None:
+            tracker, run_id = self._session.tracker, self._session.provenance.run_id
             self._stack.enter_context(tracker.marking_failure(run_id))
-            self._sender = self._stack.enter_context(MetricUploader(tracker, run_id, self._session.spools))
-        return self._sender
+            self._uploader = self._stack.enter_context(MetricUploader(tracker, run_id))
+        return self._uploader
 
-    def _pass_on(self) -> None:
-        if self._sender is not None:
-            for message in self._waiting:
-                self._sender.take(message)
-            self._waiting.clear()
+    def _flush(self, uploader: MetricUploader) -> None:
+        for event in self._pending:
+            uploader.put(event)
+        self._pending.clear()
 
-    def end(self, patience: float) -> None:
-        """Give MLflow all of a trial that has ended, and note in its record that it has it.
-
-        Args:
-            patience: how long to bear with an MLflow that takes nothing, s.
+    def finish(self, timeout: float) -> None:
+        """Upload everything of a trial that is done, and mark it as uploaded; wait `timeout` seconds for MLflow.
 
         Raises:
-            TrackingError: it does not take it; to be called again.
+            TrackingError: MLflow failed. The call can be repeated.
         """
-        sender = self._open()
-        self._pass_on()
-        self._sender = None  # it ends here, well or not: another one has what is left in the spool
-        session, trial, tracker = self._session, self.trial, self._session.tracker
-        origin = session.origin
-        place = Checkpoints(session.run.checkpoint_place)
+        uploader = self._start()
+        self._flush(uploader)
+        self._uploader = None  # a repeated call needs a new uploader, which also sends what this one could not
+        session, trial, origin = self._session, self.trial, self._session.provenance
+        checkpoints = CheckpointManager(session.run.checkpoint_url)
         with tempfile.TemporaryDirectory(prefix="vlae-") as folder:
-            newest = place.newest(Path(folder))
-            if trial.status == "finished" and newest is not None:
-                record_training(session, origin, sender, newest, patience)
+            checkpoint = checkpoints.latest(Path(folder))
+            if trial.status == "finished" and checkpoint is not None:
+                record_training(session, origin, uploader, checkpoint, timeout)
             else:
-                if newest is not None:
-                    sender.take(TrainingResumed(place.step_of(newest), read_history(newest)))
-                sender.close(patience)
+                if checkpoint is not None:
+                    history, step = read_history(checkpoint), checkpoints.step_of(checkpoint)
+                    uploader.put(TrainingResumed(step, history.points, history.warnings))
+                uploader.close(timeout)
                 log_settings(session, origin)
-        values = {f"{VALUE}{key}": str(value) for key, value in trial.values.items()}
-        tags = {"tune.trial": str(trial.number), "tune.status": trial.status, **values}
+        tags = {"tune.trial": str(trial.number), "tune.status": trial.status}
+        tags |= {f"{VALUE}{key}": str(value) for key, value in trial.values.items()}
         if trial.reason:
             tags["tune.reason"] = trial.reason
-        tracker.end_run(origin.run_id, _MLFLOW_STATUS[trial.status], tags)
+        session.tracker.end_run(origin.run_id, "FAILED" if trial.status == "failed" else "FINISHED", tags)
         self._stack.close()
-        trial.logged = True
-
-
-_SAVE_SECONDS = 2.0  # between two writes of the record, but for ends of trials
-_PATIENCE, _LAST_PATIENCE = 3.0, 30.0  # with an MLflow that is away: when a trial ends, when the search does, s
+        trial.uploaded = True
 
 
 class SearchProgress:
-    """Keeps the record of the trials, and takes what they tell to MLflow and to the screen.
+    """Keep the record of the trials, and show their events in MLflow and on the terminal.
 
     Args:
-        session: of the search.
-        search: its record.
-        run_id: its MLflow run.
-        stack: closes what trials have open.
+        session: Session with the settings of the search.
+        search: The search.
+        run_id: ID of its MLflow run.
+        stack: Closes what the trials have open.
     """
 
     def __init__(self, session: Session, search: Search, run_id: str, stack: ExitStack) -> None:
         self._session, self._search, self._run_id, self._stack = session, search, run_id, stack
-        self._logs: dict[int, TrialLog] = {}
-        self._shared: dict[int, str] = {}  # what a trial met last that is not its own trouble
-        self._saved = 0.0
+        self._uploaders: dict[int, TrialUploader] = {}
+        self._shared_failures: dict[int, str] = {}  # reasons that are not specific to the trial, by its number
+        self._saved_at = 0.0
         for trial in search.trials:
-            if trial.ended and not trial.logged:
-                self._log(trial.number, trial.values)
+            if trial.is_done and not trial.uploaded:
+                self._uploader(trial.number, trial.values)
 
-    def begin(self, number: int, values: Values) -> None:
-        """Record a trial before anything is made of it, in Ray Tune's thread.
+    def start_trial(self, number: int, values: Values) -> None:
+        """Record a trial before it creates anything. Called in Ray Tune's thread.
 
         Raises:
-            UserError: another command trains the same.
+            UserError: Another command trains the same settings.
         """
-        if self.ended(number) is None:
-            self._log(number, values)
+        if self.find_result(number) is None:
+            self._uploader(number, values)
             self._search.save()
 
-    def ended(self, number: int) -> Trial | None:
-        """What is known of a trial that has ended."""
-        return next((one for one in self._search.trials if one.number == number and one.ended), None)
+    def find_result(self, number: int) -> Trial | None:
+        """Return the record of a trial that is done, or None."""
+        trial = self._search.find_trial(number)
+        return trial if trial and trial.is_done else None
 
-    def __call__(self, told: Sequence[TrialEvent], ended: Sequence[TrialResult]) -> None:
-        """Handle what came since the last call."""
-        for one in told:
-            self._take(one)
-        for end in ended:
-            self._end(end)
-        if ended or (told and time.monotonic() > self._saved + _SAVE_SECONDS):
+    def __call__(self, events: list[TrialEvent]) -> None:
+        """Handle the events since the last call, oldest first.
+
+        Raises:
+            UserError: A trial failed for a reason that all trials share.
+        """
+        errors = [error for event in events if (error := self._handle(event))]
+        has_result = any(isinstance(event.event, TrialResult) for event in events)
+        if has_result or (events and time.monotonic() > self._saved_at + _SAVE_SECONDS):
             self._search.save()
-            self._saved = time.monotonic()
-        for log in list(self._logs.values()):
-            for news in log.news():
-                self._session.report.line(f"{'':<9}trial {log.trial.number}: {news}")
+            self._saved_at = time.monotonic()
+        for number, uploader in list(self._uploaders.items()):  # a copy, because Ray Tune's thread adds trials
+            for text in uploader.notices():
+                self._session.report.line(f"{'':<9}trial {number}: {text}")
+        if errors:
+            raise errors[0]
 
-    def _log(self, number: int, values: Values) -> TrialLog:
-        """That of a trial, begun if it is new."""
-        if number not in self._logs:
-            trials = self._search.trials
-            known = next((one for one in trials if one.number == number), None)
-            session = self._session.of(Workspace(trial_config(self._search.config, values)), self._run_id, number)
-            trial = known or Trial(number, values, run=session.run.folder.name)
-            self._logs[number] = TrialLog(session, trial, self._stack)
-            if known is None:
-                trials.append(trial)
-        return self._logs[number]
+    def _uploader(self, number: int, values: Values) -> TrialUploader:
+        """Return the uploader of a trial, and record the trial if it is new."""
+        if number not in self._uploaders:
+            trial = self._search.find_trial(number)
+            workspace = Workspace(trial_config(self._search.config, values))
+            session = Session(self._session.context, workspace, self._run_id, number)
+            record = trial or Trial(number, values, run=session.run.folder.name)
+            self._uploaders[number] = TrialUploader(session, record, self._stack)
+            if trial is None:
+                self._search.trials.append(record)
+        return self._uploaders[number]
 
-    def _take(self, told: TrialEvent) -> None:
-        log, report = self._log(told.number, told.values), self._session.report
-        match told.message:
-            case TrialReport():
-                log.trial.add(told.message.step, told.message.scores)
-                self._progress()
-            case WorkerFailed(reason, trial_specific=own):
-                log.trial.reason = reason
-                self._shared[told.number] = "" if own else reason
-            case TrainingWarning():
-                report.line(f"{'':<9}trial {told.number}, step {told.message.step}: {told.message.text}")
-                log.take(told.message)
+    def _handle(self, event: TrialEvent) -> UserError | None:
+        if isinstance(event.event, TrialResult):
+            return self._handle_result(event, event.event)
+        uploader = self._uploader(event.number, event.values)
+        match event.event:
+            case TrialReport(step, metrics):
+                uploader.trial.add(step, metrics)
+                self._show_progress()
+                return None
+            case WorkerFailed(reason, trial_specific=trial_specific):
+                uploader.trial.reason = reason
+                self._shared_failures[event.number] = "" if trial_specific else reason
+                return None
+            case TrainingWarning(step, text=text):
+                self._session.report.line(f"{'':<9}trial {event.number}, step {step}: {text}")
             case TrainingResumed() | ShardsOpened():
-                self._progress()
-                log.take(told.message)
-            case _:
-                log.take(told.message)
+                self._show_progress()
+        uploader.put(event.event)
+        return None
 
-    def _end(self, end: TrialResult) -> None:
-        if self.ended(end.number):  # by an earlier command, and proposed again
-            return
-        log = self._log(end.number, dict(end.values))
-        trial = log.trial
-        if end.status == "failed" and self._shared.get(end.number):
-            raise UserError(f"trial {end.number}: {self._shared[end.number]}; then run {AGAIN} again to go on")
-        trial.status, trial.ended_ms = end.status, time.time_ns() // 1_000_000
-        trial.reason = "" if end.status != "failed" else trial.reason or end.reason
+    def _handle_result(self, event: TrialEvent, result: TrialResult) -> UserError | None:
+        if self.find_result(event.number):  # a trial of an earlier command, whose reports were repeated
+            return None
+        uploader = self._uploader(event.number, event.values)
+        if result.status == "failed" and (reason := self._shared_failures.get(event.number)):
+            return UserError(f"trial {event.number}: {reason}", retry=True)  # not recorded: the next command retries it
+        trial = uploader.trial
+        trial.status, trial.ended_ms = result.status, time.time_ns() // 1_000_000
+        trial.reason = (trial.reason or result.reason) if result.status == "failed" else ""
         self._session.report.line(f"{'':<9}{trial_line(trial, self._search.config.tune.objectives)}")
-        with suppress(TrackingError, UnavailableError):  # tried again at the end
-            log.end(_PATIENCE)
-            self._course()
+        with suppress(TrackingError, UnavailableError):  # `finish` tries again
+            uploader.finish(_TRIAL_TIMEOUT)
+            self._upload_curve()
+        return None
 
-    def _course(self) -> None:
-        """The best score by the number of trials, as the curve of the search's run."""
-        config = self._search.config.tune
-        course = best_so_far(self._search.trials, config.objectives)
-        points = [MetricPoint(number, time_ms, metrics) for number, (time_ms, metrics) in enumerate(course, start=1)]
+    def _upload_curve(self) -> None:
+        """Upload the best metrics by the number of trials, as the curve of the search's run."""
+        curve = best_so_far(self._search.trials, self._search.config.tune.objectives)
+        points = [MetricPoint(number, time_ms, metrics) for number, (time_ms, metrics) in enumerate(curve, start=1)]
         self._session.tracker.complete_curve(self._run_id, points)
 
-    def _progress(self) -> None:
-        trials, config = self._search.trials, self._search.config.tune
-        under_way = [f"trial {one.number} at step {one.step}" for one in trials if not one.ended]
-        ended = sum(one.ended for one in trials)
-        self._session.report.progress(f"tune     {ended} of {config.trials} trials ended; {', '.join(under_way)}")
+    def _show_progress(self) -> None:
+        trials = list(self._search.trials)
+        running = [f"trial {trial.number} at step {trial.step}" for trial in trials if not trial.is_done]
+        progress = f"{len(trials) - len(running)} of {self._search.config.tune.trials} trials done"
+        self._session.report.progress(f"tune     {progress}; {', '.join(running)}")
 
     def finish(self) -> None:
-        """Give MLflow what it lacks.
-
-        Raises:
-            UserError: it does not take it.
-        """
+        """Upload everything that MLflow does not have yet; UserError if MLflow failed."""
         try:
-            for log in self._logs.values():
-                if log.trial.ended and not log.trial.logged:
-                    log.end(_LAST_PATIENCE)
-            self._course()
+            for uploader in self._uploaders.values():
+                if uploader.trial.is_done and not uploader.trial.uploaded:
+                    uploader.finish(_SEARCH_TIMEOUT)
+            self._upload_curve()
         except TrackingError as error:
             raise UserError(
-                f"the search is finished and nothing is lost, but MLflow at {error.uri} failed: {error.reason}; run "
-                f"{AGAIN} again to send it the rest"
+                f"{error.uri}: MLflow failed ({error.reason}). The search is finished and its results are kept.",
+                retry=True,
             ) from error
         finally:
             self._search.save()

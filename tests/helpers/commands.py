@@ -1,10 +1,11 @@
-"""The command as a user types it, in a process of its own, and words for a job of seconds."""
+"""The command as a user runs it, in a process of its own, and overrides of a job that takes seconds."""
 
 import json
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,33 +34,36 @@ SMALL: dict[str, object] = TINY | {
 
 
 def environment() -> dict[str, str]:
-    """As a user has it; `conftest` turns Ray's authentication off for the tests' own process."""
+    """Return the environment of a user, without the Ray variables that `conftest` sets for the tests' own process."""
     return {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
 
 
 def small(**changes: object) -> list[str]:
-    """The words of a job of seconds; `train__steps=5` stands for train.steps=5."""
+    """Return the overrides of a small job, with changes such as `train__steps=5` for train.steps=5."""
     settings = SMALL | {key.replace("__", "."): value for key, value in changes.items()}
     return [f"{key}={value}" for key, value in settings.items()]
 
 
-def command(words: list[str]) -> list[str]:
-    return [sys.executable, "-m", "pipeline.run", *words]
+def command(overrides: list[str]) -> list[str]:
+    """Return the command as a list of arguments."""
+    return [sys.executable, "-m", "pipeline.run", *overrides]
 
 
-def run(words: list[str], folder: Path, **changed: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(words), capture_output=True, text=True, cwd=folder, env={**environment(), **changed}, check=False
-    )
+def run(overrides: list[str], folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run the command in a folder, with more environment variables."""
+    env = {**environment(), **variables}
+    return subprocess.run(command(overrides), capture_output=True, text=True, cwd=folder, env=env, check=False)
 
 
-def result_of(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
-    assert done.returncode == 0, done.stderr
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+def result_of(process: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    """Return the JSON object that a successful command printed."""
+    assert process.returncode == 0, process.stderr
+    result: dict[str, Any] = json.loads(process.stdout.splitlines()[-1])
     return result
 
 
-def wait_for(condition: Any, process: subprocess.Popen[str], seconds: float = 120) -> None:
+def wait_for(condition: Callable[[], object], process: subprocess.Popen[str], seconds: float = 240) -> None:
+    """Wait until a condition is true while a process runs."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, process.communicate()
@@ -68,4 +72,5 @@ def wait_for(condition: Any, process: subprocess.Popen[str], seconds: float = 12
 
 
 def checkpoints(folder: Path) -> list[Path]:
+    """Return the checkpoint folders of all runs below the folder that the command runs in."""
     return sorted(folder.glob("ws/runs/*/checkpoints/step-*"))

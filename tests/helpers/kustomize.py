@@ -14,32 +14,32 @@ def render(folder: Path) -> list[Manifest]:
     """The manifests of a kustomization, in the order of its resources."""
     file = yaml.safe_load((folder / "kustomization.yaml").read_text())
     assert set(file) <= KNOWN, set(file) - KNOWN
-    found: list[Manifest] = []
+    manifests: list[Manifest] = []
     for name in file["resources"]:
-        place = folder / name
-        found += render(place.resolve()) if place.is_dir() else copy.deepcopy(_documents(place))
+        path = folder / name
+        manifests += render(path.resolve()) if path.is_dir() else copy.deepcopy(_documents(path))
     for patch in file.get("patches", []):
-        (target,) = _selected(found, patch["target"])
+        (target,) = _selected(manifests, patch["target"])
         for change in yaml.safe_load(patch["patch"]):
             assert change["op"] == "replace", change
             _replace(target, change["path"].strip("/").split("/"), change["value"])
     for replacement in file.get("replacements", []):
-        _copy(found, replacement)
+        _copy(manifests, replacement)
     for image in file.get("images", []):
-        _rename(found, image["name"], image["newName"])
-    for manifest in found:
+        _rename(manifests, image["name"], image["newName"])
+    for manifest in manifests:
         manifest["metadata"]["namespace"] = file["namespace"]
-    return found
+    return manifests
 
 
 def pod_templates(manifest: Manifest) -> list[Manifest]:
     """All pod templates of a manifest."""
     if isinstance(manifest, list):
-        return [found for one in manifest for found in pod_templates(one)]
+        return [template for item in manifest for template in pod_templates(item)]
     if not isinstance(manifest, dict):
         return []
     own = [value for key, value in manifest.items() if key == "template" and "spec" in value]
-    return own + [found for key, value in manifest.items() if key != "template" for found in pod_templates(value)]
+    return own + [template for key, value in manifest.items() if key != "template" for template in pod_templates(value)]
 
 
 def _documents(path: Path) -> list[Manifest]:
@@ -48,7 +48,7 @@ def _documents(path: Path) -> list[Manifest]:
 
 def _selected(manifests: list[Manifest], target: dict[str, str]) -> list[Manifest]:
     assert set(target) == {"kind", "name"}, target
-    return [one for one in manifests if (one["kind"], one["metadata"]["name"]) == (target["kind"], target["name"])]
+    return [item for item in manifests if (item["kind"], item["metadata"]["name"]) == (target["kind"], target["name"])]
 
 
 def _replace(tree: Any, path: list[str], value: Any) -> None:

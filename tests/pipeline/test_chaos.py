@@ -1,4 +1,4 @@
-"""Whatever is killed, whenever: the same weights, the same checkpoints, the same curves."""
+"""Random kills of workers, command and servers leave weights, checkpoints and curves unchanged."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from helpers.chaos import VICTIMS, chaos
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_twenty_kills(tmp_path: Path) -> None:
+def test_twenty_kills_change_nothing(tmp_path: Path) -> None:
     killed = chaos(seed=0, kills=20, steps=2000, folder=tmp_path)
     assert killed.total() >= 20
     assert set(killed) == set(VICTIMS)

@@ -1,4 +1,4 @@
-"""The command when it is killed or stopped, and the same command again."""
+"""A command that is killed or stopped, and repeated."""
 
 import os
 import signal
@@ -16,11 +16,11 @@ LONG = small(train__steps=300, train__checkpoint_every=50, train__log_every=10)
 
 
 @pytest.mark.slow
-def test_kill_9_of_the_whole_tree_and_the_same_command(tmp_path: Path) -> None:
-    whole_folder, killed_folder = tmp_path / "whole", tmp_path / "killed"
-    whole_folder.mkdir()
+def test_killed_command_resumes_to_equal_weights(tmp_path: Path) -> None:
+    uninterrupted_folder, killed_folder = tmp_path / "uninterrupted", tmp_path / "killed"
+    uninterrupted_folder.mkdir()
     killed_folder.mkdir()
-    whole = result_of(run(LONG, whole_folder))
+    uninterrupted = result_of(run(LONG, uninterrupted_folder))
     process = subprocess.Popen(
         command(LONG), cwd=killed_folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -30,7 +30,7 @@ def test_kill_9_of_the_whole_tree_and_the_same_command(tmp_path: Path) -> None:
     process.communicate()
     resumed = result_of(run(LONG, killed_folder))
     assert resumed["stages"] == {"shard": "skipped", "train": "resumed", "evaluate": "done"}
-    assert resumed["weights_sha256"] == whole["weights_sha256"]
+    assert resumed["weights_sha256"] == uninterrupted["weights_sha256"]
     client = MlflowClient(f"sqlite:///{killed_folder}/ws/mlflow.db")
     experiment = client.get_experiment_by_name("vlae")
     assert experiment is not None
@@ -40,11 +40,11 @@ def test_kill_9_of_the_whole_tree_and_the_same_command(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "kill"), [(signal.SIGINT, os.killpg), (signal.SIGTERM, os.kill)])
-def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(
-    tmp_path: Path, number: int, kill: Callable[[int, int], None]
+@pytest.mark.parametrize(("signum", "kill"), [(signal.SIGINT, os.killpg), (signal.SIGTERM, os.kill)])
+def test_signal_stops_the_command_and_its_processes(
+    tmp_path: Path, signum: int, kill: Callable[[int, int], None]
 ) -> None:
-    """A terminal tells the whole group, which Ray's processes ignore; a supervisor tells the command."""
+    """Ctrl-C in a terminal reaches the process group, whose Ray processes ignore it; SIGTERM reaches the command."""
     process = subprocess.Popen(
         command(LONG),
         cwd=tmp_path,
@@ -55,10 +55,10 @@ def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(
     )
     wait_for(lambda: checkpoints(tmp_path), process)
     tree = descendants(process.pid)
-    kill(process.pid, number)
+    kill(process.pid, signum)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert errors.splitlines()[-1] == "stopped; the same command goes on where this one was"
+    assert errors.splitlines()[-1] == "stopped. Run the command again to continue."
     assert "Traceback" not in errors
     time.sleep(5)
     assert [pid for pid in tree if Path(f"/proc/{pid}").exists()] == []

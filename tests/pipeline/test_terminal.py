@@ -1,12 +1,11 @@
-"""The terminal: one line of progress that fits, nothing of it in a pipe."""
+"""The terminal: a progress line that fits, and no progress in a pipe."""
 
-import os
 import sys
 
 import pytest
 
 from pipeline.plan import Step
-from pipeline.terminal import Reporter, duration, training_line
+from pipeline.terminal import Reporter, training_line
 
 METRICS = {
     "train/images_per_second": 843.21,
@@ -17,19 +16,12 @@ METRICS = {
 }
 
 
-def test_training_line() -> None:
+def test_training_line_has_speed_loss_and_time() -> None:
     line = training_line(300, 1500, METRICS, 0.125)
     assert line == "train 300/1500  843 images/s  loss 14321.1 nats  KL 15.6 3.0  2:30 min left"
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(4.21, "4.2 s"), (185, "3:05 min"), (7800, "2:10:00 h"), (59.96, "60.0 s")]
-)
-def test_duration(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
-
-
-def test_a_pipe_gets_no_progress(capsys: pytest.CaptureFixture[str]) -> None:
+def test_reporter_in_a_pipe_prints_no_progress(capsys: pytest.CaptureFixture[str]) -> None:
     report = Reporter(json_output=False)
     report.step(Step("train", "resume", "an earlier command was interrupted"))
     report.progress("half way")
@@ -39,17 +31,17 @@ def test_a_pipe_gets_no_progress(capsys: pytest.CaptureFixture[str]) -> None:
     assert err == ""
 
 
-def test_stdout_is_left_to_json(capsys: pytest.CaptureFixture[str]) -> None:
+def test_reporter_with_json_leaves_stdout_empty(capsys: pytest.CaptureFixture[str]) -> None:
     Reporter(json_output=True).line("text")
     assert capsys.readouterr() == ("", "text\n")
 
 
-def test_a_terminal_gets_one_line_that_fits(
+def test_reporter_on_a_terminal_rewrites_one_line(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The progress line fits the terminal, and a shorter line overwrites a longer one."""
     monkeypatch.setenv("COLUMNS", "40")
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    assert os.environ["COLUMNS"] == "40"
     report = Reporter(json_output=False)
     report.progress(training_line(300, 1500, METRICS, 0.125))
     report.progress("short")
@@ -58,4 +50,4 @@ def test_a_terminal_gets_one_line_that_fits(
     assert out == "done\n"
     first, second, cleared = err.split("\r")[1:4]
     assert (len(first), second.rstrip(), cleared.strip()) == (39, "short", "")
-    assert len(second) == 39  # what the longer line left is painted over
+    assert len(second) == 39

@@ -1,4 +1,4 @@
-"""What is recorded of a run repeats it."""
+"""What MLflow keeps of a run repeats it."""
 
 import shlex
 from pathlib import Path
@@ -7,22 +7,22 @@ import pytest
 
 from pipeline.settings.commands import (
     changed_settings,
-    command_line,
     evaluation_command,
-    params,
     run_name,
-    settings_file,
+    run_params,
+    settings_yaml,
+    training_command,
 )
 from pipeline.settings.parse import read_config
 from pipeline.settings.schema import run_settings
 
-COMMANDS = [
+OVERRIDES = [
     [],
     ["preset=fashion-mnist", "model=hvae", "seed=3"],
     ["data=images", "data.root=/some pictures", "objective.beta=1,2,3"],
     ["preset=release-svhn"],
     ["preset=claim-hvae", "model=lvae", "model.batch_norm_heads=true"],
-    ["evaluate.model_name=foo", "evaluate.seed=3", "evaluate.gibbs_steps=1,2", "storage_path=s3://bucket/there"],
+    ["evaluate.model_name=foo", "evaluate.seed=3", "evaluate.gibbs_steps=1,2", "storage_path=s3://bucket/prefix"],
     [
         "workspace=/some where",
         "tracking.uri=http://127.0.0.1:5000",
@@ -32,41 +32,41 @@ COMMANDS = [
 ]
 
 
-@pytest.mark.parametrize("words", COMMANDS)
-def test_the_command_and_the_settings_file_name_the_same_run(words: list[str], tmp_path: Path) -> None:
-    config = read_config(words)
-    python, flag, module, *again = shlex.split(command_line(config))
+@pytest.mark.parametrize("overrides", OVERRIDES)
+def test_training_command_and_settings_yaml_repeat_the_run(overrides: list[str], tmp_path: Path) -> None:
+    config = read_config(overrides)
+    python, flag, module, *arguments = shlex.split(training_command(config))
     assert (python, flag, module) == ("python", "-m", "pipeline.run")
-    repeated = read_config(again)
+    repeated = read_config(arguments)
     assert run_settings(repeated) == run_settings(config)
     for name in ("evaluate", "tracking", "workspace", "storage_path"):
         assert getattr(repeated, name) == getattr(config, name)
-    file = tmp_path / "settings.yaml"
-    file.write_text(settings_file(run_settings(config)))
-    assert run_settings(read_config([f"preset={file}"])) == run_settings(config)
+    path = tmp_path / "settings.yaml"
+    path.write_text(settings_yaml(run_settings(config)))
+    assert run_settings(read_config([f"preset={path}"])) == run_settings(config)
 
 
-def test_only_what_is_not_the_default_is_in_the_command() -> None:
-    assert command_line(read_config([])) == "python -m pipeline.run stage=shard,train,evaluate"
+def test_training_command_omits_defaults() -> None:
+    assert training_command(read_config([])) == "python -m pipeline.run stage=shard,train,evaluate"
     config = read_config(["train.steps=7", "data=fashion_mnist"])
     assert changed_settings(config) == {"data": "fashion_mnist", "train.steps": "7"}
 
 
-def test_params_hold_depth_and_capacity() -> None:
-    found = params(read_config(["model.latent_dims=2,3", "train.adam_beta2=0.9"]), 1234)
+def test_run_params_have_depth_and_capacity() -> None:
+    params = run_params(read_config(["model.latent_dims=2,3", "train.adam_beta2=0.9"]), 1234)
     assert {
         "capacity.depth": "2",
         "capacity.latents": "5",
         "capacity.parameters": "1234",
         "train.adam_beta2": "0.9",
-    }.items() <= found.items()
-    assert len(found) < 15
-    assert sorted(found)[:3] == ["capacity.depth", "capacity.latents", "capacity.parameters"]
+    }.items() <= params.items()
+    assert len(params) < 15
+    assert sorted(params)[:3] == ["capacity.depth", "capacity.latents", "capacity.parameters"]
     assert run_name(read_config(["model.latent_dims=2,3", "seed=4"])) == "vlae-2-3-digits-seed4"
 
 
-def test_the_evaluation_of_a_registered_model_is_repeated() -> None:
+def test_evaluation_command_repeats_the_evaluation() -> None:
     config = read_config(["stage=evaluate", "model_uri=models:/a@champion", "data.num_images=70", "evaluate.seed=2"])
-    again = read_config(shlex.split(evaluation_command(config, "models:/a/3"))[3:])
-    assert (again.stage, again.model_uri) == (("shard", "evaluate"), "models:/a/3")
-    assert (again.data, again.evaluate) == (config.data, config.evaluate)
+    repeated = read_config(shlex.split(evaluation_command(config, "models:/a/3"))[3:])
+    assert (repeated.stage, repeated.model_uri) == (("shard", "evaluate"), "models:/a/3")
+    assert (repeated.data, repeated.evaluate) == (config.data, config.evaluate)

@@ -1,4 +1,4 @@
-"""The presets of published recipes: their sizes, and their losses against those of the reference codes."""
+"""Presets of published recipes: their sizes, and their losses against those of the reference codes."""
 
 import math
 
@@ -32,13 +32,13 @@ SHAPES = {
         ("provlae-shapes3d", 5.71),
     ],
 )
-def test_published_parameter_counts(preset: str, millions: float) -> None:
+def test_preset_has_the_published_parameter_count(preset: str, millions: float) -> None:
     config = read_config([f"preset={preset}"])
     assert num_parameters(config.model, SHAPES[config.data.name]) / 1e6 == pytest.approx(millions, rel=0.01)
 
 
-def gap(preset: str, error: float) -> float:
-    """What an error in every value of the pixel range [0, 1] costs, nats per image."""
+def nll_increase(preset: str, error: float) -> float:
+    """Return the increase of the negative log-likelihood by an error in every value, nats per image."""
     config = read_config([f"preset={preset}"])
     shape = SHAPES[config.data.name]
     likelihood = Likelihood(config.model.likelihood, shape[0], config.model.likelihood_scale)
@@ -49,7 +49,7 @@ def gap(preset: str, error: float) -> float:
 @pytest.mark.parametrize(
     ("preset", "squared", "absolute", "width"),
     [
-        # Weight of the reference's squared or absolute error, and the width of its range of pixels.
+        # Weight of the reference's squared or absolute error, and the width of its pixel range.
         ("paper2017-mnist", 8, 0, 1),
         ("paper2017-svhn", 16, 0, 1),
         ("paper2017-celeba", 16, 0, 2),
@@ -58,11 +58,11 @@ def gap(preset: str, error: float) -> float:
         ("release-celeba", 0, 0.5, 2),
     ],
 )
-def test_the_loss_is_the_references(preset: str, squared: float, absolute: float, width: float) -> None:
+def test_preset_loss_equals_the_reference(preset: str, squared: float, absolute: float, width: float) -> None:
     error = 0.2
     dimensions = math.prod(SHAPES[preset.partition("-")[2]])
     expected = dimensions * (squared * (width * error) ** 2 + absolute * width * error)
-    assert gap(preset, error) == pytest.approx(expected, rel=1e-4)
+    assert nll_increase(preset, error) == pytest.approx(expected, rel=1e-4)
     config = read_config([f"preset={preset}"])
     constant = 15000 if squared else 2000
     weights = rung_schedule(config.objective, config.progressive, constant, len(config.model.latent_dims)).kl_weights
@@ -70,15 +70,15 @@ def test_the_loss_is_the_references(preset: str, squared: float, absolute: float
 
 
 @pytest.mark.parametrize(
-    ("preset", "beta", "waiting", "stages", "images", "epochs", "batch"),
+    ("preset", "beta", "inactive", "stages", "images", "epochs", "batch"),
     [
         ("provlae-dsprites", 1, 0.5, 3, 737_280 * 0.85, 30, 128),
         ("provlae-shapes3d", 8, 0.5, 3, 480_000 * 0.85, 15, 100),
         ("provlae-celeba", 1, 0.1, 4, 162_770, 5, 128),
     ],
 )
-def test_the_stages_of_progressive_training(
-    preset: str, beta: float, waiting: float, stages: int, images: float, epochs: int, batch: int
+def test_progressive_preset_has_the_published_stages(
+    preset: str, beta: float, inactive: float, stages: int, images: float, epochs: int, batch: int
 ) -> None:
     config = read_config([f"preset={preset}"])
     assert config.train.batch_size == batch
@@ -86,13 +86,13 @@ def test_the_stages_of_progressive_training(
     assert config.train.steps == pytest.approx(stages * config.progressive.stage_steps, rel=0.01)
     first = rung_schedule(config.objective, config.progressive, 0, stages)
     last = rung_schedule(config.objective, config.progressive, config.train.steps - 1, stages)
-    assert first.kl_weights == [waiting] * (stages - 1) + [beta]
+    assert first.kl_weights == [inactive] * (stages - 1) + [beta]
     assert last.kl_weights == [beta] * stages
-    assert last.writes == [1] * stages
+    assert last.output_gates == [1] * stages
 
 
 @pytest.mark.parametrize("path", sorted(PRESETS.glob("laptop-*.yaml")), ids=lambda path: path.stem)
-def test_laptop_presets_are_the_same_network_but_smaller(path: object) -> None:
+def test_laptop_preset_is_the_same_network_but_smaller(path: object) -> None:
     small = read_config([f"preset={path.stem}"])
     name = path.stem.removeprefix("laptop-")
     full = read_config([f"preset={name if '-' in name else f'release-{name}'}"])
