@@ -1,4 +1,4 @@
-"""The peer of `train_loop`: the same model trained by a loop as one writes it by hand, on images that lie in RAM."""
+"""The baseline of `train_loop`: the same model in a short handwritten loop, on images in RAM."""
 
 import math
 from collections.abc import Callable
@@ -18,7 +18,7 @@ _CPU = torch.device("cpu")
 
 
 def learning_rate(config: TrainConfig) -> Callable[[int], float]:
-    """Linear rise, then half a cosine: the factor of a step."""
+    """Return the factor of a step: linear warm-up, then half a cosine."""
 
     def factor(step: int) -> float:
         if step < config.lr_warmup_steps:
@@ -36,28 +36,28 @@ def bare_loop(
     log: Callable[[int, float], None],
     stop: Callable[[], bool],
 ) -> None:
-    """Train: no workers, no checkpoints, no look at what is not finite, and no curve but the loss of some steps.
+    """Train without workers, checkpoints, checks for nonfinite values, or a curve beyond the loss of some steps.
 
     Args:
-        model: with its first weights, channels last.
-        images: of the train split, (N, H, W, C) uint8.
-        config: batch size, optimizer, schedule, average, precision, how often to log.
-        objective: the default: a warm-up of the KL, and a weight of 1 after it.
-        log: takes a step and its loss.
-        stop: whether to end; asked after every step.
+        model: Model with its initial weights, channels last.
+        images: Images of the train split, (N, H, W, C) uint8.
+        config: Batch size, optimizer, schedule, moving average, precision and log interval.
+        objective: Default objective: a KL weight that rises to 1.
+        log: Receives a step and its loss.
+        stop: Returns whether to stop; called after every step.
     """
     optimizer = torch.optim.AdamW(
         model.parameters(), config.learning_rate, (0.9, config.adam_beta2), weight_decay=config.weight_decay, fused=True
     )
     schedule = LambdaLR(optimizer, learning_rate(config))
-    follow = get_ema_multi_avg_fn(config.ema_decay)  # type: ignore[no-untyped-call]
-    ema = AveragedModel(model, multi_avg_fn=follow) if config.ema_decay else None
-    size, place, order = config.batch_size, 0, torch.randperm(len(images))
+    average = get_ema_multi_avg_fn(config.ema_decay)  # type: ignore[no-untyped-call]
+    ema = AveragedModel(model, multi_avg_fn=average) if config.ema_decay else None
+    size, position, order = config.batch_size, 0, torch.randperm(len(images))
     for step in range(config.steps):
-        if place + size > len(order):
-            place, order = 0, torch.randperm(len(images))
-        pixels = images[order[place : place + size]].permute(0, 3, 1, 2).float() / 255
-        place += size
+        if position + size > len(order):
+            position, order = 0, torch.randperm(len(images))
+        pixels = images[order[position : position + size]].permute(0, 3, 1, 2).float() / 255
+        position += size
         noise = [torch.randn(size, dim) for dim in model.latent_dims]
         with autocast(config, _CPU):
             terms = model(pixels, noise)

@@ -1,13 +1,14 @@
-"""Reading batches of 128 uint8 images: CPU and wall time per image, ours and others'.
+"""Compare CPU and wall time per image of readers of batches of 128 uint8 images.
 
     python -m benchmarks.data_read [images=50000] [rounds=5] [seconds=1] [threads=1] [folder=DIR] [keep=true]
 
-Everyone reads the same images, from files that are in the page cache, in steady state: checked, mapped, warm.
+All readers read the same images, from files in the page cache, in steady state: verified, mapped, warm.
 
-- ours, index_select and memmap take: the same samples in the same order, a shuffle of all images. "ours" also makes
-  the order, step by step; "ours, order given" has the numbers of the samples beforehand, as the other two have.
-- memcpy: batches as they lie in memory, always to the same place.
-- litdata shuffles the chunks and within each, webdataset in a buffer or not at all, the folder of PNG all images.
+- "ours", index_select and memmap take read the same samples in the same order, a shuffle of all images. "ours" also
+  computes the order, step by step; "ours, order given" gets the sample ids beforehand, like the other two.
+- memcpy copies consecutive batches to one buffer.
+- litdata shuffles the chunks and the samples within each, webdataset in a buffer or not at all, the folder of PNG all
+  images.
 """
 
 import sys
@@ -43,11 +44,11 @@ from benchmarks.harness import (
 from benchmarks.photos import draw_photos, write_dataset
 from jobs.data.dataset import ShardedDataset
 from jobs.data.loader import BatchLoader
-from jobs.data.sampling import Order
+from jobs.data.sampling import GlobalShuffle
 from jobs.data.shard_reader import DataAccess
 
 Images = NDArray[np.uint8]
-Batches = Iterator[Any]  # without end; arrays or tensors, images along the first dimension
+Batches = Iterator[Any]  # endless; arrays or tensors, images along the first dimension
 
 _BATCH = 128
 _OURS, _OURS_GIVEN, _GATHER, _COPY = "ours", "ours, order given", "index_select in RAM", "memcpy"
@@ -56,7 +57,7 @@ _STOCK = ("webdataset npy", "webdataset npy, shuffle(1000)", "webdataset npy, im
 
 
 def write_formats(folder: Path, settings: Settings) -> Images:
-    """The images in every format; returns those of the train split."""
+    """Write the images in every format, and return those of the train split."""
     photos = draw_photos(folder / "photos.npy", settings.images, settings.seed)
     write_dataset(photos, folder / "npy", "npy")
     write_dataset(photos, folder / "png", "png")
@@ -65,35 +66,35 @@ def write_formats(folder: Path, settings: Settings) -> Images:
     (folder / "files").mkdir()
     for path in folder.glob("png/train-*.tar"):
         content, index = memoryview(path.read_bytes()), np.load(path.with_suffix(".index.npy"))
-        for number, (start, length) in enumerate(index[:, :2].tolist()):
-            (folder / "files" / f"{path.stem}-{number}.png").write_bytes(content[start : start + length])
+        for row, (start, length) in enumerate(index[:, :2].tolist()):
+            (folder / "files" / f"{path.stem}-{row}.png").write_bytes(content[start : start + length])
     size = sum(path.stat().st_size for path in (folder / "files").iterdir()) / len(photos)
     print(f"{len(photos)} images of {photos[0].nbytes} bytes, as PNG {size:.0f} bytes")
     return photos
 
 
 def read_ours(loader: BatchLoader) -> Batches:
-    """One step after the other, in the calling thread."""
+    """Read one step after the other in the calling thread."""
     return (loader.images(step) for step in count())
 
 
-def read_numbers(data: ShardedDataset, steps: Sequence[NDArray[np.int64]]) -> Batches:
-    """The reading alone."""
-    return (data.images(numbers) for numbers in cycle(steps))
+def read_ids(data: ShardedDataset, steps: Sequence[NDArray[np.int64]]) -> Batches:
+    """Read samples whose ids are known."""
+    return (data.images(sample_ids) for sample_ids in cycle(steps))
 
 
 def read_ahead(loader: BatchLoader) -> Batches:
-    """As the training reads: a thread prepares the next batches."""
+    """Read as the training does: a thread prepares the next batches."""
     return loader.batches(0, sys.maxsize)
 
 
 def gather(images: Tensor, steps: Sequence[Tensor]) -> Batches:
-    """What a TensorDataset in memory costs at least."""
-    return (images.index_select(0, numbers) for numbers in cycle(steps))
+    """Gather rows of a tensor in memory, the least that a TensorDataset costs."""
+    return (images.index_select(0, sample_ids) for sample_ids in cycle(steps))
 
 
 def memcpy(images: Images) -> Batches:
-    """The least that any reader can take."""
+    """Copy batches, the least that any reader costs."""
     target = np.empty_like(images[:_BATCH])
     for start in cycle(range(0, len(images) - _BATCH + 1, _BATCH)):
         np.copyto(target, images[start : start + _BATCH])
@@ -101,32 +102,32 @@ def memcpy(images: Images) -> Batches:
 
 
 def take(path: Path, steps: Sequence[NDArray[np.int64]]) -> Batches:
-    """Numpy on one file of bare pixels."""
+    """Gather rows of one mapped file of raw pixels by numpy."""
     images = np.load(path, mmap_mode="r")
     images = images.reshape(len(images), -1)
-    return (np.take(images, numbers, axis=0) for numbers in cycle(steps))
+    return (np.take(images, sample_ids, axis=0) for sample_ids in cycle(steps))
 
 
 def read_tars(folder: Path, encoding: str, *, shuffle: int = 0, images_only: bool = False) -> Batches:
-    """Stock webdataset.
+    """Read by stock webdataset.
 
     Args:
-        folder: of our dataset.
-        encoding: of its tars.
-        shuffle: size of the buffer.
-        images_only: leave out the labels while reading the tars, which is the fastest.
+        folder: Folder of the formats.
+        encoding: Encoding of the tars.
+        shuffle: Size of the shuffle buffer; 0: no shuffle.
+        images_only: Whether to skip the labels while reading the tars, which is the fastest.
     """
     tars = sorted(map(str, (folder / encoding).glob("train-*.tar")))
-    chosen = (lambda name: name.endswith(encoding)) if images_only else None
+    select = (lambda name: name.endswith(encoding)) if images_only else None
     while True:
-        samples = wds.WebDataset(tars, shardshuffle=len(tars) if shuffle else False, select_files=chosen)
+        samples = wds.WebDataset(tars, shardshuffle=len(tars) if shuffle else False, select_files=select)
         samples = samples.shuffle(shuffle) if shuffle else samples
         for (images,) in samples.decode("rgb8").to_tuple(encoding).batched(_BATCH):
             yield images
 
 
 def read_litdata(folder: Path) -> Batches:
-    """Stock litdata, in process."""
+    """Read by stock litdata in this process."""
     dataset = litdata.StreamingDataset(str(folder / "litdata"), shuffle=True)
     loader = litdata.StreamingDataLoader(dataset, batch_size=_BATCH, num_workers=0)
     while True:
@@ -135,7 +136,7 @@ def read_litdata(folder: Path) -> Batches:
 
 
 class PngFiles(Dataset[Tensor]):
-    """The plain dataset that tutorials write."""
+    """A plain dataset of image files, as in tutorials."""
 
     def __init__(self, folder: Path) -> None:
         self._paths = sorted(folder.iterdir())
@@ -143,51 +144,51 @@ class PngFiles(Dataset[Tensor]):
     def __len__(self) -> int:
         return len(self._paths)
 
-    def __getitem__(self, number: int) -> Tensor:
-        with Image.open(self._paths[number]) as image:
+    def __getitem__(self, index: int) -> Tensor:
+        with Image.open(self._paths[index]) as image:
             return torch.from_numpy(np.array(image))
 
 
 def read_files(folder: Path, workers: int) -> Batches:
-    """Stock DataLoader."""
+    """Read by the stock DataLoader."""
     dataset = PngFiles(folder / "files")
     loader = DataLoader(dataset, _BATCH, shuffle=True, num_workers=workers, persistent_workers=workers > 0)
     while True:
         yield from loader
 
 
-def check_equal(images: Images, loaders: Sequence[BatchLoader], everything: Tensor, order: Order) -> None:
-    """Ours, index_select and the source agree to the bit, at the ends of an epoch and in it."""
+def check_equal(images: Images, loaders: Sequence[BatchLoader], everything: Tensor, order: GlobalShuffle) -> None:
+    """Check that ours, index_select and the source are bit-identical within and at the ends of an epoch."""
     last = len(images) // _BATCH
     for step in (0, 1, last // 2, last - 1, last, last + 1):
-        numbers = order.batch(step)
-        expected = images[numbers]
-        gathered = everything.index_select(0, torch.from_numpy(numbers)).numpy().reshape(expected.shape)
+        sample_ids = order.batch(step)
+        expected = images[sample_ids]
+        gathered = everything.index_select(0, torch.from_numpy(sample_ids)).numpy().reshape(expected.shape)
         readings = [next(loader.batches(step, step + 1)) for loader in loaders]
         readings += [loader.images(step) for loader in loaders]
         for reading in (gathered, *(reading.permute(0, 2, 3, 1).numpy() for reading in readings)):
             if not np.array_equal(reading, expected):
-                raise AssertionError(f"step {step} is not what was written")
+                raise AssertionError(f"step {step} differs from what was written")
     print("ours, index_select and the source agree to the bit")
 
 
 def readers(folder: Path, photos: Images, seed: int) -> dict[str, Callable[[], Batches]]:
-    """All contestants, the plain floors first."""
+    """Return all readers, the lower bounds first."""
     data = ShardedDataset(DataAccess(str(folder / "npy"), folder / "cache", 2**40), "train")
-    order = Order(data.shard_sizes, batch_size=_BATCH, seed=seed)
+    order = GlobalShuffle(data.shard_sizes, batch_size=_BATCH, seed=seed)
     mapped = BatchLoader(data, order, num_microbatches=1)
-    resident = BatchLoader(data, order, num_microbatches=1, resident=torch.device("cpu"))
+    preloaded = BatchLoader(data, order, num_microbatches=1, preload=torch.device("cpu"))
     everything = torch.from_numpy(np.array(photos)).reshape(len(photos), -1)
-    check_equal(photos, (mapped, resident), everything, order)
+    check_equal(photos, (mapped, preloaded), everything, order)
     steps = [order.batch(step) for step in range(len(photos) // _BATCH)]
     return {
         _COPY: partial(memcpy, everything.numpy()),
-        _GATHER: partial(gather, everything, [torch.from_numpy(numbers) for numbers in steps]),
+        _GATHER: partial(gather, everything, [torch.from_numpy(sample_ids) for sample_ids in steps]),
         "memmap take": partial(take, folder / "photos.npy", steps),
         _OURS: partial(read_ours, mapped),
-        _OURS_GIVEN: partial(read_numbers, data, steps),
+        _OURS_GIVEN: partial(read_ids, data, steps),
         "ours, read ahead": partial(read_ahead, mapped),
-        "ours, resident in RAM": partial(read_ours, resident),
+        "ours, preloaded in RAM": partial(read_ours, preloaded),
         "litdata ndarray": partial(read_litdata, folder),
         _STOCK[0]: partial(read_tars, folder, "npy"),
         _STOCK[1]: partial(read_tars, folder, "npy", shuffle=1000),
@@ -199,34 +200,34 @@ def readers(folder: Path, photos: Images, seed: int) -> dict[str, Callable[[], B
 
 
 def targets(times: dict[str, Times]) -> str:
-    """What the project wants of its reader."""
+    """Return the project's targets for its reader, with the measured ratios."""
     stock = min((times[name] for name in _STOCK), key=lambda taken: sum(taken.cpu))
     lines = []
     for name in (_OURS, _OURS_GIVEN):
         taken = times[name]
         lines += [
-            verdict(f"{name}: share of the speed of index_select in RAM", ratios(times[_GATHER], taken), 0.6),
-            verdict(f"{name}: share of the speed of memcpy", ratios(times[_COPY], taken), 0.34),
+            verdict(f"{name}: fraction of the speed of index_select in RAM", ratios(times[_GATHER], taken), 0.6),
+            verdict(f"{name}: fraction of the speed of memcpy", ratios(times[_COPY], taken), 0.34),
             verdict(f"{name}: times faster than the fastest webdataset npy", ratios(stock, taken), 20),
         ]
     return "\n".join(lines)
 
 
 def run(settings: Settings, folder: Path) -> None:
-    """Write all formats, check, measure, print."""
+    """Write all formats, check them, measure, and print."""
     print(machine(folder))
     photos = write_formats(folder, settings)
     contestants: list[Contestant] = []
     for name, read in readers(folder, photos, settings.seed).items():
-        # At the end of a round the workers hold up to four batches that the next round finds ready.
+        # Longer rounds, because at the end of a round the workers hold up to four batches for the next.
         seconds = settings.seconds * (4 if name == _WORKERS else 1)
         contestants.append(endless(name, read(), len(photos), seconds))
     times = measure(contestants, settings.rounds)
-    print(table(times, ours=_OURS, floor=_COPY))
+    print(table(times, ours=_OURS, lower_bound=_COPY))
     print(targets(times))
 
 
 if __name__ == "__main__":
-    chosen = read_settings(sys.argv[1:])
-    with workplace(chosen) as place:
-        run(chosen, place)
+    options = read_settings(sys.argv[1:])
+    with workplace(options) as work_folder:
+        run(options, work_folder)

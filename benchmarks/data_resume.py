@@ -1,9 +1,9 @@
-"""What the order costs for a billion samples, and how soon a fresh process has its first batch.
+"""Measure the cost of the order of a billion samples, and the time to the first batch of a new process.
 
     python -m benchmarks.data_resume [images=50000] [rounds=5] [threads=1] [folder=DIR] [keep=true]
 
-The first batch of a fresh process is read as the training reads it, at step 0 and at 90 % of an epoch. Both times all
-shards are opened and verified first: a difference between the two is what it costs to resume.
+The first batch of a new process is read as the training reads it, at step 0 and at 90 % of an epoch. In both cases all
+shards are opened and verified first, so that a difference between the two is the cost of a resume.
 """
 
 import json
@@ -23,7 +23,7 @@ from benchmarks.harness import Settings, machine, read_settings, spread, workpla
 from benchmarks.photos import IMAGES_PER_SHARD, draw_photos, write_dataset
 from jobs.data.dataset import ShardedDataset
 from jobs.data.loader import BatchLoader
-from jobs.data.sampling import Order
+from jobs.data.sampling import GlobalShuffle
 from jobs.data.shard_reader import DataAccess
 
 _SAMPLES, _ORDER_BATCH = 10**9, 4096
@@ -33,7 +33,7 @@ _CHILD = "import sys; from benchmarks.data_resume import first_batch; first_batc
 
 
 def first_batch(folder: str, step: str, seed: str) -> None:
-    """In a fresh process: print what the first batch took, seconds, and a checksum of it."""
+    """Print the seconds to the first batch, and its checksum; runs in a new process."""
     wall, cpu = time.perf_counter(), time.process_time()
     loader = _loader(Path(folder), int(seed))
     opened = sum(1 for _ in loader.open(int(step)))
@@ -45,7 +45,7 @@ def first_batch(folder: str, step: str, seed: str) -> None:
 
 def _loader(folder: Path, seed: int) -> BatchLoader:
     data = ShardedDataset(DataAccess(str(folder), folder.with_name("cache"), 2**40), "train")
-    return BatchLoader(data, Order(data.shard_sizes, batch_size=_BATCH, seed=seed), num_microbatches=1)
+    return BatchLoader(data, GlobalShuffle(data.shard_sizes, batch_size=_BATCH, seed=seed), num_microbatches=1)
 
 
 def _checksum(images: NDArray[np.uint8]) -> int:
@@ -53,7 +53,7 @@ def _checksum(images: NDArray[np.uint8]) -> int:
 
 
 def resume(settings: Settings, folder: Path) -> None:
-    """Time fresh processes, one step after the other, and see that they read what they should."""
+    """Time new processes at both steps alternately, and check their batches."""
     photos = draw_photos(folder / "photos.npy", settings.images, settings.seed)
     manifest = write_dataset(photos, folder / "npy", "npy")
     loader = _loader(folder / "npy", settings.seed)
@@ -63,35 +63,35 @@ def resume(settings: Settings, folder: Path) -> None:
         for step, times in taken.items():
             command = [sys.executable, "-c", _CHILD, str(folder / "npy"), str(step), str(settings.seed)]
             start = time.perf_counter()
-            done = subprocess.run(command, cwd=_ROOT, check=True, capture_output=True, text=True)  # noqa: S603  (ours)
-            found = json.loads(done.stdout) | {"process": time.perf_counter() - start}
+            done = subprocess.run(command, cwd=_ROOT, check=True, capture_output=True, text=True)  # noqa: S603  (the command is constant)
+            result = json.loads(done.stdout) | {"process": time.perf_counter() - start}
             expected = _checksum(photos[loader.order.batch(step)]), len(shards)
-            if (found["checksum"], found["opened"]) != expected:
-                raise AssertionError(f"a fresh process reads other images at step {step}")
-            times.append(found)
+            if (result["checksum"], result["opened"]) != expected:
+                raise AssertionError(f"a new process reads other images at step {step}")
+            times.append(result)
     size = sum(shard.num_bytes for shard in shards) / 2**20
-    print(f"first batch of a fresh process, {len(shards)} shards of {size:.0f} MiB in all verified; seconds")
+    print(f"first batch of a new process, {len(shards)} shards of {size:.0f} MiB in all verified; seconds")
     for step, times in taken.items():
         wall, cpu, whole = (spread([time[key] for time in times]) for key in ("wall", "cpu", "process"))
-        place = step * _BATCH / len(loader.data)
-        print(f"  step {step} ({place:.0%} of an epoch): {wall}, CPU {cpu}; with Python's start and imports {whole}")
+        progress = step * _BATCH / len(loader.data)
+        print(f"  step {step} ({progress:.0%} of an epoch): {wall}, CPU {cpu}; with Python's start and imports {whole}")
 
 
 def milliseconds(work: Callable[[], object]) -> float:
-    """How long this takes, once."""
+    """Return the duration of one call."""
     start = time.perf_counter()
     work()
     return (time.perf_counter() - start) * 1e3
 
 
 def order_of_a_billion(settings: Settings) -> None:
-    """Time and memory of the order, of all samples together and in windows of shards."""
+    """Print time and memory of the order, of all samples together and in blocks of shards."""
     sizes = np.full(-(-_SAMPLES // IMAGES_PER_SHARD), IMAGES_PER_SHARD, np.int64)
     sizes[-1] -= sizes.sum() - _SAMPLES
     late = _SAMPLES * 9 // 10 // _ORDER_BATCH
     print(f"order of {_SAMPLES:,} samples in {len(sizes):,} shards, batches of {_ORDER_BATCH}")
-    for window, name in ((0, "all shuffled together"), (256, "windows of 256 shards")):
-        make = partial(Order, sizes, batch_size=_ORDER_BATCH, seed=settings.seed, window=window)
+    for block_shards, name in ((0, "all shuffled together"), (256, "blocks of 256 shards")):
+        make = partial(GlobalShuffle, sizes, batch_size=_ORDER_BATCH, seed=settings.seed, block_shards=block_shards)
         build = [milliseconds(make) for _ in range(settings.rounds)]
         first = [milliseconds(partial(make().batch, late)) for _ in range(settings.rounds)]
         tracemalloc.start()
@@ -107,13 +107,13 @@ def order_of_a_billion(settings: Settings) -> None:
 
 
 def run(settings: Settings, folder: Path) -> None:
-    """Both."""
+    """Run both measurements."""
     print(machine(folder))
     order_of_a_billion(settings)
     resume(settings, folder)
 
 
 if __name__ == "__main__":
-    chosen = read_settings(sys.argv[1:])
-    with workplace(chosen) as place:
-        run(chosen, place)
+    options = read_settings(sys.argv[1:])
+    with workplace(options) as work_folder:
+        run(options, work_folder)

@@ -1,10 +1,10 @@
-"""Writing a dataset: CPU and wall time per image, ours and others'.
+"""Compare CPU and wall time per image of writers of a dataset.
 
     python -m benchmarks.data_write [images=50000] [rounds=5] [threads=1] [folder=DIR] [keep=true]
 
-Everyone gets the same images from memory and writes them with their labels, 4,096 to a file, from one process.
-Ours also hashes every byte and writes an index; `write_parts` is what a shard task does, so that it also forces
-the files to the disk (fsync), which nobody else does: look at its wall time for that.
+All writers get the same images from memory and write them with their labels, 4,096 per file, from one process. Ours
+also hashes every byte and writes an index. `write_tasks` is the code of a shard task, which also forces the files to
+the disk (fsync), unlike all others; its wall time shows the cost.
 """
 
 import os
@@ -43,54 +43,54 @@ from benchmarks.photos import (
     label_of,
     write_dataset,
 )
-from jobs.data.shard_writer import ShardWriter, write_parts
-from jobs.shard import plan_parts
+from jobs.data.shard_writer import ShardWriter, write_tasks
+from jobs.shard import plan_tasks
 
 Images = NDArray[np.uint8]
 Write = Callable[[Images, Path], None]
 
 _PNG_IMAGES = 5000  # of a round: PNG takes a millisecond each
-_WHOLE, _BARE, _FLOOR = "ours npy, write_parts", "ours npy, ShardWriter", "np.tofile"
+_WHOLE, _BARE, _FLOOR = "ours npy, write_tasks", "ours npy, ShardWriter", "np.tofile"
 _STOCK, _PLAIN_STOCK = "webdataset npy, mtime=0", "webdataset npy"
 
 
 def ours_whole(images: Images, folder: Path) -> None:
-    """Tars, hashes, indexes and task files, published with fsync."""
+    """Write tars, hashes, indexes and task files, published with fsync."""
     source, config = PhotoSource(images), data_config("npy")
-    for _ in write_parts(source, str(folder), plan_parts(source, config), config):
+    for _ in write_tasks(source, str(folder), plan_tasks(source, config), config):
         pass
 
 
 def ours_bare(images: Images, folder: Path, encoding: Encoding) -> None:
-    """Tars, hashes and indexes, left to the page cache as the others leave theirs."""
+    """Write tars, hashes and indexes to the page cache, as the others do."""
     source = PhotoSource(images)
     names = [factor.name for factor in source.factors]
-    for number, start in enumerate(range(0, len(images), IMAGES_PER_SHARD)):
-        writer = ShardWriter(folder, f"train-{number:05d}", "train", SHAPE, names, encoding)
+    for task, start in enumerate(range(0, len(images), IMAGES_PER_SHARD)):
+        writer = ShardWriter(folder, f"train-{task:05d}", "train", SHAPE, names, encoding)
         for sample in source.read(start, min(start + IMAGES_PER_SHARD, len(images))):
             writer.write(sample)
         writer.close()
 
 
 def webdataset(images: Images, folder: Path, extension: str, **settings: object) -> None:
-    """As its documentation writes."""
+    """Write as the documentation of webdataset does."""
     pattern = str(folder / "%05d.tar")
     with wds.ShardWriter(pattern, maxcount=IMAGES_PER_SHARD, verbose=0, **settings) as writer:
-        for number, image in enumerate(images):
-            writer.write({"__key__": key_of(number), extension: image, "json": label_of(number)})
+        for index, image in enumerate(images):
+            writer.write({"__key__": key_of(index), extension: image, "json": label_of(index)})
 
 
 def litdata(images: Images, folder: Path) -> None:
-    """What a worker of its optimize() does with each sample."""
+    """Write as a worker of litdata's optimize() does."""
     cache = Cache(input_dir=str(folder), chunk_size=IMAGES_PER_SHARD)
-    for number, image in enumerate(images):
-        cache._add_item(number, {"image": image, **label_of(number)})
+    for index, image in enumerate(images):
+        cache._add_item(index, {"image": image, **label_of(index)})
     cache.done()
     cache.merge()
 
 
 def tofile(images: Images, folder: Path) -> None:
-    """The bare pixels: nothing that writes them can take less."""
+    """Write the raw pixels, the least that any writer costs."""
     for start in range(0, len(images), IMAGES_PER_SHARD):
         images[start : start + IMAGES_PER_SHARD].tofile(folder / f"{start}.raw")
 
@@ -110,10 +110,10 @@ PNG_WRITERS: dict[str, Write] = {
 
 
 def contestant(name: str, write: Write, images: Images, folder: Path) -> Contestant:
-    """Each round writes into an empty folder, with nothing else waiting for the disk.
+    """Return a contestant whose rounds write into an empty folder, with no other writes pending.
 
-    A virtual machine gives free memory back to its host, and getting it again takes longer than filling it: what
-    the page cache will need is taken and freed beforehand, for everybody.
+    The memory that the page cache will need is allocated and freed before each round, because a virtual machine returns
+    free memory to its host, and getting it back takes longer than filling it.
     """
 
     def prepare() -> None:
@@ -130,24 +130,24 @@ def contestant(name: str, write: Write, images: Images, folder: Path) -> Contest
 
 
 def check_with_stock_webdataset(images: Images, folder: Path) -> None:
-    """Every sample of our tars is, in stock webdataset, the one that was written."""
+    """Check that stock webdataset reads every sample of our tars as it was written."""
     counts: dict[Encoding, int] = {"npy": len(images), "png": min(len(images), _PNG_IMAGES)}
     for encoding, count in counts.items():
         write_dataset(images[:count], folder / encoding, encoding)
         tars = sorted(map(str, (folder / encoding).glob("*.tar")))
-        seen = np.zeros(count, bool)
+        is_read = np.zeros(count, bool)
         for sample in wds.WebDataset(tars, shardshuffle=False).decode("rgb8"):
-            number = int(sample["__key__"])
-            if not np.array_equal(sample[encoding], images[number]) or sample["json"] != label_of(number):
+            index = int(sample["__key__"])
+            if not np.array_equal(sample[encoding], images[index]) or sample["json"] != label_of(index):
                 raise AssertionError(f"webdataset reads another sample {sample['__key__']} from {encoding} tars")
-            seen[number] = True
-        if not seen.all():
-            raise AssertionError(f"webdataset misses {np.sum(~seen)} samples of our {encoding} tars")
-        print(f"stock webdataset reads all {count} samples of our {encoding} tars, equal to the bit")
+            is_read[index] = True
+        if not is_read.all():
+            raise AssertionError(f"webdataset misses {np.sum(~is_read)} samples of our {encoding} tars")
+        print(f"stock webdataset reads all {count} samples of our {encoding} tars, bit-identical")
 
 
 def targets(times: dict[str, Times]) -> str:
-    """What the project wants of its writer."""
+    """Return the project's targets for its writer, with the measured ratios."""
     lines = [
         verdict(f"{ours}, times faster than {_STOCK}, CPU per core", ratios(times[_STOCK], times[ours]), 5)
         for ours in (_BARE, _WHOLE)
@@ -157,7 +157,7 @@ def targets(times: dict[str, Times]) -> str:
 
 
 def run(settings: Settings, folder: Path) -> None:
-    """Draw, measure, print, check."""
+    """Draw the images, measure, print, and check."""
     print(machine(folder))
     images = draw_photos(folder / "photos.npy", settings.images, settings.seed)
     some = images[:_PNG_IMAGES]
@@ -165,16 +165,16 @@ def run(settings: Settings, folder: Path) -> None:
     output = folder / "output"
     contestants = [contestant(name, write, images, output) for name, write in WRITERS.items()]
     contestants += [contestant(name, write, some, output) for name, write in PNG_WRITERS.items()]
-    print("warm-up:", end=" ")  # of the code, and of memory that a virtual machine has not touched yet
+    print("warm-up:", end=" ")  # because of code and memory that a virtual machine has not touched yet
     measure(contestants, 1)
     times = measure(contestants, settings.rounds)
     shutil.rmtree(output)
-    print(table(times, ours=_BARE, floor=_FLOOR))
+    print(table(times, ours=_BARE, lower_bound=_FLOOR))
     print(targets(times))
     check_with_stock_webdataset(images, folder)
 
 
 if __name__ == "__main__":
-    chosen = read_settings(sys.argv[1:])
-    with workplace(chosen) as place:
-        run(chosen, place)
+    options = read_settings(sys.argv[1:])
+    with workplace(options) as work_folder:
+        run(options, work_folder)

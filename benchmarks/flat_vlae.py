@@ -1,4 +1,4 @@
-"""The peer of `train_step`: the same VLAE as one flat module, written as one would for a single experiment.
+"""The baseline of `train_step`: the same VLAE as one flat module, as written for a single experiment.
 
 Four rungs, the pyramid's layers at 64x64, group norm, an unrolled forward, KL and likelihood in place. It shares no
 code with the package.
@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 
 class FlatVlae(nn.Module):
-    """VLAE of RGB images with four rungs; its parameters come in the order of the package's.
+    """VLAE of RGB images with four rungs, its parameters in the order of the package's.
 
     Args:
-        width: channels at half resolution, a multiple of 8.
-        size: side of the images, pixels: 64, 80, 96 or 112, which the pyramid halves four times.
-        dims: of the latents, bottom first.
-        hidden: units of the fully connected layers.
+        width: Channels at half resolution, a multiple of 8.
+        size: Side of the images, pixels: 64, 80, 96 or 112, which the pyramid halves four times.
+        dims: Latents of each rung, bottom first.
+        hidden: Units of the fully connected layers.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class FlatVlae(nn.Module):
         self.finish_b = nn.Conv2d(w, 3, 3, 1, 1)
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Images (B, 3, H, W) in [0, 1] -> mean and raw log sigma of each rung, (B, 2 D)."""
+        """Return mean and raw log sigma of each rung, (B, 2 D), of images (B, 3, H, W) in [0, 1]."""
         x = 2 * images - 1
         h1 = F.leaky_relu(self.trunk1a_norm(self.trunk1a(x)), 0.1)
         h1 = F.leaky_relu(self.trunk1b_norm(self.trunk1b(h1)), 0.1)
@@ -118,7 +118,7 @@ class FlatVlae(nn.Module):
         return self.head0(r0.flatten(1)), self.head1(r1.flatten(1)), self.head2(r2.flatten(1)), self.head3(r3)
 
     def decode(self, z0: Tensor, z1: Tensor, z2: Tensor, z3: Tensor) -> Tensor:
-        """Latents -> (B, 3, H, W), before the sigmoid."""
+        """Return the output before the sigmoid, (B, 3, H, W)."""
         w, size = self.width, self.size
         h = F.leaky_relu(self.top_a_norm(self.top_a(z3)), 0.1)
         h = F.leaky_relu(self.top_b_norm(self.top_b(h)), 0.1)
@@ -136,7 +136,7 @@ class FlatVlae(nn.Module):
         return self.finish_b(h)
 
     def forward(self, images: Tensor, noise: list[Tensor], kl_weight: float) -> Tensor:
-        """Loss of a batch, scalar, nats per image: discretized logistic + kl_weight * KL."""
+        """Return the mean loss of a batch in nats per image: discretized logistic + kl_weight * KL."""
         latents, kl = [], 0.0
         for parameters, eps in zip(self.encode(images), noise, strict=True):
             mean, raw = parameters.float().chunk(2, 1)
@@ -154,14 +154,18 @@ class FlatVlae(nn.Module):
 
 
 def copy_weights(source: nn.Module, target: nn.Module) -> None:
-    """Parameter by parameter, in their order.
+    """Copy the parameters in their order.
+
+    Args:
+        source: Module to copy from.
+        target: Module to copy to.
 
     Raises:
-        ValueError: another number of them, or of another shape.
+        ValueError: The modules differ in the number of parameters or in a shape.
     """
     pairs = list(zip(source.parameters(), target.parameters(), strict=True))
-    if any(one.shape != other.shape for one, other in pairs):
-        raise ValueError("the two modules have not the same layers in the same order")
+    if any(parameter.shape != copy.shape for parameter, copy in pairs):
+        raise ValueError("the two modules differ: they need the same layers in the same order")
     with torch.no_grad():
-        for one, other in pairs:
-            other.copy_(one)
+        for parameter, copy in pairs:
+            copy.copy_(parameter)

@@ -1,7 +1,7 @@
-"""Training loops in processes of their own, which stand still between the rounds.
+"""Run training loops in separate processes that pause between the rounds of a benchmark.
 
-Each contestant has its threads to itself, as it would by itself. Two loops in one process would know of each other:
-OpenMP's threads no longer wait actively once a process has more of them than the machine has cores.
+Each contestant has its own threads, as if it ran alone. Two loops in one process would disturb each other, because
+OpenMP's threads stop waiting actively when a process has more of them than the machine has cores.
 """
 
 import multiprocessing
@@ -32,15 +32,15 @@ from jobs.training.loop import train_model
 from jobs.training.state import TrainJob, Worker
 from vlae.models.factory import build_model
 
-_WARM_UP = 25  # steps: rounds end that many after the checkpoints, whose writing is in the time of the round
-_SAMPLE = 4  # steps that say how long a step takes
+_WARM_UP = 25  # steps; rounds end that many after a checkpoint, so that its writing is in the time of the round
+_SAMPLE = 4  # steps that measure the duration of a step
 
 Post = Callable[[Event], None]
 Stop = Callable[[], bool]
 
 
 class Loop(Protocol):
-    """What a contestant does, in each of its processes."""
+    """The work of a contestant in each of its processes."""
 
     @property
     def job(self) -> TrainJob: ...
@@ -56,7 +56,13 @@ class Loop(Protocol):
 
 @dataclass(frozen=True)
 class Pipeline:
-    """The loop of the product, as its workers run it."""
+    """The training loop of the product, as its workers run it.
+
+    Attributes:
+        job: The training.
+        threads: Threads per process.
+        workers: Number of processes.
+    """
 
     job: TrainJob
     threads: int
@@ -64,14 +70,20 @@ class Pipeline:
 
     def train(self, rank: int, post: Post, stop: Stop) -> None:
         wrap = _distributed if self.workers > 1 else Worker.wrap
-        stop = _AtTheSteps(stop, self.job.train.checkpoint_every)
+        stop = _StopAtEveryStep(stop, self.job.train.checkpoint_every)
         tune_malloc()  # as a training worker does
         train_model(self.job, Worker(rank=rank, world_size=self.workers, wrap=wrap, stop=stop), post)
 
 
 @dataclass(frozen=True)
 class Bare:
-    """The peer."""
+    """A minimal training loop for comparison.
+
+    Attributes:
+        job: The training.
+        threads: Threads per process.
+        workers: Number of processes.
+    """
 
     job: TrainJob
     threads: int
@@ -90,12 +102,12 @@ class Bare:
 
 
 def _distributed(module: nn.Module) -> nn.Module:
-    """As `jobs.training.worker` has it of Ray."""
+    """Wrap a module as Ray does for `jobs.training.worker`."""
     return DistributedDataParallel(module, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
-class _AtTheSteps:
-    """Asks at every step, given a loop that does not ask at those that save."""
+class _StopAtEveryStep:
+    """Asks at every step, although the loop does not ask at steps that save a checkpoint."""
 
     def __init__(self, stop: Stop, checkpoint_every: int) -> None:
         self._stop, self._every, self._step = stop, checkpoint_every, 0
@@ -109,7 +121,7 @@ class _AtTheSteps:
 
 
 class _Gate:
-    """Lets a loop do so many steps, says that they are done, and holds it until more are wanted."""
+    """Lets a loop run a number of steps, reports their end, and blocks until more are requested."""
 
     def __init__(self, pipe: Connection) -> None:
         self._pipe, self._left = pipe, _WARM_UP
@@ -122,12 +134,12 @@ class _Gate:
         return False
 
 
-def _start(loop: Loop, rank: int, meeting: str, pipe: Connection, posts: Connection) -> None:
-    warnings.simplefilter("ignore", FutureWarning)  # new words for what we say to DistributedDataParallel
+def _start(loop: Loop, rank: int, rendezvous: str, pipe: Connection, posts: Connection) -> None:
+    warnings.simplefilter("ignore", FutureWarning)  # of a renamed argument of DistributedDataParallel
     torch.set_num_threads(loop.threads)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     if loop.workers > 1:
-        dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=loop.workers)
+        dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=loop.workers)
     lock = threading.Lock()
 
     def post(message: Event) -> None:
@@ -138,11 +150,11 @@ def _start(loop: Loop, rank: int, meeting: str, pipe: Connection, posts: Connect
 
 
 class Group:
-    """The processes of one contestant, warmed up; as a context manager it ends them.
+    """The warmed-up processes of one contestant; leaving its context kills them.
 
     Args:
-        loop: what they do.
-        take: receives what the first of them posts, in a thread.
+        loop: Work of the processes.
+        take: Receives the events of the processes in a thread.
     """
 
     def __init__(self, loop: Loop, take: Post | None = None) -> None:
@@ -152,14 +164,14 @@ class Group:
         self._folder = tempfile.TemporaryDirectory()
         self._pipe, pipe = context.Pipe()
         posts, sender = context.Pipe(duplex=False)
-        meeting = str(Path(self._folder.name) / "meeting")
+        rendezvous = str(Path(self._folder.name) / "rendezvous")
         self._processes = [
-            context.Process(target=_start, args=(loop, rank, meeting, pipe, sender), daemon=True)
+            context.Process(target=_start, args=(loop, rank, rendezvous, pipe, sender), daemon=True)
             for rank in range(loop.workers)
         ]
         for process in self._processes:
             process.start()
-        pipe.close()  # so that the end of the processes is seen
+        pipe.close()  # so that the end of the processes closes the pipe
         sender.close()
         threading.Thread(target=self._receive, args=(posts,), daemon=True).start()
         self._pipe.recv()
@@ -176,17 +188,17 @@ class Group:
         self._folder.cleanup()
 
     def contestant(self, name: str, steps: int) -> Contestant:
-        """Whose rounds have so many steps."""
+        """Return a contestant whose rounds have that many steps."""
         return Contestant(name, lambda: self.run(steps))
 
     def run(self, steps: int) -> int:
-        """So many steps; returns the number of images."""
+        """Run that many steps and return the number of images."""
         self._pipe.send(steps)
         self._pipe.recv()
         return steps * self._loop.job.train.batch_size
 
     def steps_in(self, seconds: float) -> int:
-        """About as many steps as it does in that time."""
+        """Return about how many steps the contestant runs in that time."""
         start = time.perf_counter()
         self.run(_SAMPLE)
         return max(1, round(seconds * _SAMPLE / (time.perf_counter() - start)))

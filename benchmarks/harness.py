@@ -1,4 +1,4 @@
-"""What the benchmarks share: their settings, a clock for a process and its workers, interleaved rounds, the table."""
+"""Shared by the benchmarks: settings, a clock for a process and its workers, interleaved rounds, the table."""
 
 import gc
 import importlib.metadata
@@ -20,6 +20,7 @@ from typing import Literal, TypeVar
 import torch
 from pydantic import Field
 
+from jobs.cli import UsageError, parse_overrides
 from vlae.config import SettingsModel
 
 _PACKAGES = ("torch", "numpy", "pillow", "webdataset", "litdata")
@@ -27,39 +28,39 @@ _CLOCK_OF_PROCESS = 2  # Linux: the clock id (~pid << 3) | 2 counts the CPU time
 
 
 class CommonSettings(SettingsModel):
-    """Words of the command line, as key=value, that every benchmark knows."""
+    """Settings that every benchmark has, given as key=value overrides."""
 
     rounds: int = Field(5, ge=1, description="rounds over all contestants; medians are printed")
     threads: int = Field(1, ge=1, description="torch threads, for every contestant")
-    seed: int = Field(0, ge=0, description="of the images and of their order")
-    folder: Path | None = Field(None, description="where the temporary folder is made; the system's place if not set")
-    keep: bool = Field(False, description="leave the temporary folder there")
+    seed: int = Field(0, ge=0, description="random seed for images and their order")
+    folder: Path | None = Field(None, description="parent of the temporary folder; default: the system's")
+    keep: bool = Field(False, description="keep the temporary folder")
 
 
 class Settings(CommonSettings):
-    """Those of the data benchmarks."""
+    """Settings of the data benchmarks."""
 
-    images: int = Field(50_000, ge=300, description="images that everyone writes and reads")
-    seconds: float = Field(1.0, gt=0, description="least length of one contestant's round of reading")
+    images: int = Field(50_000, ge=300, description="images that every contestant writes and reads")
+    seconds: float = Field(1.0, gt=0, description="minimum seconds of one contestant's round of reading")
 
 
 AnySettings = TypeVar("AnySettings", bound=CommonSettings)
 
 
-def read_settings(words: Sequence[str], kind: type[AnySettings] = Settings) -> AnySettings:
-    """The settings in these words; a wrong one ends the program and says what there is."""
+def read_settings(arguments: Sequence[str], kind: type[AnySettings] = Settings) -> AnySettings:
+    """Return the settings of the command line; an invalid one ends the program with the list of settings."""
     try:
-        settings = kind.model_validate(dict(word.split("=", 1) for word in words))
-    except ValueError as error:
+        settings = kind.model_validate(parse_overrides(arguments))
+    except (UsageError, ValueError) as error:
         keys = [f"  {key}={field.default}  {field.description}" for key, field in kind.model_fields.items()]
-        raise SystemExit("\n".join([str(error), "Words are key=value:", *keys])) from None
+        raise SystemExit("\n".join([str(error), "Settings are given as key=value overrides:", *keys])) from None
     torch.set_num_threads(settings.threads)
     return settings
 
 
 @contextmanager
 def workplace(settings: CommonSettings) -> Iterator[Path]:
-    """A temporary folder, gone afterwards."""
+    """Yield a temporary folder, which is removed afterwards."""
     folder = Path(tempfile.mkdtemp(prefix="vlae-benchmark-", dir=settings.folder)).absolute()
     try:
         yield folder
@@ -71,7 +72,7 @@ def workplace(settings: CommonSettings) -> Iterator[Path]:
 
 
 def machine(folder: Path, packages: Sequence[str] = _PACKAGES) -> str:
-    """What the numbers depend on."""
+    """Return a description of the machine and the versions that the results depend on."""
     info = Path("/proc/cpuinfo").read_text().splitlines()
     model = next((line.partition(":")[2].strip() for line in info if line.startswith("model name")), platform.machine())
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
@@ -86,7 +87,7 @@ def machine(folder: Path, packages: Sequence[str] = _PACKAGES) -> str:
 
 
 def cpu_seconds() -> float:
-    """CPU time of this process, of its worker processes, and of those that have ended."""
+    """Return the CPU time of this process, its worker processes and those that have ended, in seconds."""
     ended = resource.getrusage(resource.RUSAGE_CHILDREN)
     workers = [process.pid for process in multiprocessing.active_children() if process.pid]
     alive = sum(time.clock_gettime((~pid << 3) | _CLOCK_OF_PROCESS) for pid in workers)
@@ -94,7 +95,7 @@ def cpu_seconds() -> float:
 
 
 def settle() -> None:
-    """Wait until threads and workers have read ahead what they read ahead: it is not the next contestant's time."""
+    """Wait until threads and workers have finished reading ahead, so that it does not count for the next contestant."""
     for _ in range(40):
         before = cpu_seconds()
         time.sleep(0.05)
@@ -104,12 +105,12 @@ def settle() -> None:
 
 @dataclass(frozen=True)
 class Contestant:
-    """One way to do the work.
+    """One implementation to measure.
 
-    Args:
-        name: in the table.
-        run: one round; returns how many images it did.
-        prepare: before each round, not timed.
+    Attributes:
+        name: Name in the table.
+        run: Runs one round and returns the number of images.
+        prepare: Called before each round, not timed.
     """
 
     name: str
@@ -119,24 +120,27 @@ class Contestant:
 
 @dataclass
 class Times:
-    """What a contestant took, microseconds per image, by round."""
+    """Times of a contestant by round, microseconds per image."""
 
     cpu: list[float] = field(default_factory=list)
     wall: list[float] = field(default_factory=list)
 
 
 def measure(contestants: Sequence[Contestant], rounds: int, *, alternate: bool = False) -> dict[str, Times]:
-    """Rounds over all contestants, one after the other: whatever else the machine does meets them all.
+    """Run rounds over all contestants in turn, so that other load on the machine affects all of them.
 
     Args:
-        contestants: in the order of the first round.
-        rounds: how many.
-        alternate: every other round runs backward, so that a machine that slows down favors nobody.
+        contestants: Contestants in the order of the first round.
+        rounds: Number of rounds.
+        alternate: Whether every other round runs backward, so that a machine that slows down favors no contestant.
+
+    Returns:
+        Times by name.
     """
     times = {contestant.name: Times() for contestant in contestants}
-    for number in range(rounds):
-        print(f"round {number + 1} of {rounds}", flush=True)
-        for contestant in contestants[:: -1 if alternate and number % 2 else 1]:
+    for index in range(rounds):
+        print(f"round {index + 1} of {rounds}", flush=True)
+        for contestant in contestants[:: -1 if alternate and index % 2 else 1]:
             contestant.prepare()
             gc.collect()
             settle()
@@ -149,18 +153,21 @@ def measure(contestants: Sequence[Contestant], rounds: int, *, alternate: bool =
 
 
 def endless(
-    name: str, batches: Iterator[Sequence[object]], warm_up: int, seconds: float, longest_warm_up: float = 10.0
+    name: str, batches: Iterator[Sequence[object]], warm_up: int, seconds: float, max_warm_up: float = 10.0
 ) -> Contestant:
-    """A contestant that reads on and on: warmed up here, and then measured in its steady state.
+    """Warm up a contestant that reads endlessly, so that rounds measure its steady state.
 
     Args:
-        name: in the table.
-        batches: never ends.
-        warm_up: images to read first, or as many as it can in `longest_warm_up` seconds.
-        seconds: least length of a round.
-        longest_warm_up: seconds.
+        name: Name in the table.
+        batches: Endless batches.
+        warm_up: Images to read first, or as many as possible in `max_warm_up` seconds.
+        seconds: Minimum length of a round.
+        max_warm_up: Maximum seconds of the warm-up.
+
+    Returns:
+        The contestant.
     """
-    until, done = time.perf_counter() + longest_warm_up, 0
+    until, done = time.perf_counter() + max_warm_up, 0
     while done < warm_up and time.perf_counter() < until:
         done += len(next(batches))
     start = time.perf_counter()
@@ -176,33 +183,34 @@ def endless(
     return Contestant(name, run)
 
 
-def ratios(of: Times, to: Times, clock: Literal["cpu", "wall"] = "cpu") -> list[float]:
-    """Time of one by that of another, round by round: both met the same machine."""
-    return [mine / other for mine, other in zip(getattr(of, clock), getattr(to, clock), strict=True)]
+def ratios(times: Times, baseline: Times, clock: Literal["cpu", "wall"] = "cpu") -> list[float]:
+    """Return the times divided by the baseline's, round by round, because both then saw the same machine."""
+    return [time / base for time, base in zip(getattr(times, clock), getattr(baseline, clock), strict=True)]
 
 
 def spread(values: Sequence[float]) -> str:
-    """Median (least-most), three digits of each."""
-    numbers = median(values), min(values), max(values)
-    middle, least, most = (f"{number:.{max(0, 3 - len(str(int(number))))}f}" for number in numbers)
-    return f"{middle} ({least}-{most})"
+    """Return the median (minimum-maximum) with three digits each."""
+    middle, lowest, highest = (
+        f"{value:.{max(0, 3 - len(str(int(value))))}f}" for value in (median(values), min(values), max(values))
+    )
+    return f"{middle} ({lowest}-{highest})"
 
 
-def table(times: dict[str, Times], ours: str, floor: str) -> str:
-    """All contestants: their times, and how many times longer than ours and than the floor they took."""
+def table(times: dict[str, Times], ours: str, lower_bound: str) -> str:
+    """Return a table of all contestants: their times, and the ratios to ours and to the lower bound."""
     width = max(map(len, times))
-    heads = ("us/image CPU", "us/image wall", "images/s", "x ours", f"x {floor}")
+    heads = ("us/image CPU", "us/image wall", "images/s", "x ours", f"x {lower_bound}")
     lines = [f"{'':{width}} {heads[0]:>22} {heads[1]:>22} {heads[2]:>10} {heads[3]:>20} {heads[4]:>20}"]
     for name, taken in times.items():
         lines.append(
             f"{name:{width}} {spread(taken.cpu):>22} {spread(taken.wall):>22} {1e6 / median(taken.wall):>10,.0f} "
-            f"{spread(ratios(taken, times[ours])):>20} {spread(ratios(taken, times[floor])):>20}"
+            f"{spread(ratios(taken, times[ours])):>20} {spread(ratios(taken, times[lower_bound])):>20}"
         )
     return "\n".join(lines)
 
 
 def verdict(claim: str, measured: Sequence[float], target: float, *, at_most: bool = False) -> str:
-    """A target of the project beside what was measured; nothing depends on it."""
+    """Return a line that compares measurements with a target of the project."""
     reached = median(measured) <= target if at_most else median(measured) >= target
     side, holds = "less" if at_most else "more", "holds" if reached else "does not hold"
     return f"{claim}: {spread(measured)}, target {target:g} or {side}: {holds}"

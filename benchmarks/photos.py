@@ -1,4 +1,4 @@
-"""The images of the benchmarks, and the same images as a sharded dataset."""
+"""Images for the benchmarks, and the same images as a sharded dataset."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,11 +8,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.data.config import BaseDataConfig
 from jobs.data.manifest import Manifest
-from jobs.data.shard_writer import write_parts
-from jobs.data.sources.base import Factor, Sample
-from jobs.shard import plan_parts, publish
+from jobs.data.shard_writer import write_tasks
+from jobs.data.sources.base import BaseDataConfig, Factor, Sample, Source
+from jobs.shard import plan_tasks, publish
 
 Encoding = Literal["npy", "png"]
 SIDE = 64
@@ -24,19 +23,24 @@ _WAVES, _COLOR, _NOISE = ((3, 45), (5, 22), (9, 9), (16, 2.5)), 0.3, 0.6
 
 
 def draw_photos(path: Path, count: int, seed: int) -> NDArray[np.uint8]:
-    """Write smooth random fields with noise to a .npy file, a part at a time.
+    """Write smooth random fields with noise to a .npy file, 1,000 at a time.
 
-    The first images of a longer file are those of a shorter one.
+    The first images of a longer file equal those of a shorter file.
+
+    Args:
+        path: The .npy file.
+        count: Number of images.
+        seed: Random seed.
 
     Returns:
-        (count, 64, 64, 3), mapped into memory, every page of it touched.
+        (count, 64, 64, 3) uint8, mapped into memory, with every page touched.
     """
     photos = np.lib.format.open_memmap(path, "w+", np.uint8, (count, *SHAPE))
     for start in range(0, count, _CHUNK):
         rng = np.random.default_rng([seed, start])
         photos[start : start + _CHUNK] = _fields(rng)[: count - start]
     photos.flush()
-    mapped = np.asarray(np.load(path, mmap_mode="r"))  # a plain array: np.memmap makes every slice dearer
+    mapped = np.asarray(np.load(path, mmap_mode="r"))  # a plain array, because np.memmap makes every slice slower
     mapped.max()
     return mapped
 
@@ -51,58 +55,67 @@ def _fields(rng: np.random.Generator) -> NDArray[np.uint8]:
 
 
 def _smooth(points: int) -> NDArray[np.float32]:
-    """(64, points): weights that draw a smooth line through so many values."""
-    place = np.linspace(0, points - 1, SIDE)
-    left = np.minimum(place.astype(int), points - 2)
-    right_weight = (place - left) ** 2 * (3 - 2 * (place - left))
+    """Return weights, (64, points), of a smooth interpolation between that many values."""
+    position = np.linspace(0, points - 1, SIDE)
+    left = np.minimum(position.astype(int), points - 2)
+    right_weight = (position - left) ** 2 * (3 - 2 * (position - left))
     weights = np.zeros((SIDE, points), np.float32)
     weights[np.arange(SIDE), left] = 1 - right_weight
     weights[np.arange(SIDE), left + 1] = right_weight
     return weights
 
 
-def key_of(number: int) -> str:
-    """Name of an image in every format."""
-    return f"{number:08d}"
+def key_of(index: int) -> str:
+    """Return the name of an image in every format."""
+    return f"{index:08d}"
 
 
-def label_of(number: int) -> dict[str, int]:
-    """What is known of an image, the same in every format."""
-    return {"class": number % 10}
+def label_of(index: int) -> dict[str, int]:
+    """Return the label of an image, the same in every format."""
+    return {"class": index % 10}
 
 
 @dataclass(frozen=True)
-class PhotoSource:
-    """The images as a dataset. A dataset must have a test split: it is the last image."""
+class PhotoSource(Source):
+    """The images as a dataset, with the last image as its test split, because a dataset must have one.
+
+    Attributes:
+        images: (N, 64, 64, 3) uint8.
+    """
 
     images: NDArray[np.uint8]
-    image_shape = SHAPE
+    image_size, channels = SIDE, 3
     factors = (Factor("class", tuple(range(10))),)
     fingerprint = "benchmark"
-    sequential = False
 
     @property
     def num_samples(self) -> int:
         return len(self.images)
 
-    def check(self) -> list[str]:
-        return []
-
     def read(self, start: int, stop: int) -> Iterator[Sample]:
         last = len(self.images) - 1
-        for number in range(start, stop):
-            yield Sample(key_of(number), self.images[number], label_of(number), "test" if number == last else "train")
+        for index in range(start, stop):
+            yield Sample(key_of(index), self.images[index], label_of(index), "test" if index == last else "train")
 
 
 def data_config(encoding: Encoding) -> BaseDataConfig:
-    """Settings under which all images but the last are the train split, in their order."""
+    """Return settings that put all images but the last into the train split, in their order."""
     return BaseDataConfig(validation_fraction=0, samples_per_task=IMAGES_PER_SHARD, encoding=encoding)
 
 
 def write_dataset(images: NDArray[np.uint8], folder: Path, encoding: Encoding) -> Manifest:
-    """What the shard job does, in this process."""
+    """Write a dataset as the shard stage does, in this process.
+
+    Args:
+        images: (N, 64, 64, 3) uint8.
+        folder: Folder of the dataset.
+        encoding: Encoding of the images.
+
+    Returns:
+        Content of the dataset.
+    """
     source, config = PhotoSource(images), data_config(encoding)
-    parts = plan_parts(source, config)
-    for _ in write_parts(source, str(folder), parts, config):
+    tasks = plan_tasks(source, config)
+    for _ in write_tasks(source, str(folder), tasks, config):
         pass
-    return publish(source, config, str(folder), parts)
+    return publish(source, config, str(folder), tasks)

@@ -1,6 +1,6 @@
-"""What the training thread waits for besides its steps, in a Ray task that does what a training worker does.
+"""Measure what the training thread waits for besides its steps, in a Ray task that does the work of a training worker.
 
-The clocks are put around the product's functions here, in the process of the task.
+Timers wrap the product's functions in the process of the task.
 """
 
 import time
@@ -37,48 +37,53 @@ _OTHERS = ("validation", "asking whether to stop")
 
 @dataclass
 class Record:
-    """When each call began, and how long it took, by what it does; seconds."""
+    """Times of calls.
+
+    Attributes:
+        calls: Start and duration of each call in seconds, by activity.
+        committed: Times of publication of the checkpoints in seconds.
+    """
 
     calls: dict[str, list[tuple[float, float]]] = field(default_factory=lambda: defaultdict(list))
-    committed: list[float] = field(default_factory=list)  # when checkpoints were published
+    committed: list[float] = field(default_factory=list)
 
-    def around(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function with a clock."""
+    def around(self, activity: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return the function with a timer."""
 
         def timed(*args: Any, **settings: Any) -> Any:
             start = time.perf_counter()
             try:
                 return function(*args, **settings)
             finally:
-                self.calls[part].append((start, time.perf_counter() - start))
+                self.calls[activity].append((start, time.perf_counter() - start))
 
         return timed
 
     def post(self, post: Callable[[Event], None]) -> Callable[[Event], None]:
-        """Posting with a clock."""
+        """Return the posting function with a timer."""
         timed = self.around(_POST, post)
 
-        def seen(message: Event) -> None:
+        def observed(message: Event) -> None:
             timed(message)
             if isinstance(message, CheckpointSaved):
                 self.committed.append(time.perf_counter())
 
-        return seen
+        return observed
 
     def warm(self) -> tuple[float, "Record"]:
-        """Seconds from the end of the warm-up to the end of the last step, and what was called in them."""
+        """Return the seconds from the warm-up to the end of the last step, and the calls in them."""
         steps = self.calls[_STEP]
         begin, end = steps[_WARM_UP][0], sum(steps[-1])
-        calls = {part: [call for call in found if begin <= call[0] < end] for part, found in self.calls.items()}
-        return end - begin, Record(calls, [at for at in self.committed if begin <= at < end])
+        calls = {activity: [call for call in times if begin <= call[0] < end] for activity, times in self.calls.items()}
+        return end - begin, Record(calls, [stamp for stamp in self.committed if begin <= stamp < end])
 
-    def seconds(self, part: str) -> float:
-        """Of all its calls."""
-        return sum(seconds for _, seconds in self.calls.get(part, []))
+    def seconds(self, activity: str) -> float:
+        """Return the total duration of the calls of an activity."""
+        return sum(seconds for _, seconds in self.calls.get(activity, []))
 
     def slowed(self) -> tuple[float, int]:
-        """Seconds by which steps were longer while a checkpoint was written than else, and how many they were."""
-        spans = list(zip((at for at, _ in self.calls[_CHECKPOINT[1]]), self.committed, strict=False))
+        """Return the seconds by which steps were longer while a checkpoint was written, and their number."""
+        spans = list(zip((start for start, _ in self.calls[_CHECKPOINT[1]]), self.committed, strict=False))
         during: list[float] = []
         others: list[float] = []
         for start, seconds in self.calls[_STEP]:
@@ -87,45 +92,45 @@ class Record:
         return sum(during) - len(during) * median(others), len(during)
 
 
-def worker(job: TrainJob, board: Any, threads: int, steps: int) -> Record:
-    """As `jobs.training.worker`, with clocks."""
+def worker(job: TrainJob, queue: Any, threads: int, steps: int) -> Record:
+    """Do the work of `jobs.training.worker` with timers."""
     record = Record()
-    for owner, name, part in (
+    for owner, name, activity in (
         (jobs.training.loop, "train_step", _STEP),
         (jobs.training.loop, "take_snapshot", _CHECKPOINT[0]),
         (CheckpointWriter, "save", _CHECKPOINT[1]),
         (CheckpointWriter, "check", _CHECKPOINT[2]),
         (MetricAccumulator, "add", _TRACKING[0]),
-        (Validation, "score", _OTHERS[0]),
+        (Validation, "elbo", _OTHERS[0]),
     ):
-        setattr(owner, name, record.around(part, getattr(owner, name)))
+        setattr(owner, name, record.around(activity, getattr(owner, name)))
     torch.set_num_threads(threads)
     tune_malloc()
-    ask = record.around(_OTHERS[1], StopSignal(board))
+    ask = record.around(_OTHERS[1], StopSignal(queue))
     stop = lambda: ask() or len(record.calls[_STEP]) >= steps  # noqa: E731
     with suppress(StoppedError):
-        train_model(job, Worker(stop=stop), record.post(board.post.remote))
+        train_model(job, Worker(stop=stop), record.post(queue.post.remote))
     return record
 
 
 def stalls(job: TrainJob, sender: MetricUploader, threads: int) -> None:
-    """Train over two checkpoints, with Ray, the driver's polling and MLflow beside it; print what was waited for."""
+    """Train over two checkpoints beside Ray, the driver's polling and MLflow, and print the waiting times."""
     steps = 2 * job.train.checkpoint_every + job.train.checkpoint_every // 5 + _WARM_UP
     with cluster(RayConfig()), sender:
-        board, seen = make_event_queue(), 0
-        task = ray.remote(worker).options(num_cpus=1).remote(job, board, threads, steps)
+        queue, received = make_event_queue(), 0
+        task = ray.remote(worker).options(num_cpus=1).remote(job, queue, threads, steps)
         while not ray.wait([task], timeout=_POLL_SECONDS)[0]:
-            messages = ray.get(board.take.remote(seen))
-            seen += len(messages)
+            messages = ray.get(queue.take.remote(received))
+            received += len(messages)
             for message in messages:
-                sender.take(message)
+                sender.put(message)
         total, record = ray.get(task).warm()
     print(f"{len(record.calls[_STEP])} steps in {total:.1f} s, of which")
-    for part, calls in record.calls.items():
+    for activity, calls in record.calls.items():
         longest = max((seconds for _, seconds in calls), default=0.0)
-        seconds = record.seconds(part)
+        seconds = record.seconds(activity)
         print(
-            f"  {part:28} {len(calls):5} times {seconds * 1e3:10.1f} ms {seconds / total:9.4%}, "
+            f"  {activity:28} {len(calls):5} times {seconds * 1e3:10.1f} ms {seconds / total:9.4%}, "
             f"longest {longest * 1e3:.2f} ms"
         )
     slowed, count = record.slowed()

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jobs.train
+import jobs.cluster.driver_loop
 from benchmarks.harness import spread
 from jobs.cluster.ray_cluster import cluster
 from jobs.config import RayConfig, TrainConfig
@@ -43,7 +43,7 @@ _CLUSTER, _END, _SHUTDOWN = "ray.init", "validation, checkpoint, end of fit()", 
 
 def start_up(rounds: int, folder: Path, dataset: str) -> None:
     """Print the seconds of each part, and of them all."""
-    found: dict[str, list[float]] = {}
+    seconds_by_part: dict[str, list[float]] = {}
     for number in range(rounds):
         print(f"round {number + 1} of {rounds}", flush=True)
         start = time.perf_counter()
@@ -52,20 +52,20 @@ def start_up(rounds: int, folder: Path, dataset: str) -> None:
         parts |= zip((f"import {name}" for name in _IMPORTED), _fresh("-c", _IMPORTS, *_IMPORTED), strict=True)
         parts |= _fresh("-m", "benchmarks.start_up", str(folder / f"start-{number}"), dataset)
         for name, seconds in {**parts, "all": sum(parts.values())}.items():
-            found.setdefault(name, []).append(seconds)
-    for name, times in found.items():
+            seconds_by_part.setdefault(name, []).append(seconds)
+    for name, times in seconds_by_part.items():
         print(f"{name:50} {spread(times):>22} s")
 
 
-def _fresh(*words: str) -> Any:
+def _fresh(*arguments: str) -> Any:
     """What a new process prints last, if it is JSON."""
-    done = subprocess.run([sys.executable, *words], cwd=_ROOT, check=True, capture_output=True, text=True)  # noqa: S603  (ours)
+    done = subprocess.run([sys.executable, *arguments], cwd=_ROOT, check=True, capture_output=True, text=True)  # noqa: S603  (ours)
     return json.loads(done.stdout.strip().splitlines()[-1]) if done.stdout else None
 
 
 def _run(folder: Path, dataset: str) -> dict[str, float]:
     """Seconds of the parts of one real training of one step."""
-    jobs.train._POLL_SECONDS = _POLL_SECONDS
+    jobs.cluster.driver_loop.POLL_SECONDS = _POLL_SECONDS
     job = TrainJob(
         VlaeConfig(),
         ObjectiveConfig(),

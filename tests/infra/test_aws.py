@@ -31,7 +31,7 @@ def test_workers_are_spot_and_start_from_none(cluster: dict[str, Any]) -> None:
     for name in ("cpu", "gpu"):
         assert types[name]["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
         assert types[name]["min_workers"] == 0 < types[name]["max_workers"]
-    assert cluster["max_workers"] == sum(one["max_workers"] for one in types.values())
+    assert cluster["max_workers"] == sum(kind["max_workers"] for kind in types.values())
     assert cluster["idle_timeout_minutes"] > 0
     assert cluster["provider"]["cache_stopped_nodes"] is False
 
@@ -42,7 +42,7 @@ def test_nothing_of_ray_s_defaults_is_installed(cluster: dict[str, Any]) -> None
 
 
 def test_every_node_has_a_role_and_no_key(cluster: dict[str, Any]) -> None:
-    nodes = {name: one["node_config"] for name, one in cluster["available_node_types"].items()}
+    nodes = {name: kind["node_config"] for name, kind in cluster["available_node_types"].items()}
     roles = {name: node["IamInstanceProfile"]["Name"] for name, node in nodes.items()}
     assert roles == {"head": "vlae-head", "cpu": "vlae-worker", "gpu": "vlae-worker"}
     assert "AWS_SECRET_ACCESS_KEY" not in TEXT

@@ -45,7 +45,7 @@ def test_both_targets_end_without_root() -> None:
     for name in ("cpu", "cuda"):
         users = [argument for instruction, argument in stages[name] if instruction == "USER"]
         assert users == ["1000:1000"]  # a number: Kubernetes' runAsNonRoot reads no names
-        after = [one for one, _ in stages[name]][[one for one, _ in stages[name]].index("USER") + 1 :]
+        after = [command for command, _ in stages[name]][[command for command, _ in stages[name]].index("USER") + 1 :]
         assert after == ["CMD"]
 
 

@@ -1,4 +1,4 @@
-"""What infra/README.md tells one to do can be done, versions agree, and the cost table is the sum it says."""
+"""infra/README.md: its commands are valid, its versions agree, and its cost table adds up."""
 
 import re
 import tomllib
@@ -19,23 +19,23 @@ _COMMAND = re.compile(r"python -m (pipeline\.run|jobs\.submit)((?:[ \t\\\n]+[\w.
 
 
 def _commands(text: str) -> list[tuple[str, list[str]]]:
-    """Each command's module and words."""
-    return [(module, words.replace("\\\n", " ").split()) for module, words in _COMMAND.findall(text)]
+    """Each command's module and overrides."""
+    return [(module, overrides.replace("\\\n", " ").split()) for module, overrides in _COMMAND.findall(text)]
 
 
 JOB = (INFRA / "kubernetes" / "base" / "rayjob.yaml").read_text()
 COMMANDS = _commands(README) + _commands(JOB)
 
 
-@pytest.mark.parametrize(("module", "words"), COMMANDS)
-def test_its_commands_have_known_words(module: str, words: list[str]) -> None:
-    words = [word.replace("BUCKET", "bucket") for word in words]
+@pytest.mark.parametrize(("module", "overrides"), COMMANDS)
+def test_its_commands_have_known_words(module: str, overrides: list[str]) -> None:
+    overrides = [override.replace("BUCKET", "bucket") for override in overrides]
     if module == "jobs.submit":
-        reader = pytest.importorskip("jobs.submit.arguments")
-        words = list(reader.read_words(words, {}).words)
+        reader = pytest.importorskip("jobs.submit.__main__")
+        overrides = list(reader.parse_arguments(overrides, {}).overrides)
     if "tune" not in STAGES:
-        words = [word.replace("tune,", "") for word in words if not word.startswith("tune.")]
-    config = read_config(words)
+        overrides = [override.replace("tune,", "") for override in overrides if not override.startswith("tune.")]
+    config = read_config(overrides)
     assert str(config.workspace) == "/workspace"
     assert config.tracking.uri
     if config.storage_path:
@@ -49,7 +49,7 @@ def test_all_three_ways_have_a_command() -> None:
 
 def test_one_version_of_ray_and_torch() -> None:
     docker = dict(re.findall(r"^ARG (\w+)_VERSION=(\S+)$", (INFRA / "Dockerfile").read_text(), re.MULTILINE))
-    allowed = {one.name: one.specifier for one in map(Requirement, PROJECT["dependencies"])}
+    allowed = {requirement.name: requirement.specifier for requirement in map(Requirement, PROJECT["dependencies"])}
     for name in ("ray", "torch"):
         assert docker[name.upper()] in allowed[name]
     cluster = yaml.safe_load((INFRA / "kubernetes" / "base" / "raycluster.yaml").read_text())
@@ -86,10 +86,10 @@ def test_the_cost_is_the_sum_of_its_prices() -> None:
     ]
     prices = {row[0].split()[0]: [float(cell) for cell in row[1:]] for row in rows if "an hour" in row[0]}
     sizes = [row for row in rows if len(row) == 7 and row[1].isdigit()]
-    assert [row[0] for row in sizes] == ["asleep", "small", "medium", "large"]
+    assert [row[0] for row in sizes] == ["scaled down", "small", "medium", "large"]
     for row in sizes:
         head, cpus, gpus, storage = map(int, row[1:5])
         disks = (head + cpus + gpus) * prices["gp3,"][0] + storage / 100 * prices["EFS,"][0]
-        for market, told in enumerate(row[5:]):
+        for market, stated in enumerate(row[5:]):
             workers = cpus * prices["m7i.2xlarge"][market] + gpus * prices["g6.2xlarge"][market]
-            assert f"{prices['m7i.2xlarge'][0] * head + workers + disks:.2f}" == told
+            assert f"{prices['m7i.2xlarge'][0] * head + workers + disks:.2f}" == stated

@@ -29,23 +29,23 @@ def manifests(overlay: tuple[str, list[Manifest]]) -> list[Manifest]:
 
 
 def _of(manifests: list[Manifest], kind: str) -> dict[str, Any]:
-    return {one["metadata"]["name"]: one for one in manifests if one["kind"] == kind}
+    return {manifest["metadata"]["name"]: manifest for manifest in manifests if manifest["kind"] == kind}
 
 
 def test_core_objects_have_known_fields_only(manifests: list[Manifest]) -> None:
-    core = [one for one in manifests if one["kind"] not in MODELS]
-    assert sorted(one["kind"] for one in core) == [
+    core = [manifest for manifest in manifests if manifest["kind"] not in MODELS]
+    assert sorted(manifest["kind"] for manifest in core) == [
         *("Deployment", "NetworkPolicy", "NetworkPolicy", "PersistentVolumeClaim", "Service", "Service", "StatefulSet"),
     ]
-    for one in core:
-        kubernetes_validate.validate(one, KUBERNETES, strict=True)
+    for manifest in core:
+        kubernetes_validate.validate(manifest, KUBERNETES, strict=True)
 
 
 def test_ray_objects_have_known_fields_only(manifests: list[Manifest]) -> None:
     for kind, model in MODELS.items():
-        for one in _of(manifests, kind).values():
-            model.model_validate(one)
-            templates = pod_templates(one)
+        for manifest in _of(manifests, kind).values():
+            model.model_validate(manifest)
+            templates = pod_templates(manifest)
             assert len(templates) == 3
             for template in templates:
                 assert set(template) == {"spec"}
@@ -84,13 +84,15 @@ def test_every_node_sees_the_workspace(manifests: list[Manifest]) -> None:
     assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
     for kind in MODELS:
         for template in pod_templates(_of(manifests, kind)["vlae"]):
-            volumes = {one["name"]: one["persistentVolumeClaim"]["claimName"] for one in template["spec"]["volumes"]}
+            volumes = {
+                volume["name"]: volume["persistentVolumeClaim"]["claimName"] for volume in template["spec"]["volumes"]
+            }
             mounts = template["spec"]["containers"][0]["volumeMounts"]
-            assert {one["mountPath"]: volumes[one["name"]] for one in mounts} == {"/workspace": "workspace"}
+            assert {mount["mountPath"]: volumes[mount["name"]] for mount in mounts} == {"/workspace": "workspace"}
 
 
 def test_pods_are_confined_and_carry_no_secret(manifests: list[Manifest]) -> None:
-    for template in [found for one in manifests for found in pod_templates(one)]:
+    for template in [template for manifest in manifests for template in pod_templates(manifest)]:
         assert template["spec"]["securityContext"]["runAsNonRoot"] is True
         for container in template["spec"]["containers"]:
             assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
@@ -99,16 +101,16 @@ def test_pods_are_confined_and_carry_no_secret(manifests: list[Manifest]) -> Non
             for variable in container.get("env", []):
                 if "PASSWORD" in variable["name"] or "SECRET" in variable["name"]:
                     assert set(variable) == {"name", "valueFrom"}
-    assert not [one for one in manifests if one["kind"] == "Secret"]
+    assert not [manifest for manifest in manifests if manifest["kind"] == "Secret"]
 
 
 def test_selectors_find_their_pods(manifests: list[Manifest]) -> None:
     runners = {**_of(manifests, "Deployment"), **_of(manifests, "StatefulSet")}
-    pods = {name: one["spec"]["template"]["metadata"]["labels"] for name, one in runners.items()}
+    pods = {name: runner["spec"]["template"]["metadata"]["labels"] for name, runner in runners.items()}
     for name, service in _of(manifests, "Service").items():
         assert service["spec"]["selector"] == pods[name]
     claim = _of(manifests, "StatefulSet")["postgres"]["spec"]["volumeClaimTemplates"]
-    assert [one["metadata"]["name"] for one in claim] == ["data"]
+    assert [item["metadata"]["name"] for item in claim] == ["data"]
 
 
 def test_kustomize_itself_renders_the_same(overlay: tuple[str, list[Manifest]]) -> None:
@@ -119,5 +121,7 @@ def test_kustomize_itself_renders_the_same(overlay: tuple[str, list[Manifest]]) 
     done = subprocess.run(
         [program, "kustomize", FOLDER / "overlays" / name], check=True, capture_output=True, text=True, timeout=60
     )
-    theirs = {(one["kind"], one["metadata"]["name"]): one for one in yaml.safe_load_all(done.stdout)}
-    assert theirs == {(one["kind"], one["metadata"]["name"]): one for one in manifests}
+    theirs = {
+        (manifest["kind"], manifest["metadata"]["name"]): manifest for manifest in yaml.safe_load_all(done.stdout)
+    }
+    assert theirs == {(manifest["kind"], manifest["metadata"]["name"]): manifest for manifest in manifests}
