@@ -1,8 +1,8 @@
-# Every target makes its own virtual environment in .venv when there is none.
+# Every target creates the virtual environment .venv if it is missing.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# What `make run` and `make ui` work in, and more words for the command: make run ARGS="train.steps=300"
+# Folder of `make run` and `make ui`, and further overrides: make run ARGS="train.steps=300"
 WORKSPACE ?= workspace
 ARGS ?=
 
@@ -50,7 +50,7 @@ bench-metrics: $(VENV)/installed
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
 
-# Debian's python3 has no ensurepip without python3-venv: pip then puts itself into the new environment.
+# Debian's python3 has no ensurepip without python3-venv: pip then installs itself into the new environment.
 $(VENV)/installed $(VENV)/installed-test $(VENV)/installed-dev: pyproject.toml
 	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); $(PYTHON) -m venv --without-pip $(VENV) && \
 	  $(PYTHON) -m pip --python $(BIN)/python install --quiet pip; }
@@ -61,7 +61,7 @@ $(VENV)/installed: EXTRA :=
 $(VENV)/installed-test: EXTRA := [test]
 $(VENV)/installed-dev: EXTRA := [dev]
 
-# litdata asks for torchvision, which has no CPU build here and which it can do without: hence --no-deps.
+# litdata requires torchvision, which has no CPU build here and which it does not need: hence --no-deps.
 $(VENV)/installed-bench: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $$($(BIN)/python -c \
 	  "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['bench'])")
