@@ -127,19 +127,16 @@ class TrainConfig(SettingsModel):
         return microbatches // passes * (self.batch_size // self.num_microbatches)
 
 
-def _without_secrets(uri: str) -> str:
-    # Credentials in an address would end up in logs.
+def _check_uri(uri: str) -> str:
     if uri and not uri.startswith(("http://", "https://")):
         raise ValueError("must begin with http:// or https://, or be empty for a SQLite file in the workspace")
-    if "@" in uri:
-        raise ValueError("must hold no credentials: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead")
     return uri
 
 
 class TrackingConfig(SettingsModel):
     """The MLflow server that records runs and models."""
 
-    uri: Annotated[str, AfterValidator(_without_secrets)] = Field(
+    uri: Annotated[str, AfterValidator(_check_uri)] = Field(
         "", description="address of the MLflow server, http(s)://...; empty: SQLite file and artifacts in the workspace"
     )
     experiment: str = Field("vlae", min_length=1, description="name of the MLflow experiment")
