@@ -16,6 +16,10 @@ class Storage(Protocol):
         """The address without a trailing slash."""
         ...
 
+    def check(self) -> list[str]:
+        """Check that objects can be written before any work is done; return notes on guarantees that are missing."""
+        ...
+
     def read(self, name: str) -> bytes | None:
         """Return the content of a small object, or None if it does not exist."""
         ...
@@ -40,8 +44,12 @@ class Storage(Protocol):
         """Return the file of an object, or None if objects are not files."""
         ...
 
-    def fetch(self, name: str, file: BinaryIO, sha256: str) -> None:
-        """Copy an object into a file from its start; a CorruptedError if it is missing or its sha256 differs twice."""
+    def fetch(self, name: str, file: BinaryIO, sha256: str, num_bytes: int) -> None:
+        """Copy an object of at most `num_bytes` into a file from its start.
+
+        Raises:
+            CorruptedError: The object is missing or larger, or its sha256 differs twice.
+        """
         ...
 
     def names(self, prefix: str = "") -> Iterable[str]:

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -10,10 +11,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 from jobs.errors import UserError, os_error_reason
-from jobs.files import remove_folder, stream_sha256
+from jobs.files import UUID_HEX, file_lock, open_nofollow, remove_folder, stream_sha256
 from jobs.storage.base import corrupted_object, missing_object
 
 _SCRATCH = ".partial-"
+_SCRATCH_NAME = re.compile(re.escape(_SCRATCH) + UUID_HEX)
 _LOCK = "lock"
 
 
@@ -26,6 +28,9 @@ class LocalStorage:
     @property
     def url(self) -> str:
         return str(self._folder)
+
+    def check(self) -> list[str]:
+        return []
 
     def read(self, name: str) -> bytes | None:
         try:
@@ -54,8 +59,7 @@ class LocalStorage:
         folder = self._folder / f"{_SCRATCH}{uuid.uuid4().hex}"
         try:
             folder.mkdir(parents=True)
-            with (folder / _LOCK).open("w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)  # so that `sweep` leaves the folder in place
+            with file_lock(folder / _LOCK):  # so that `sweep` leaves the folder in place
                 yield folder
         except OSError as error:
             raise _storage_error(error, folder) from error
@@ -75,7 +79,7 @@ class LocalStorage:
     def local_path(self, name: str) -> Path:
         return self._folder / name
 
-    def fetch(self, name: str, file: BinaryIO, sha256: str) -> None:
+    def fetch(self, name: str, file: BinaryIO, sha256: str, num_bytes: int) -> None:  # noqa: ARG002
         path = self._folder / name
         try:
             with path.open("rb") as source:
@@ -110,11 +114,13 @@ class LocalStorage:
                 path.parent.rmdir()
 
     def sweep(self) -> None:
-        for name in self.folders(_SCRATCH):
+        for name, entry in self._entries(_SCRATCH):
+            if not _SCRATCH_NAME.fullmatch(name) or not entry.is_dir(follow_symlinks=False):
+                continue
             # A folder without its lock file is being created or removed.
-            with suppress(OSError), (self._folder / name / _LOCK).open("r+") as lock:
+            with suppress(OSError), open_nofollow(Path(entry.path) / _LOCK, "r+b") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(self._folder / name)
+                shutil.rmtree(entry.path)
 
     def _entries(self, prefix: str) -> list[tuple[str, os.DirEntry[str]]]:
         """Return the entries whose names begin with a prefix."""

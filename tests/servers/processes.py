@@ -1,10 +1,13 @@
 """Helpers of the test servers: free ports, running processes, waiting with a deadline."""
 
+import ipaddress
+import itertools
 import os
 import random
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
@@ -74,3 +77,21 @@ def descendants(pid: int) -> list[int]:
     for member in tree:  # which grows while it is read
         tree += children.get(member, [])
     return tree
+
+
+def listening_sockets(pids: Iterable[int]) -> dict[int, str]:
+    """Return the TCP ports on which processes listen, and the address of each."""
+    open_files = set()
+    for link in itertools.chain.from_iterable(Path(f"/proc/{pid}/fd").glob("*") for pid in pids):
+        with suppress(OSError):  # closed meanwhile
+            open_files.add(str(link.readlink()))
+    sockets = {}
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            _, local, _, state, _, _, _, _, _, inode, *_ = line.split()
+            if state == "0A" and f"socket:[{inode}]" in open_files:  # LISTEN
+                address, _, port = local.partition(":")
+                packed = bytes.fromhex(address)  # words of four bytes, each in the machine's order
+                ip = ipaddress.ip_address(b"".join(packed[at : at + 4][::-1] for at in range(0, len(packed), 4)))
+                sockets[int(port, 16)] = str(getattr(ip, "ipv4_mapped", None) or ip)
+    return sockets

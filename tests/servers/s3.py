@@ -48,7 +48,8 @@ def weed_program() -> Path:
     return program
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """Return random free HTTP ports whose gRPC ports are free as well."""
     # The system's generator, because two test sessions with one seed would probe the same ports.
     shuffled = random.SystemRandom().sample(HTTP_PORTS, len(HTTP_PORTS))
     free = (port for port in shuffled if is_free(port) and is_free(port + GRPC_OFFSET))
@@ -67,7 +68,7 @@ class S3Server:
 
     def __init__(self) -> None:
         program = weed_program()
-        self._ports = dict(zip(ROLES, _free_ports(len(ROLES)), strict=True))
+        self._ports = dict(zip(ROLES, free_ports(len(ROLES)), strict=True))
         self.endpoint = f"http://127.0.0.1:{self._ports['s3']}"
         self.access_key = "tests" + secrets.token_hex(8)
         self.secret_key = secrets.token_hex(20)

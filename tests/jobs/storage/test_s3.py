@@ -1,15 +1,18 @@
 """Test S3 with injected faults: the content arrives, or a one-line error says why not."""
 
 import io
-import time
+import re
+from collections.abc import Iterator
 from hashlib import sha256
+from typing import Any
 
 import boto3
 import pytest
 from servers.faults import Fault, FaultProxy
 
 from jobs.errors import UserError
-from jobs.storage.s3 import S3Storage
+from jobs.storage import s3 as s3_module
+from jobs.storage.s3 import S3Storage, TruncatedResponseError
 
 CONTENT = bytes(range(256)) * 2**14  # 4 MiB
 DIGEST = sha256(CONTENT).hexdigest()
@@ -27,7 +30,7 @@ def proxy(faulty_s3: tuple[str, FaultProxy]) -> FaultProxy:
 
 def fetch(storage: S3Storage, digest: str = DIGEST) -> bytes:
     file = io.BytesIO()
-    storage.fetch("a.tar", file, digest)
+    storage.fetch("a.tar", file, digest, 2**27)
     return file.getvalue()
 
 
@@ -92,11 +95,9 @@ def test_s3_fetch_always_wrong_bytes_error_names_object(storage: S3Storage, prox
 @pytest.mark.parametrize("kind", ["503", "reset", "hang"])
 def test_s3_lasting_fault_error_names_object(storage: S3Storage, proxy: FaultProxy, kind: str) -> None:
     proxy.inject(Fault(kind, "*", "data", count=999))
-    started = time.monotonic()
     with pytest.raises(UserError, match=r"s3://.*/data/a\.json") as caught:
         storage.read("a.json")
     assert "\n" not in str(caught.value)
-    assert time.monotonic() - started < 60
 
 
 def test_s3_unreachable_server_error_names_endpoint(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,3 +140,47 @@ def test_s3_names_over_one_page_are_all_listed(s3: str) -> None:
     for number in range(1005):
         client.put_object(Bucket=s3, Key=f"p/task-{number:05d}.json", Body=b"")
     assert len(set(S3Storage(f"s3://{s3}/p").names("task-"))) == 1005
+
+
+def test_s3_sweep_keeps_uploads_of_others(s3: str) -> None:
+    """An upload that has just begun may be one of a running command."""
+    client = boto3.client("s3")
+    upload = client.create_multipart_upload(Bucket=s3, Key="p/a.tar")
+    S3Storage(f"s3://{s3}/p").sweep()
+    (listed,) = client.list_multipart_uploads(Bucket=s3)["Uploads"]
+    assert listed["UploadId"] == upload["UploadId"]
+
+
+def test_s3_unreachable_server_error_hides_credentials(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://me:hunter2@127.0.0.1:9")
+    with pytest.raises(UserError, match=r"127\.0\.0\.1:9") as caught:
+        S3Storage("s3://b/p", timeout=1.0, tries=1).read("a")
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "endpoint", ["http://me:hun/ter2@127.0.0.1:9", "me:hun/ter2@127.0.0.1:9", "localhost:9000", "http://host:port"]
+)
+def test_s3_invalid_endpoint_error_names_variable(s3: str, monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
+    """Repeating the command cannot help, and no part of a password is shown."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    with pytest.raises(UserError, match="AWS_ENDPOINT_URL") as caught:
+        S3Storage("s3://b/p", timeout=1.0, tries=1).read("a")
+    assert not re.findall("hun|ter2", str(caught.value))
+    assert not caught.value.retry
+
+
+def test_s3_fetch_truncated_after_the_last_byte_is_complete(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The connection is reset instead of closed; the server answers the request for the rest with an error."""
+    storage, chunks, truncated = S3Storage(f"s3://{s3}/data"), s3_module._chunks, []
+
+    def truncate(body: Any) -> Iterator[bytes]:
+        yield from chunks(body)
+        if not truncated:
+            truncated.append(True)
+            raise TruncatedResponseError("reset")
+
+    publish(storage, b"content")
+    monkeypatch.setattr(s3_module, "_chunks", truncate)
+    assert fetch(storage, sha256(b"content").hexdigest()) == b"content"
+    assert truncated

@@ -1,6 +1,7 @@
 """Test the contract of every storage, on a folder and on a real S3 server."""
 
 import io
+import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
@@ -30,7 +31,7 @@ def publish(storage: Storage, name: str, content: bytes) -> None:
 
 def fetch(storage: Storage, name: str, digest: str) -> bytes:
     file = io.BytesIO(b"x" * 50)  # space that was reserved beforehand
-    storage.fetch(name, file, digest)
+    storage.fetch(name, file, digest, 2**27)
     return file.getvalue()
 
 
@@ -92,14 +93,23 @@ def test_storage_scratch_is_removed_after_interrupt(storage: Storage) -> None:
     assert list(storage.folders()) == []
 
 
-def test_local_storage_sweep_removes_leftovers(tmp_path: Path) -> None:
-    storage = LocalStorage(tmp_path)
-    (tmp_path / ".partial-123").mkdir()
-    (tmp_path / ".partial-123" / "lock").touch()
-    (tmp_path / ".partial-123" / "half.tar").write_bytes(b"half")
+def test_local_storage_sweep_removes_own_leftovers(tmp_path: Path) -> None:
+    """A folder of a killed writer goes; folders in use, and those of others with similar names, stay."""
+    storage = LocalStorage(tmp_path / "data")
+    own, foreign = f".partial-{'0' * 32}", ".partial-holiday"
+    for folder in (own, foreign):
+        (tmp_path / "data" / folder).mkdir(parents=True)
+        (tmp_path / "data" / folder / "lock").touch()
+        (tmp_path / "data" / folder / "half.tar").write_bytes(b"half")
+    link = tmp_path / "data" / f".partial-{'1' * 32}"
+    shutil.copytree(tmp_path / "data" / own, tmp_path / "outside")
+    link.symlink_to(tmp_path / "outside")
     storage.write("a.json", b"")
-    storage.sweep()
-    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+    with storage.scratch() as scratch:
+        storage.sweep()
+        assert set(storage.folders()) == {foreign, link.name, scratch.name}
+    assert (tmp_path / "outside" / "half.tar").exists()
+    assert (tmp_path / "data" / foreign / "half.tar").exists()
 
 
 def test_local_storage_full_disk_error_names_path(tmp_path: Path) -> None:
@@ -119,3 +129,30 @@ def test_local_storage_below_file_error_names_path(tmp_path: Path) -> None:
         LocalStorage(tmp_path / "file" / "data").write("a.json", b"")
     with pytest.raises(UserError, match="file/data"):
         LocalStorage(tmp_path / "file" / "data").read("a.json")
+
+
+def test_storage_create_keeps_the_first_content(storage: Storage) -> None:
+    assert storage.create("manifest.json", b"one") == b"one"
+    assert storage.create("manifest.json", b"two") == b"one"
+    assert storage.read("manifest.json") == b"one"
+
+
+def test_local_storage_sweep_keeps_scratch_in_use(tmp_path: Path) -> None:
+    with LocalStorage(tmp_path).scratch() as folder:
+        LocalStorage(tmp_path).sweep()
+        assert folder.is_dir()
+
+
+def test_local_storage_is_on_the_disk_before_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a power cut, a name of a file that was not synchronized may be that of an empty file."""
+    synced: list[tuple[bytes, list[str]]] = []
+    storage = LocalStorage(tmp_path / "data")
+
+    def fsync(descriptor: int) -> None:
+        synced.append((Path(f"/proc/self/fd/{descriptor}").read_bytes(), list(storage.names())))
+
+    monkeypatch.setattr("os.fsync", fsync)
+    publish(storage, "a.tar", b"published")
+    assert synced == [(b"published", [])]
+    storage.create("b.json", b"created")
+    assert synced[1:] == [(b"created", ["a.tar"])]
