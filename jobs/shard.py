@@ -7,11 +7,13 @@ from typing import Any, cast
 import ray
 
 from jobs.cluster.ray_cluster import Resources, task_result
-from jobs.data.manifest import Manifest, finished_tasks, read_task_file, write_manifest
+from jobs.data.manifest import Manifest, finished_tasks, read_task_file, task_file, write_manifest
 from jobs.data.shard_writer import ShardTask, write_tasks
 from jobs.data.sources.base import SPLITS, BaseDataConfig, Source
 from jobs.errors import UserError
 from jobs.storage import open_storage
+
+_MAX_LISTED = 100  # skipped samples in a manifest
 
 
 def run_sharding(
@@ -32,7 +34,7 @@ def run_sharding(
         Content of the dataset.
 
     Raises:
-        UserError: The source is damaged, the storage cannot be written, or a split is empty.
+        UserError: The source is damaged, the storage cannot be written, a split is empty, or samples cannot be decoded.
     """
     tasks = plan_tasks(source, config)
     done = finished_tasks(open_storage(url))
@@ -65,15 +67,44 @@ def plan_tasks(source: Source, config: BaseDataConfig) -> list[ShardTask]:
 
 
 def publish(source: Source, config: BaseDataConfig, url: str, tasks: list[ShardTask]) -> Manifest:
-    """Write and return the manifest of finished tasks; raise UserError if a split is empty or other content exists."""
+    """Write the manifest of finished tasks.
+
+    Args:
+        source: Source of the samples.
+        config: Encoding, and what happens to samples that cannot be decoded.
+        url: Address of the dataset.
+        tasks: All tasks.
+
+    Returns:
+        Content of the dataset.
+
+    Raises:
+        UserError: Samples cannot be decoded and are not to be skipped, a split is empty, or other content exists.
+    """
     storage = open_storage(url)
-    shards = [shard for task, _ in tasks for shard in read_task_file(storage, task)]
+    outputs = {task: read_task_file(storage, task) for task, _ in tasks}
+    shards = [shard for output in outputs.values() for shard in output.shards]
     shards.sort(key=lambda shard: (SPLITS.index(shard.split), shard.name))
-    manifest = Manifest(source.image_shape, config.encoding, source.factors, source.fingerprint, tuple(shards))
+    skipped = [sample for output in outputs.values() for sample in output.skipped]
+    manifest = Manifest(
+        source.image_shape,
+        config.encoding,
+        source.factors,
+        source.fingerprint,
+        tuple(shards),
+        dict(source.left_out),
+        len(skipped),
+        tuple(skipped[:_MAX_LISTED]),
+    )
+    if skipped and config.on_error == "error":
+        for task, output in outputs.items():
+            if output.skipped:  # decoded again by the next command, because the cause may be outside the files
+                storage.remove(task_file(task))
+        raise manifest.decode_error()
     for split in ("train", "test"):
         if not manifest.num_samples(split):
             raise UserError(f"data: none of the {source.num_samples} samples is in the {split} split. Use more images.")
-    num_samples = sum(shard.num_samples for shard in shards)
+    num_samples = sum(shard.num_samples for shard in shards) + len(skipped)
     if num_samples != source.num_samples:
         raise UserError(
             f"{url}: {num_samples:,} samples instead of {source.num_samples:,}. Write them again with force=shard."

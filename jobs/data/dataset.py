@@ -41,7 +41,7 @@ class ShardedDataset:
         manifest = read_manifest(open_storage(access.url))
         if manifest is None:
             raise UserError(f"{access.url}: no dataset. Run stage=shard first.")
-        self.manifest, self._shards = manifest, manifest.of_split(split)
+        self.access, self.manifest, self._shards = access, manifest, manifest.of_split(split)
         if not self._shards:
             raise UserError(
                 f"{access.url}: the {split} split is empty. Use more samples or a larger data.{split}_fraction."

@@ -3,19 +3,20 @@
 manifest.json               the whole dataset; written last, so that without it there is no dataset
 train-00003.tar             samples `KEY.json` (factors) and `KEY.npy` or `KEY.png`, a plain WebDataset tar
 train-00003.index.npy       int64 (n, 2 + K): offset and length of the pixels (of the PNG file), then the factors
-task-00003.json             shards of task 3, so that an interrupted job does not repeat the task
+task-00003.json             shards and skipped samples of task 3, so that an interrupted job does not repeat it
 """
 
 import hashlib
 import json
 import re
-from dataclasses import asdict, dataclass
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, TypeVar
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from jobs.data.sources.base import Factor, Split
-from jobs.errors import CorruptedError, UserError
+from jobs.data.sources.base import Factor, Skipped, Split, select_factors
+from jobs.errors import CorruptedError, UserError, format_names
 from jobs.storage.base import Storage
 
 FORMAT = 2
@@ -52,7 +53,15 @@ class Shard:
 class Manifest:
     """Content of a dataset, with factors in the order of the index columns and shards by split and name.
 
-    `image_shape` is (height, width, channels).
+    Attributes:
+        image_shape: (height, width, channels).
+        encoding: Encoding of the images in the tars, `npy` or `png`.
+        factors: Factors with their values.
+        source_fingerprint: Fingerprint of the source.
+        shards: Shards of all splits.
+        left_out: Number of files of the source that are not read as samples, by reason.
+        num_skipped: Number of samples that cannot be decoded, and so are in no shard.
+        skipped: The first 100 of these samples.
     """
 
     image_shape: tuple[int, int, int]
@@ -60,12 +69,24 @@ class Manifest:
     factors: tuple[Factor, ...]
     source_fingerprint: str
     shards: tuple[Shard, ...]
+    left_out: dict[str, int] = field(default_factory=dict)
+    num_skipped: int = 0
+    skipped: tuple[Skipped, ...] = ()
 
     @property
     def fingerprint(self) -> str:
         """Hash of the content: equal for equal bytes, wherever and whenever they were written."""
         hashes = [(shard.name, shard.sha256) for shard in self.shards]
         return hashlib.sha256(json.dumps(sorted(hashes)).encode()).hexdigest()[:16]
+
+    def select_factors(self, names: Collection[str]) -> list[Factor]:
+        """Return the factors that metrics use, as `jobs.data.sources.base.select_factors` does."""
+        return select_factors(self.factors, self.total_samples, names)
+
+    @property
+    def total_samples(self) -> int:
+        """Number of samples in all splits."""
+        return sum(shard.num_samples for shard in self.shards)
 
     def of_split(self, split: Split) -> tuple[Shard, ...]:
         """Return the shards of a split in the order that numbers its samples."""
@@ -75,8 +96,31 @@ class Manifest:
         """Return the number of samples in a split."""
         return sum(shard.num_samples for shard in self.of_split(split))
 
+    @property
+    def skipped_names(self) -> str:
+        """Number of skipped samples and names of the first, as text; empty if there are none."""
+        if not self.num_skipped:
+            return ""
+        names = format_names([sample.name for sample in self.skipped], self.num_skipped)
+        return f"{self.num_skipped:,} {'image' if self.num_skipped == 1 else 'images'}: {names}"
 
-_SHARDS, _MANIFEST = TypeAdapter(list[Shard]), TypeAdapter(Manifest)
+    def decode_error(self) -> UserError:
+        """Return the error for skipped samples where `data.on_error=error`."""
+        return UserError(
+            f"data.on_error=error: cannot decode {self.skipped_names} ({self.skipped[0].reason}). "
+            "Repair or remove them, or set data.on_error=skip."
+        )
+
+
+@dataclass(frozen=True)
+class TaskOutput:
+    """Shards and skipped samples of a finished task."""
+
+    shards: tuple[Shard, ...]
+    skipped: tuple[Skipped, ...] = ()
+
+
+_TASK, _MANIFEST = TypeAdapter(TaskOutput), TypeAdapter(Manifest)
 
 
 def shard_name(split: Split, task: int) -> str:
@@ -99,13 +143,13 @@ def task_file(task: int) -> str:
     return f"task-{task:05d}.json"
 
 
-def write_task_file(storage: Storage, task: int, shards: list[Shard]) -> None:
-    """Record the shards of a finished task, after its tars and indexes were published."""
-    storage.write(task_file(task), _seal({"shards": [asdict(shard) for shard in shards]}))
+def write_task_file(storage: Storage, task: int, output: TaskOutput) -> None:
+    """Record the output of a finished task, after its tars and indexes were published."""
+    storage.write(task_file(task), _seal(asdict(output)))
 
 
-def read_task_file(storage: Storage, task: int) -> list[Shard]:
-    """Return the shards of a finished task.
+def read_task_file(storage: Storage, task: int) -> TaskOutput:
+    """Return the output of a finished task.
 
     Raises:
         UserError: The file does not exist.
@@ -120,7 +164,7 @@ def read_task_file(storage: Storage, task: int) -> list[Shard]:
             retry=True,
         )
     try:
-        return _validate(_SHARDS, _unseal(content)["shards"])
+        return _validate(_TASK, _unseal(content))
     except (ValueError, KeyError, TypeError) as error:
         storage.remove(name)
         message = f"{storage.url}/{name}: corrupted ({error}). Its shards have to be written again."

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from jobs.data.cache import Cache
-from jobs.data.formats.images import IMAGE_ERRORS
+from jobs.data.formats.decoding import decoding
 from jobs.data.manifest import Manifest, Shard, index_file, tar_file
 from jobs.errors import CorruptedError
 from jobs.files import stream_sha256
@@ -28,11 +28,19 @@ _INDEX_HEADER = 128  # bytes of a .npy file before its values
 
 @dataclass(frozen=True)
 class DataAccess:
-    """How a process reads a dataset: its address, and folder and maximum size of copies of shards not read in place."""
+    """How a process reads a dataset.
+
+    Attributes:
+        url: Address of the dataset.
+        cache_dir: Folder for copies of shards that are not read in place.
+        cache_bytes: Maximum size of these copies.
+        factors: Names of the factors that metrics use (setting `data.factors`).
+    """
 
     url: str
     cache_dir: Path
     cache_bytes: int
+    factors: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -77,7 +85,7 @@ class ShardReader:
         """
         index = self._index(shard)
         if shard.pixels_sha256 is None:
-            tar, make = tar_file(shard.name), partial(self._storage.fetch, tar_file(shard.name), sha256=shard.sha256)
+            tar, make = tar_file(shard.name), partial(self._fetch_tar, shard)
             file = self._open_verified(tar, shard.sha256, shard.num_bytes, make, ".tar")
             offsets = np.ascontiguousarray(index[:, 0])
         else:
@@ -91,7 +99,7 @@ class ShardReader:
     def _index(self, shard: Shard) -> NDArray[np.int64]:
         name, shape = index_file(shard.name), (shard.num_samples, 2 + len(self._manifest.factors))
         size = _INDEX_HEADER + 8 * math.prod(shape)
-        make = partial(self._storage.fetch, name, sha256=shard.index_sha256)
+        make = partial(self._storage.fetch, name, sha256=shard.index_sha256, num_bytes=size)
         with self._open_verified(name, shard.index_sha256, size, make, ".index") as file:
             content = file.read()
         # Not np.load, because it parses the header with ast, whose recursion count all threads share in Python 3.11:
@@ -125,25 +133,27 @@ class ShardReader:
                 return file
             file.close()
             self._cache.discard(copy)  # because the disk has changed it since it was made
-        raise corrupted_object(str(self.access.cache_dir / copy), digest, sha256)
+        raise corrupted_object(str(self._cache.folder / copy), digest, sha256)
+
+    def _fetch_tar(self, shard: Shard, file: BinaryIO) -> None:
+        self._storage.fetch(tar_file(shard.name), file, shard.sha256, shard.num_bytes)
 
     def _decode(self, shard: Shard, index: NDArray[np.int64], file: BinaryIO) -> None:
         """Write the images of a PNG shard one after the other: once per node instead of once per epoch."""
         address = f"{self._storage.url}/{tar_file(shard.name)}"
         height, width, channels = self._manifest.image_shape
         file.seek(0)
-        with tempfile.TemporaryFile(dir=self.access.cache_dir) as tar:
-            self._storage.fetch(tar_file(shard.name), tar, shard.sha256)
+        with tempfile.TemporaryFile(dir=self._cache.folder) as tar:
+            self._fetch_tar(shard, tar)
             for offset, length in index[:, :2].tolist():
                 content = os.pread(tar.fileno(), length, offset)
-                try:
-                    with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
-                        if (image.size, image.mode) != ((width, height), "RGB" if channels == 3 else "L"):
-                            raise ValueError(f"an image of {image.size} {image.mode}")
-                        file.write(image.tobytes())
-                except IMAGE_ERRORS as error:
-                    message = (
-                        f"{address}: no valid PNG at byte {offset} ({error}). Write the shards again with force=shard."
-                    )
-                    raise CorruptedError(message) from error
+                label = f"{address}: PNG at byte {offset}"
+                with (
+                    decoding(label, "Write the shards again with force=shard.", CorruptedError),
+                    Image.open(io.BytesIO(content), formats=("PNG",)) as image,
+                ):
+                    if (image.size, image.mode) != ((width, height), "RGB" if channels == 3 else "L"):
+                        raise ValueError(f"an image of {image.size} {image.mode}")
+                    pixels = image.tobytes()
+                file.write(pixels)
         file.truncate()

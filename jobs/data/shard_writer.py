@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from jobs.data.manifest import Shard, index_file, shard_name, tar_file, write_task_file
-from jobs.data.sources.base import SPLITS, BaseDataConfig, Sample, Source, Split
+from jobs.data.manifest import Shard, TaskOutput, index_file, shard_name, tar_file, write_task_file
+from jobs.data.sources.base import SPLITS, BaseDataConfig, Sample, Skipped, Source, Split
 from jobs.errors import UserError
 from jobs.storage import open_storage
 from jobs.storage.base import Storage
@@ -198,20 +198,29 @@ def write_tasks(source: Source, url: str, tasks: list[ShardTask], config: BaseDa
 
 
 def _write_task(
-    source: Source, storage: Storage, task: int, samples: Iterator[Sample], expected: int, config: BaseDataConfig
+    source: Source,
+    storage: Storage,
+    task: int,
+    samples: Iterator[Sample | Skipped],
+    expected: int,
+    config: BaseDataConfig,
 ) -> None:
     writers: dict[Split, ShardWriter] = {}
+    skipped: list[Skipped] = []
     names = [factor.name for factor in source.factors]
     with storage.scratch() as folder:
         try:
             for sample in samples:
+                if isinstance(sample, Skipped):
+                    skipped.append(sample)
+                    continue
                 split = assign_split(sample, config.validation_fraction, config.test_fraction)
                 if split not in writers:
                     name = shard_name(split, task)
                     writers[split] = ShardWriter(folder, name, split, source.image_shape, names, config.encoding)
                 writers[split].write(sample)
-            shards = [writers[split].close() for split in SPLITS if split in writers]
-            if sum(shard.num_samples for shard in shards) != expected:
+            shards = tuple(writers[split].close() for split in SPLITS if split in writers)
+            if sum(shard.num_samples for shard in shards) + len(skipped) != expected:
                 raise UserError(
                     f"data: the source ended early in task {task}. Leave its files unchanged while they are read.",
                     retry=True,
@@ -222,4 +231,4 @@ def _write_task(
         for shard in shards:
             for name in (tar_file(shard.name), index_file(shard.name)):
                 storage.publish(folder / name, name)
-    write_task_file(storage, task, shards)
+    write_task_file(storage, task, TaskOutput(shards, tuple(skipped)))

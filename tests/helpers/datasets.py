@@ -1,16 +1,18 @@
-"""Write, open, copy and read small datasets; mount a tiny disk."""
+"""Write, open, copy and read small datasets; mount a tiny disk; drop root's right to read everything."""
 
 import gc
+import os
 import shutil
 import subprocess
+import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pytest
 import webdataset as wds
+from servers.processes import skip_or_fail
 
 from jobs.data.dataset import ShardedDataset
 from jobs.data.manifest import Manifest
@@ -60,8 +62,22 @@ def tiny_disk(folder: Path, size: str = "1m") -> Iterator[Path]:
         ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], check=False, capture_output=True, text=True
     )
     if done.returncode:
-        pytest.skip(f"cannot mount a small disk: {done.stderr.strip()}")
+        skip_or_fail(f"cannot mount a small disk: {done.stderr.strip()}")
     try:
         yield folder
     finally:
         subprocess.run(["umount", folder], check=True)
+
+
+@contextmanager
+def unprivileged() -> Iterator[Path]:
+    """Act as a user whom permissions bind, and return a folder of that user."""
+    with tempfile.TemporaryDirectory() as folder:  # not tmp_path, whose parents are closed to other users
+        if is_root := os.geteuid() == 0:
+            os.chown(folder, 65534, 65534)
+            os.seteuid(65534)
+        try:
+            yield Path(folder)
+        finally:
+            if is_root:
+                os.seteuid(0)

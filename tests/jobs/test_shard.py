@@ -21,10 +21,11 @@ from servers.processes import descendants
 
 from jobs.cluster.ray_cluster import Resources, cluster
 from jobs.config import RayConfig
+from jobs.data.shard_writer import write_tasks
 from jobs.data.sources.base import Factor, Sample, Source
 from jobs.data.sources.digits import DigitScenes, DigitsConfig
 from jobs.errors import UserError
-from jobs.shard import group_consecutive, plan_tasks, run_sharding
+from jobs.shard import group_consecutive, plan_tasks, publish, run_sharding
 from jobs.storage import open_storage
 from jobs.storage.base import Storage
 
@@ -42,6 +43,15 @@ def test_group_consecutive_splits_at_gaps() -> None:
     groups = group_consecutive(tasks, 3)
     assert [task for group in groups for task in group] == tasks
     assert [[number for number, _ in group] for group in groups] == [[0, 1, 2], [4, 5, 6], [7], [9, 10, 11]]
+
+
+def test_publish_of_a_source_that_has_grown_is_refused(tmp_path: Path) -> None:
+    config, url = DigitsConfig(samples_per_task=30), str(tmp_path / "data")
+    tasks = plan_tasks(DigitScenes(60, 16, 3, 0), config)
+    list(write_tasks(DigitScenes(60, 16, 3, 0), url, tasks, config))
+    with pytest.raises(UserError, match=r"data: 60 samples instead of 61.*force=shard"):
+        publish(DigitScenes(61, 16, 3, 0), config, url, tasks)
+    assert publish(DigitScenes(60, 16, 3, 0), config, url, tasks).num_samples("train") > 40
 
 
 def contents(storage: Storage) -> dict[str, str]:

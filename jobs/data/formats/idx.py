@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from jobs.data.formats.decoding import check_shape
 from jobs.data.formats.published import invalid_file, open_plain_or_gzip
 from jobs.errors import UserError
 
@@ -31,7 +32,9 @@ def read_idx_header(path: Path, file: BufferedIOBase) -> tuple[int, ...]:
     sizes = file.read(4 * rank)
     if magic[:3] != b"\0\0\x08" or not 1 <= rank <= 4 or len(sizes) != 4 * rank:
         raise UserError(invalid_file(path, "not an IDX file of bytes (magic number)"))
-    return struct.unpack(f">{rank}I", sizes)
+    shape = struct.unpack(f">{rank}I", sizes)
+    check_shape(shape)
+    return shape
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ from io import BufferedIOBase, BytesIO
 
 import numpy as np
 
-from jobs.data.formats.published import invalid_file
+from jobs.data.formats.decoding import check_shape, decoding
+from jobs.data.formats.published import FIX_HINT, invalid_file
 from jobs.errors import UserError
 
 _INT8, _INT32, _UINT32, _MATRIX, _COMPRESSED = 1, 5, 6, 14, 15  # types of elements
@@ -82,10 +83,8 @@ class _Inflated:
 @contextmanager
 def open_mat_array(label: str, file: BufferedIOBase, name: str) -> Iterator[MatArray]:
     """Yield the variable `name` of a seekable file; all damage, also within the `with` block, raises a UserError."""
-    try:
+    with decoding(label, FIX_HINT):
         yield _find_array(label, file, name)
-    except (OSError, EOFError, struct.error, zlib.error) as error:
-        raise UserError(invalid_file(label, error)) from error
 
 
 def _find_array(label: str, file: BufferedIOBase, name: str) -> MatArray:
@@ -124,7 +123,8 @@ def _array(label: str, read: Reader, order: str, name: str, *, compressed: bool)
     if flag & 0xFF < _FIRST_NUMERIC_CLASS or flag & _COMPLEX or kind not in _STORED:
         raise UserError(invalid_file(label, f"variable {name} is not an array of real numbers"))
     dtype = np.dtype(order + _STORED[kind])
-    if min(shape, default=0) < 0 or num_bytes != math.prod(shape) * dtype.itemsize:
+    check_shape(shape)
+    if num_bytes != math.prod(shape) * dtype.itemsize:
         raise struct.error(f"{num_bytes} bytes for {name} of shape {shape}")
     if inline is not None:
         return MatArray(shape, dtype, BytesIO(inline).read, compressed=False)

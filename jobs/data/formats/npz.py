@@ -4,7 +4,6 @@ import math
 import struct
 import warnings
 import zipfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +13,8 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.data.formats.published import invalid_file
+from jobs.data.formats.decoding import check_shape, decoding
+from jobs.data.formats.published import FIX_HINT, invalid_file
 from jobs.errors import UserError
 
 _BLOCK = 4 * 2**20  # bytes that are read at once
@@ -49,10 +49,7 @@ class NpzArray:
 def find_npz_array(path: Path, name: str, dtype: str, row_shape: tuple[int, ...]) -> NpzArray:
     """Return the array `name` (without .npy) of shape (N, *row_shape) and this type, or raise a UserError."""
     with _open_member(path, name) as (stream, base, info):
-        try:
-            shape, actual, fortran = read_npy_header(stream)
-        except ValueError as error:
-            raise UserError(invalid_file(path, f"array {name} cannot be read ({error})")) from error
+        shape, actual, fortran = read_npy_header(stream)
         if actual != np.dtype(dtype) or fortran or len(shape) == 0 or shape[1:] != row_shape:
             expected = f"{dtype} (N, {', '.join(map(str, row_shape))})"
             raise UserError(invalid_file(path, f"array {name} is {actual} {shape} instead of {expected} in C order"))
@@ -66,7 +63,7 @@ def read_npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any], 
     """Return shape, type and Fortran order of the .npy at a stream's position, which moves to the first value.
 
     Raises:
-        ValueError: The content is not an .npy of version 1 or 2, or holds objects, which would be a pickle.
+        ValueError: The content is not an .npy of version 1 or 2, holds objects, which would be a pickle, or is empty.
     """
     version = np.lib.format.read_magic(stream)
     readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
@@ -77,29 +74,26 @@ def read_npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any], 
         shape, fortran, dtype = readers[version](stream)
     if dtype.hasobject:
         raise ValueError("Python objects are not supported")
+    check_shape(shape)
     return shape, dtype, fortran
 
 
 @contextmanager
 def _open_member(path: Path, name: str) -> Iterator[tuple[IO[bytes], int, zipfile.ZipInfo]]:
     """Open a member as a stream, with the offset of its .npy; any failure within the `with` block is a UserError."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            info = archive.getinfo(f"{name}.npy")
-            if info.compress_type == zipfile.ZIP_STORED and not info.flag_bits & 1:
-                # The file itself can seek, whereas zipfile reads all that lies before a row.
-                with path.open("rb") as file:
-                    base = _content_start(file, info)
-                    file.seek(base)
-                    yield file, base, info
-            else:
-                with archive.open(info) as stream:
-                    yield stream, 0, info
-    except KeyError as error:
-        raise UserError(invalid_file(path, f"array {name} not found")) from error
-    # zipfile raises RuntimeError for encryption, NotImplementedError for an unknown compression.
-    except (zipfile.BadZipFile, OSError, EOFError, zlib.error, struct.error, RuntimeError) as error:
-        raise UserError(invalid_file(path, error)) from error
+    with decoding(f"{path}: array {name}", FIX_HINT), zipfile.ZipFile(path) as archive:
+        if f"{name}.npy" not in archive.namelist():
+            raise UserError(invalid_file(path, f"array {name} not found"))
+        info = archive.getinfo(f"{name}.npy")
+        if info.compress_type == zipfile.ZIP_STORED and not info.flag_bits & 1:
+            # The file itself can seek, whereas zipfile reads all that lies before a row.
+            with path.open("rb") as file:
+                base = _content_start(file, info)
+                file.seek(base)
+                yield file, base, info
+        else:
+            with archive.open(info) as stream:
+                yield stream, 0, info
 
 
 def _content_start(file: IO[bytes], info: zipfile.ZipInfo) -> int:

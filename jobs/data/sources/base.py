@@ -5,19 +5,25 @@ the reader, a `Source`.
 """
 
 import math
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from jobs.config import EXECUTION, AbsolutePath
 from jobs.data.sampling import permute
-from vlae.config import SettingsModel
+from jobs.errors import DecodeError, UserError, printable, suggestion
+from vlae.config import SettingsModel, split_commas
+
+_MAX_NAME = 100  # characters of a factor's name; MLflow permits 250 in a metric's name, which has other parts too
+_FACTOR_NAME = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_. -]*[A-Za-z0-9_.-])?")
+_RUNG_NAME = re.compile(r"rung_\d+", re.IGNORECASE)
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -35,6 +41,12 @@ def parse_integer(value: Any) -> Any:
 
 ImageSize = Annotated[int, Field(ge=8, le=1024, multiple_of=4)]
 Channels = Annotated[Literal[1, 3], BeforeValidator(parse_integer)]
+BitDepth = Annotated[
+    int,
+    Field(
+        ge=0, le=16, description="bits that 16-bit images use; 0: all, and an image that uses fewer than 15 is an error"
+    ),
+]
 
 
 def root_field(dataset: str, files: str) -> Any:
@@ -62,6 +74,12 @@ class BaseDataConfig(SettingsModel):
     encoding: Literal["npy", "png"] = Field(
         "npy", description="image encoding in the tars: npy is raw and fast, png is two to ten times smaller"
     )
+    on_error: Literal["error", "skip"] = Field(
+        "error",
+        description="images of your own files that cannot be decoded: error names them and ends the stage; "
+        "skip leaves them out and lists them in the manifest",
+        json_schema_extra=EXECUTION,
+    )
     cache_dir: Annotated[AbsolutePath | None, BeforeValidator(parse_none)] = Field(
         None,
         description="folder for node-local copies of shards on S3 or in PNG; none: in the workspace",
@@ -71,6 +89,15 @@ class BaseDataConfig(SettingsModel):
         100 * 2**30,
         ge=2**20,
         description="maximum size of these copies in bytes; the least recently used are removed",
+        json_schema_extra=EXECUTION,
+    )
+
+    # Not part of the identity of shards and trainings, but of evaluations (`evaluate_key`) and searches.
+    factors: Annotated[
+        tuple[str, ...], BeforeValidator(split_commas), AfterValidator(lambda names: tuple(sorted({*names} - {""})))
+    ] = Field(
+        (),
+        description="factors that metrics use; empty: all except those with more values than half the samples",
         json_schema_extra=EXECUTION,
     )
 
@@ -99,10 +126,65 @@ class BaseFilesConfig(BaseDataConfig):
 
 @dataclass(frozen=True)
 class Factor:
-    """A factor or label with finitely many values, whose name is part of metric names. A sample has a value's index."""
+    """A factor or label with finitely many values. A sample has a value's index.
+
+    The name is part of metric names, so `factor_name_faults` restricts it.
+    """
 
     name: str
     values: tuple[str | int | float, ...]  # int, because pydantic would turn 3 into 3.0
+
+
+def factor_name_faults(names: Iterable[str]) -> dict[str, str]:
+    """Return the fault of each invalid factor name as a predicate, such as `has more than 100 characters`."""
+    faults: dict[str, str] = {}
+    unique: dict[str, str] = {}  # by lower case, because MLflow's databases on MySQL ignore the case of metric names
+    for name in names:
+        if len(name) > _MAX_NAME:
+            faults[name] = f"has more than {_MAX_NAME} characters"
+        elif not _FACTOR_NAME.fullmatch(name):
+            faults[name] = "must be ASCII letters, digits, _, dots, - and inner spaces, and not begin with dot or -"
+        elif _RUNG_NAME.fullmatch(name):
+            faults[name] = "would be confused with a rung in the names of metrics"
+        elif name.lower() in unique:
+            faults[name] = f"repeats {unique[name.lower()]!r}, as upper and lower case are not distinguished"
+        unique.setdefault(name.lower(), name)
+    return faults
+
+
+def select_factors(factors: Sequence[Factor], num_samples: int, names: Collection[str] = ()) -> list[Factor]:
+    """Return the factors that metrics use, in their order.
+
+    Args:
+        factors: All factors of a dataset.
+        num_samples: Number of its samples.
+        names: Names to select (setting `data.factors`). Empty: all except identifiers, which have more values than half
+            the number of samples. No code can predict identifiers, so they would only lower the means over factors.
+
+    Raises:
+        UserError: A factor's name cannot be part of a metric's name, or a name to select is unknown.
+    """
+    all_names = [factor.name for factor in factors]
+    for name, fault in factor_name_faults(all_names).items():
+        raise UserError(f"data: the factor {name[:_MAX_NAME]!r} {fault}. Rename it in the source of the data.")
+    for name in names:
+        if name not in all_names:
+            hint = suggestion(name, all_names, f"Choose from its factors: {', '.join(all_names) or 'none'}.")
+            raise UserError(f"data.factors={name}: not a factor of this dataset. {hint}")
+    if names:
+        return [factor for factor in factors if factor.name in names]
+    return [factor for factor in factors if 2 * len(factor.values) <= num_samples]
+
+
+def identifier_notes(factors: Sequence[Factor], num_samples: int, names: Collection[str] = ()) -> list[str]:
+    """Return a sentence per factor that `select_factors` leaves out as an identifier."""
+    selected = select_factors(factors, num_samples, names)
+    return [
+        f"factor {factor.name}: no metric uses it, because it has {len(factor.values):,} values in {num_samples:,} "
+        "samples. Set data.factors= to the factors to use."
+        for factor in factors
+        if factor not in selected and not names
+    ]
 
 
 @dataclass(slots=True)  # not frozen, because that triples the time to make one, and there are millions
@@ -120,6 +202,19 @@ class Sample:
     image: NDArray[np.uint8]
     factors: dict[str, int]
     split: Split | None = None
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A sample that cannot be decoded: its name below the folder of the data and the reason, escaped for messages."""
+
+    name: str
+    reason: str
+
+    @classmethod
+    def from_error(cls, error: DecodeError, name: str) -> Self:
+        """Return the record of a sample, with the first sentence of its error as the reason."""
+        return cls(printable(name), str(error).rpartition(". ")[0] or str(error))
 
 
 class Source(ABC):
@@ -153,6 +248,15 @@ class Source(ABC):
         """Text that changes whenever the content may have changed; equal on every machine with the same files."""
 
     @property
+    def left_out(self) -> Mapping[str, int]:
+        """Number of files, or members of tars, that are not read as samples, by reason."""
+        return {}
+
+    def excluding(self, folders: Sequence[Path]) -> Self:  # noqa: ARG002
+        """Return this source without files in folders that the command itself writes."""
+        return self
+
+    @property
     def sequential(self) -> bool:
         """Whether `read` passes over all samples before `start`, as in a compressed stream. Long ranges pay then."""
         return False
@@ -162,8 +266,8 @@ class Source(ABC):
         return []
 
     @abstractmethod
-    def read(self, start: int, stop: int) -> Iterator[Sample]:
-        """Yield the samples start..stop-1 in order, with few of them in memory at a time."""
+    def read(self, start: int, stop: int) -> Iterator[Sample | Skipped]:
+        """Yield samples start..stop-1 in order, few in memory at a time; a `Skipped` for each undecodable one."""
 
 
 @dataclass(frozen=True)

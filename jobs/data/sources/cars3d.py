@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from jobs.config import AbsolutePath
+from jobs.data.formats.fingerprint import content_fingerprint
 from jobs.data.formats.images import resize_square
 from jobs.data.formats.mat5 import open_mat_array
-from jobs.data.formats.published import PublishedFile, content_fingerprint, invalid_file, require, warnings
+from jobs.data.formats.published import PublishedFile, invalid_file, require, warnings
 from jobs.data.formats.tar_stream import tar_members
 from jobs.data.sources.base import BaseFilesConfig, Factor, ImageSize, Sample, Source, root_field
 from jobs.errors import UserError
@@ -99,7 +100,7 @@ class Cars3d(Source):
     def num_samples(self) -> int:
         return len(self.cars) * VIEWS
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         return f"cars3d-{self.image_size}-{content_fingerprint([self._path])}"
 

@@ -4,10 +4,7 @@ References:
     Liu, Luo, Wang, Tang: Deep Learning Face Attributes in the Wild, ICCV 2015, arXiv:1411.7766.
 """
 
-import re
-import struct
 import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,13 +14,24 @@ from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from pydantic import BeforeValidator, Field
 
 from jobs.config import AbsolutePath
-from jobs.data.formats.images import IMAGE_ERRORS
-from jobs.data.formats.published import PublishedFile, content_fingerprint, invalid_file, require, warnings
-from jobs.data.sources.base import SPLITS, BaseFilesConfig, Factor, ImageSize, Sample, Source, parse_integer, root_field
+from jobs.data.formats.decoding import decoding
+from jobs.data.formats.fingerprint import content_fingerprint
+from jobs.data.formats.published import FIX_HINT, PublishedFile, invalid_file, require, warnings
+from jobs.data.sources.base import (
+    SPLITS,
+    BaseFilesConfig,
+    Factor,
+    ImageSize,
+    Sample,
+    Source,
+    factor_name_faults,
+    parse_integer,
+    root_field,
+)
 from jobs.errors import UserError
 
 _URL = "http://mmlab.ie.cuhk.edu.hk/projects/CelebA.html"
@@ -34,9 +42,6 @@ FILES = (
 )
 _WIDTH, _HEIGHT = 178, 218
 _MAX_BYTES = 2**20  # of one JPEG; the published ones have about 7 KB
-_FACTOR_NAME = re.compile(r"[A-Za-z0-9_.-]+")  # because it becomes part of metric names
-# zipfile raises these where content is damaged, encrypted (RuntimeError) or compressed by an unknown method.
-_ZIP_ERRORS = (zipfile.BadZipFile, OSError, EOFError, RuntimeError, ValueError, struct.error, zlib.error)
 
 
 class CelebaConfig(BaseFilesConfig):
@@ -83,7 +88,7 @@ class CelebA(Source):
     def num_samples(self) -> int:
         return len(self._table.names)
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         return f"celeba-{self.crop}-{self.image_size}-{content_fingerprint(self._paths)}"
 
@@ -117,25 +122,19 @@ class CelebA(Source):
                 yield Sample(f"{index + 1:06d}", image, factors, SPLITS[table.splits[index]])
 
     def _open_zip(self) -> zipfile.ZipFile:
-        try:
+        with decoding(self._paths[0], FIX_HINT):
             return zipfile.ZipFile(self._paths[0])
-        except _ZIP_ERRORS as error:
-            raise UserError(invalid_file(self._paths[0], error)) from error
 
     def _load(self, archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str) -> NDArray[np.uint8]:
         """Return one face, (image_size, image_size, 3)."""
         left, top = (_WIDTH - self.crop) // 2, (_HEIGHT - self.crop) // 2
-        try:
+        with decoding(f"{name} in {self._paths[0]}", FIX_HINT):
             with archive.open(member) as file:
                 content = file.read(_MAX_BYTES)
             with Image.open(BytesIO(content), formats=("JPEG",)) as image:
                 if image.size != (_WIDTH, _HEIGHT):
                     raise ValueError(f"{image.width}x{image.height} pixels instead of {_WIDTH}x{_HEIGHT}")
                 face = image.convert("RGB").crop((left, top, left + self.crop, top + self.crop))
-        except UnidentifiedImageError as error:
-            raise UserError(invalid_file(f"{name} in {self._paths[0]}", "not a JPEG")) from error
-        except (*_ZIP_ERRORS, *IMAGE_ERRORS) as error:
-            raise UserError(invalid_file(f"{name} in {self._paths[0]}", error)) from error
         return np.asarray(face.resize((self.image_size, self.image_size), Image.Resampling.LANCZOS), np.uint8)
 
 
@@ -152,10 +151,8 @@ def _check_same_images(path: Path, names: Sequence[str], other: Path, others: Se
 
 
 def _read_lines(path: Path) -> list[str]:
-    try:
+    with decoding(path, FIX_HINT):
         return path.read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(invalid_file(path, error)) from error
 
 
 def _read_attributes(path: Path) -> tuple[tuple[str, ...], tuple[str, ...], NDArray[np.uint8]]:
@@ -164,10 +161,12 @@ def _read_attributes(path: Path) -> tuple[tuple[str, ...], tuple[str, ...], NDAr
     lines = _read_lines(path)
     count, attributes = "".join(lines[:1]).strip(), tuple("".join(lines[1:2]).split())
     del lines[:2]
-    valid_names = all(map(_FACTOR_NAME.fullmatch, attributes)) and len(set(attributes)) == len(attributes) > 0
-    if count != str(len(lines)) or not valid_names:
-        expected = f"{len(lines)}, the number of its images, and distinct names of letters, digits, dot, _ and -"
-        raise UserError(invalid_file(path, f"the first two lines are not {expected}"))
+    if count != str(len(lines)) or not attributes:
+        raise UserError(
+            invalid_file(path, f"the first two lines are not {len(lines)}, the number of its images, and names")
+        )
+    for name, fault in factor_name_faults(attributes).items():
+        raise UserError(invalid_file(path, f"the attribute {name!r} {fault}"))
     names, values = [], bytearray()
     for line_number, line in enumerate(lines, start=3):
         name, *row = line.split() or [""]

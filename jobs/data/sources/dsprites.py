@@ -15,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jobs.config import AbsolutePath
+from jobs.data.formats.fingerprint import content_fingerprint
 from jobs.data.formats.hdf5 import Hdf5Array, find_hdf5_array
 from jobs.data.formats.npz import NpzArray, find_npz_array
-from jobs.data.formats.published import PublishedFile, content_fingerprint, invalid_file, require, warnings
+from jobs.data.formats.published import PublishedFile, invalid_file, require, warnings
 from jobs.data.sources.base import BaseFilesConfig, Factor, Sample, Source, root_field
 from jobs.errors import UserError
 

@@ -6,9 +6,10 @@ References:
     arXiv:1708.07747.
 """
 
+import gzip
 import hashlib
-import http.client
-import urllib.request
+import io
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,10 +20,10 @@ import numpy as np
 from pydantic import BeforeValidator, Field
 
 from jobs.config import EXECUTION, AbsolutePath
+from jobs.data.formats.fingerprint import content_fingerprint
 from jobs.data.formats.idx import ByteArray, read_idx_header
 from jobs.data.formats.published import (
     PublishedFile,
-    content_fingerprint,
     file_md5,
     find_file,
     invalid_file,
@@ -39,14 +40,14 @@ from jobs.data.sources.base import (
     ranges_by_file,
     root_field,
 )
-from jobs.errors import UnavailableError, UserError
+from jobs.errors import MissingSourceError, UnavailableError, UserError
+from jobs.files import replace_file
 
 # Where Debian's package dataset-fashion-mnist puts its files.
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 CLASSES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 SUBSETS: tuple[tuple[str, Split], ...] = (("train", "train"), ("t10k", "test"))
-_MAX_BYTES = 64 * 2**20  # of a download; the largest file has 47 MB
-_TIMEOUT = 20.0  # seconds without an answer
+_MAX_BYTES = 32 * 2**20  # of a download; the largest file has 26 MB
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,16 @@ class IdxDataset:
             return file_md5(path)
         with open_plain_or_gzip(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
+
+    def is_published(self, content: bytes, expected: str) -> bool:
+        """Return whether the bytes of a .gz have this hash, of the kind that `files` has."""
+        if self.hashed == "gz":
+            return hashlib.md5(content, usedforsecurity=False).hexdigest() == expected
+        try:
+            with gzip.open(io.BytesIO(content)) as file:
+                return hashlib.file_digest(file, "sha256").hexdigest() == expected
+        except (OSError, EOFError, zlib.error):
+            return False
 
     def missing(self, folder: Path) -> list[str]:
         """Return the names of the files that a folder lacks."""
@@ -128,10 +139,10 @@ class BaseIdxConfig(BaseFilesConfig):
         # A root that the user set is never replaced by a download, because it may be mistyped.
         user_set = self.root != type(self).model_fields["root"].default.absolute()
         if user_set or (self.dataset.missing(folder) and not (self.download and fetch)):
-            raise UserError(
+            raise MissingSourceError(
                 f"data.root={self.root}: not found: {', '.join(missing)}. Put these files there, plain or .gz."
             )
-        download(self.dataset, folder)
+        download_missing(self.dataset, folder)
         return self.model_copy(update={"root": folder})
 
     def open(self) -> "IdxImages":
@@ -173,7 +184,7 @@ class IdxImages(Source):
     def _paths(self) -> dict[str, Path]:
         """The four files by their names without .gz."""
         for name in self.dataset.missing(self.folder):
-            raise UserError(f"{self.folder / name}: not found, although it existed before. Put the file back.")
+            raise MissingSourceError(f"{self.folder / name}: not found, although it existed before. Put the file back.")
         paths = {name: find_file(self.folder, name) for name, _ in self.dataset.files}
         return {name: path for name, path in paths.items() if path}
 
@@ -195,7 +206,7 @@ class IdxImages(Source):
     def num_samples(self) -> int:
         return sum(self.counts)
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         by_content = self.dataset.hashed == "content"
         content = self.dataset.files if by_content else content_fingerprint([*self._paths.values()])
@@ -237,32 +248,25 @@ class IdxImages(Source):
         return ByteArray(path, read_idx_header)
 
 
-def download(dataset: IdxDataset, folder: Path) -> None:
+def download_missing(dataset: IdxDataset, folder: Path) -> None:
     """Download the missing files from the official address, and verify each before it gets its name.
 
     Raises:
         UserError: The address cannot be reached.
         UnavailableError: The address serves something else.
     """
+    from jobs.data.download import download  # noqa: PLC0415  (because requests takes time to import)
+
     hashes = dict(dataset.files)
     for name in dataset.missing(folder):
         url = f"{dataset.address}/{name}.gz"
         try:
-            with urllib.request.urlopen(url, timeout=_TIMEOUT) as response:  # noqa: S310  (the address is a constant)
-                content = response.read(_MAX_BYTES)
-        except (OSError, http.client.HTTPException) as error:
-            raise UserError(
-                f"{url}: cannot download {dataset.title} ({getattr(error, 'reason', error)}). {dataset.hint}"
-                f"Set data.root to a folder with {', '.join(hashes)} (plain or .gz)."
-            ) from error
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = folder / f"{name}.partial.gz"
-        partial.write_bytes(content)
-        try:
-            published = dataset.digest(partial) == hashes[name]
-        except UserError:
-            published = False
-        if not published:
-            partial.unlink()
+            content = download(url, _MAX_BYTES)
+        except UnavailableError as error:
+            files = f"Set data.root to a folder with {', '.join(hashes)} (plain or .gz)."
+            raise UserError(f"{error} {dataset.hint}{files}") from error
+        if not dataset.is_published(content, hashes[name]):
             raise UnavailableError(f"{url}: not the published file. Put the files into data.root.")
-        partial.rename(folder / f"{name}.gz")
+        folder.mkdir(parents=True, exist_ok=True)
+        with replace_file(folder / f"{name}.gz") as file:
+            file.write(content)

@@ -17,8 +17,9 @@ import numpy as np
 from pydantic import Field
 
 from jobs.config import AbsolutePath
+from jobs.data.formats.fingerprint import content_fingerprint
 from jobs.data.formats.npz import NpzArray, find_npz_array
-from jobs.data.formats.published import PublishedFile, content_fingerprint, invalid_file, require, warnings
+from jobs.data.formats.published import PublishedFile, invalid_file, require, warnings
 from jobs.data.sources.base import BaseFilesConfig, Factor, Sample, Source, root_field
 from jobs.errors import UserError
 

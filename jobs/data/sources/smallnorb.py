@@ -22,11 +22,12 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from jobs.config import AbsolutePath
+from jobs.data.formats.decoding import check_shape
+from jobs.data.formats.fingerprint import content_fingerprint
 from jobs.data.formats.idx import ByteArray
 from jobs.data.formats.images import resize_square
 from jobs.data.formats.published import (
     PublishedFile,
-    content_fingerprint,
     invalid_file,
     open_plain_or_gzip,
     require,
@@ -108,7 +109,7 @@ class SmallNorb(Source):
     def num_samples(self) -> int:
         return sum(self.counts)
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         return f"smallnorb-{self.image_size}-{content_fingerprint(list(self._paths.values()))}"
 
@@ -154,7 +155,9 @@ def _read_header(path: Path, file: BufferedIOBase, magic: int) -> tuple[int, ...
     sizes = file.read(4 * max(3, rank))
     if len(sizes) != 4 * max(3, rank):
         raise UserError(invalid_file(path, "ends in its header"))
-    return struct.unpack_from(f"<{rank}I", sizes)
+    shape = struct.unpack_from(f"<{rank}I", sizes)
+    check_shape(shape)
+    return shape
 
 
 def _read_image_header(path: Path, file: BufferedIOBase) -> tuple[int, ...]:

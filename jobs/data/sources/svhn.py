@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from jobs.config import AbsolutePath
+from jobs.data.formats.fingerprint import content_fingerprint
 from jobs.data.formats.mat5 import MatArray, open_mat_array
 from jobs.data.formats.published import (
     PublishedFile,
-    content_fingerprint,
     invalid_file,
     open_plain_or_gzip,
     require,
@@ -77,7 +77,7 @@ class Svhn(Source):
     def num_samples(self) -> int:
         return sum(self.counts)
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         return f"svhn-{'extra' if self.extra else 'plain'}-{content_fingerprint(self._paths)}"
 

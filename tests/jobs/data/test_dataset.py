@@ -4,13 +4,16 @@ import io
 import math
 import tarfile
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
 import torch
 from helpers.datasets import copy, local, open_split, write_dataset
 
+from jobs.data.cache import SUBFOLDER, Cache, Make
 from jobs.data.dataset import ShardedDataset
+from jobs.data.manifest import FORMAT, _seal, _unseal
 from jobs.data.sources.digits import DigitScenes, DigitsConfig
 from jobs.errors import UserError
 
@@ -70,7 +73,7 @@ def test_dataset_png_copy_made_once_and_repaired(png_dataset: Path, tmp_path: Pa
     access = local(folder)
     numbers = np.arange(20)
     expected = ShardedDataset(access, "train").images(numbers)
-    (pixels,) = access.cache_dir.glob("*.pixels")
+    (pixels,) = access.cache_dir.rglob("*.pixels")
     before = pixels.stat().st_ino
     assert torch.equal(ShardedDataset(access, "train").images(numbers), expected)
     assert pixels.stat().st_ino == before
@@ -87,3 +90,55 @@ def test_dataset_missing_or_empty_split_raises(digit_dataset: Path, tmp_path: Pa
     write_dataset(scenes, tmp_path / "few", DigitsConfig(num_images=30, validation_fraction=0, test_fraction=0.2))
     with pytest.raises(UserError, match=r"data\.validation_fraction"):
         open_split(tmp_path / "few", "validation")
+
+
+def rewrite_manifest(folder: Path, **changes: object) -> None:
+    """Change the manifest, with a valid hash of itself."""
+    content = _unseal((folder / "manifest.json").read_bytes())
+    (folder / "manifest.json").write_bytes(_seal(content | changes))
+
+
+@pytest.mark.parametrize("version", [FORMAT - 1, FORMAT + 1])
+def test_dataset_of_other_format_raises(digit_dataset: Path, tmp_path: Path, version: int) -> None:
+    folder = copy(digit_dataset, tmp_path)
+    rewrite_manifest(folder, format=version)
+    with pytest.raises(UserError, match=rf"manifest\.json: format {version} .*force=shard"):
+        open_split(folder, "train")
+
+
+def test_dataset_index_of_other_shape_raises(digit_dataset: Path, tmp_path: Path) -> None:
+    """The manifest has a factor less than the index, whose hash is right."""
+    folder = copy(digit_dataset, tmp_path)
+    rewrite_manifest(folder, factors=_unseal((folder / "manifest.json").read_bytes())["factors"][1:])
+    with pytest.raises(UserError, match=r"train-00000\.index\.npy: .*force=shard"):
+        open_split(folder, "train").images(np.arange(5))
+
+
+def test_dataset_png_of_other_mode_raises(png_dataset: Path, tmp_path: Path) -> None:
+    """The images are in color, by the manifest gray; all hashes are right."""
+    folder = copy(png_dataset, tmp_path)
+    rewrite_manifest(folder, image_shape=[16, 16, 1])
+    with pytest.raises(UserError, match=r"train-00000\.tar: .*PNG.*force=shard"):
+        open_split(folder, "train").images(np.arange(5))
+
+
+def test_dataset_copy_on_a_failing_disk_raises(
+    png_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copy that is damaged again after it was made anew is not used."""
+    access = local(copy(png_dataset, tmp_path))
+    open_file, damaged = Cache.open, []
+
+    def damage(cache: Cache, name: str, num_bytes: int, make: Make) -> BinaryIO:
+        file = open_file(cache, name, num_bytes, make)
+        if name.endswith(".pixels"):
+            path = access.cache_dir / SUBFOLDER / name
+            content = path.read_bytes()
+            path.write_bytes(bytes([content[0] ^ 1]) + content[1:])
+            damaged.append(name)
+        return file
+
+    monkeypatch.setattr(Cache, "open", damage)
+    with pytest.raises(UserError, match=r"\.pixels"):
+        ShardedDataset(access, "train").images(np.arange(5))
+    assert len(damaged) > 1

@@ -1,10 +1,14 @@
 """Test that batches are the same for any number of workers and from any step, and never damaged."""
 
 import hashlib
+import threading
 from collections.abc import Iterator
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from queue import Queue
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +16,7 @@ import torch
 from helpers.datasets import copy, local, open_split, stock_samples, write_dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from jobs.data.dataset import ShardedDataset
 from jobs.data.loader import BatchLoader
@@ -123,10 +128,33 @@ def test_loader_preloaded_images_are_equal(digit_dataset: Path) -> None:
         assert torch.equal(images, loader(data).images(step))
 
 
-def test_loader_closed_stream_stops_reading_ahead(digit_dataset: Path) -> None:
-    stream = loader(open_split(digit_dataset, "train")).batches(0, 10**9)
+def test_loader_closed_stream_stops_reading_ahead(digit_dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first batch was taken, the second is being read, and the third is canceled."""
+    rank_loader, submitted, steps = loader(open_split(digit_dataset, "train")), Queue[Future[Tensor]](), list[int]()
+    read, reading = rank_loader.images, threading.Event()
+
+    class Pool(ThreadPoolExecutor):
+        def submit(self, *arguments: Any) -> Any:
+            future = super().submit(*arguments)
+            submitted.put(future)
+            return future
+
+    def images(step: int) -> Tensor:
+        steps.append(step)
+        if step == 1:
+            reading.set()
+            third = [submitted.get(timeout=60) for _ in range(3)][2]
+            with suppress(CancelledError, TimeoutError):
+                third.result(timeout=10)
+        return read(step)
+
+    monkeypatch.setattr("jobs.data.loader.ThreadPoolExecutor", Pool)
+    monkeypatch.setattr(rank_loader, "images", images)
+    stream = rank_loader.batches(0, 10**9)
     next(stream)
+    assert reading.wait(60)
     stream.close()
+    assert steps == [0, 1]
 
 
 def test_loader_error_while_reading_ahead_is_raised(digit_dataset: Path, tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ def test_dataset_s3_damaged_object_error_names_it(access: DataAccess, name: str,
 @pytest.mark.slow
 def test_dataset_s3_changed_copy_is_fetched_again(access: DataAccess) -> None:
     expected = all_images(ShardedDataset(access, "train"))
-    for path in access.cache_dir.glob("*.tar"):
+    for path in access.cache_dir.rglob("*.tar"):
         content = bytearray(path.read_bytes())
         content[2000] ^= 1
         path.write_bytes(content)

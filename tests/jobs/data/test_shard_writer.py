@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from jobs.data.manifest import finished_tasks, read_manifest
 from jobs.data.shard_writer import assign_split, member_header, write_tasks
-from jobs.data.sources.base import Sample
+from jobs.data.sources.base import Sample, Skipped
 from jobs.data.sources.digits import DigitScenes, DigitsConfig
 from jobs.errors import UserError
 from jobs.shard import plan_tasks, publish
@@ -126,6 +126,54 @@ class Failing(DigitScenes):
     def read(self, start: int, stop: int) -> Iterator[Sample]:
         yield from super().read(start, stop - 1)
         raise UserError("picture 17: damaged")
+
+
+class Damaged(DigitScenes):
+    """Every sixth image cannot be decoded."""
+
+    def read(self, start: int, stop: int) -> Iterator[Sample | Skipped]:
+        for number, sample in enumerate(super().read(start, stop), start):
+            yield Skipped(f"{number}.png", f"/data/{number}.png: invalid image") if number % 6 == 0 else sample
+
+
+def test_write_tasks_undecodable_images_are_all_named(digits_config: DigitsConfig, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"data\.on_error.* 50 images: 0\.png, .*, 54\.png and 40 more") as error:
+        write_dataset(Damaged(300, 16, 3, 0), tmp_path, digits_config)
+    assert "60.png" not in str(error.value)
+    assert read_manifest(LocalStorage(tmp_path)) is None
+    # The next command decodes them again, because they may have failed for another reason than their content.
+    assert finished_tasks(LocalStorage(tmp_path)) == set()
+
+
+def test_write_tasks_on_error_skip_lists_images(
+    digit_scenes: DigitScenes, digits_config: DigitsConfig, tmp_path: Path
+) -> None:
+    """The shards equal those of a source that never had the images."""
+    config = digits_config.model_copy(update={"on_error": "skip"})
+    manifest = write_dataset(Damaged(300, 16, 3, 0), tmp_path / "skip", config)
+    assert manifest == read_manifest(LocalStorage(tmp_path / "skip"))
+    assert manifest.num_skipped == 50
+    assert [sample.name for sample in manifest.skipped] == [f"{number}.png" for number in range(0, 300, 6)]
+    read = {sample["__key__"]: sample["npy"] for sample in stock_samples(tmp_path / "skip", "*.tar")}
+    written = {sample.key: sample.image for number, sample in enumerate(digit_scenes.read(0, 300)) if number % 6}
+    assert read.keys() == written.keys()
+    assert all((read[key] == image).all() for key, image in written.items())
+
+
+def test_manifest_bounds_the_list_of_skipped_images(tmp_path: Path) -> None:
+    config = DigitsConfig(samples_per_task=400, on_error="skip")
+    manifest = write_dataset(Damaged(720, 8, 3, 0), tmp_path, config)
+    assert (manifest.num_skipped, len(manifest.skipped)) == (120, 100)
+    assert manifest.skipped_names.startswith("120 images: 0.png, 6.png")
+    assert manifest.skipped_names.endswith("54.png and 110 more")
+
+
+def test_manifest_of_earlier_versions_is_read(digit_dataset: Path, tmp_path: Path) -> None:
+    content = json.loads((digit_dataset / "manifest.json").read_text())
+    for name in ("left_out", "num_skipped", "skipped"):
+        del content[name]
+    (tmp_path / "manifest.json").write_text(seal(content))
+    assert read_manifest(LocalStorage(tmp_path)) == read_manifest(LocalStorage(digit_dataset))
 
 
 class Short(DigitScenes):

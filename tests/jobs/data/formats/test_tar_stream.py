@@ -1,17 +1,22 @@
 """Test that complete tars are read, and that no damage is taken for the end of one."""
 
+import bz2
 import gzip
 import io
+import lzma
 import tarfile
 import tracemalloc
+from collections import Counter
 from pathlib import Path
 
+import pyarrow
 import pytest
 import webdataset
 
-from jobs.data.formats.tar_stream import tar_members, tar_samples
+from jobs.data.formats.tar_stream import SampleNames, tar_members, tar_samples
 from jobs.errors import UserError
 
+NAMES = SampleNames(frozenset({"bin", "cls", "png"}))
 PAYLOADS = {"0.bin": b"a" * 700, "0.cls": b"0", "1.bin": b"b" * 1024, "1.cls": b"1"}
 
 
@@ -34,14 +39,18 @@ def read(path: Path) -> dict[str, bytes | None]:
     return dict(tar_members(path, lambda name: True))
 
 
-@pytest.mark.parametrize("compress", [bytes, gzip.compress])
+def zstd(content: bytes) -> bytes:
+    return pyarrow.compress(content, codec="zstd", asbytes=True)
+
+
+@pytest.mark.parametrize("compress", [bytes, gzip.compress, bz2.compress, lzma.compress, zstd])
 def test_tar_members_selected_content_is_read(tmp_path: Path, compress) -> None:
     path = tmp_path / "0.tar"
     path.write_bytes(compress(write(path)[0]))
     assert read(path) == PAYLOADS
     selected = dict(tar_members(path, lambda name: name.startswith("1")))
     assert selected == {"0.bin": None, "0.cls": None, "1.bin": PAYLOADS["1.bin"], "1.cls": b"1"}
-    assert dict(tar_samples(path, ("cls",))) == {"0": {"bin": b"", "cls": b"0"}, "1": {"bin": b"", "cls": b"1"}}
+    assert dict(tar_samples(path, ("cls",), NAMES)) == {"0": {"bin": b"", "cls": b"0"}, "1": {"bin": b"", "cls": b"1"}}
 
 
 @pytest.mark.parametrize("kind", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
@@ -55,7 +64,7 @@ def test_tar_samples_long_names_are_distinct(tmp_path: Path, kind: int) -> None:
                 info.size = 1
                 tar.addfile(info, io.BytesIO(b"%d" % number))
     assert (b"././@LongLink" in path.read_bytes()) == (kind == tarfile.GNU_FORMAT)
-    assert list(tar_samples(path, ("cls",))) == [
+    assert list(tar_samples(path, ("cls",), NAMES)) == [
         (stem, {"cls": b"%d" % number, "seg.png": b""}) for number, stem in enumerate(stems)
     ]
 
@@ -73,15 +82,57 @@ def test_tar_members_any_truncation_raises(tmp_path: Path, selected: bool) -> No
     assert read(path) == PAYLOADS
 
 
-def test_tar_members_any_gzip_truncation_raises(tmp_path: Path) -> None:
+@pytest.mark.parametrize("compress", [gzip.compress, bz2.compress, lzma.compress, zstd])
+def test_tar_members_any_compressed_truncation_raises(tmp_path: Path, compress) -> None:
     path = tmp_path / "0.tgz"
-    content = gzip.compress(write(tmp_path / "0.tar")[0])
+    content = compress(write(tmp_path / "0.tar")[0])
     for length in range(0, len(content), 7):
         path.write_bytes(content[:length])
         with pytest.raises(UserError, match=r"0\.tgz: "):
             read(path)
+
+
+def test_tar_members_gzip_checksum_is_verified(tmp_path: Path) -> None:
+    path = tmp_path / "0.tgz"
+    content = gzip.compress(write(tmp_path / "0.tar")[0])
     path.write_bytes(content[:-8] + bytes(4) + content[-4:])
     with pytest.raises(UserError, match=r"0\.tgz: .*CRC"):
+        read(path)
+
+
+def link(name: str, target: str, kind: bytes) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, target
+    return info
+
+
+def test_tar_members_links_are_read_as_their_targets(tmp_path: Path) -> None:
+    """Hard links name a target from the root of the tar, symbolic links from their own folder, and links may chain."""
+    path = tmp_path / "0.tar"
+    with tarfile.open(path, "w") as tar:
+        tar.addfile(link("b/early.bin", "../a/0.bin", tarfile.SYMTYPE))
+        info = tarfile.TarInfo("./a/0.bin")
+        info.size = 3
+        tar.addfile(info, io.BytesIO(b"abc"))
+        tar.addfile(link("1.bin", "a/0.bin", tarfile.LNKTYPE))
+        tar.addfile(link("2.bin", "1.bin", tarfile.SYMTYPE))
+        for name, target in (
+            ("out.bin", "../0.bin"),
+            ("loop.bin", "loop.bin"),
+            ("none.bin", "3.bin"),
+            ("dir.bin", "a"),
+        ):
+            tar.addfile(link(name, target, tarfile.SYMTYPE))
+    left_out: Counter[str] = Counter()
+    assert dict(tar_members(path, lambda name: name != "2.bin", left_out)) == {
+        "b/early.bin": b"abc",
+        "./a/0.bin": b"abc",
+        "1.bin": b"abc",
+        "2.bin": None,
+    }
+    assert left_out == {"links without a target in the tar": 4}
+    path.write_bytes(gzip.compress(path.read_bytes()))
+    with pytest.raises(UserError, match=r"0\.tar: .*early\.bin"):
         read(path)
 
 
@@ -169,7 +220,7 @@ def test_tar_samples_duplicate_member_raises(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "0.tar", "w") as tar:
         for name in ("0.cls", "1.cls", "0.CLS", "0.cls"):
             tar.addfile(tarfile.TarInfo(name), io.BytesIO())
-    samples = tar_samples(tmp_path / "0.tar", ("cls",))
+    samples = tar_samples(tmp_path / "0.tar", ("cls",), NAMES)
     assert [next(samples), next(samples)] == [("0", {"cls": b""}), ("1", {"cls": b""})]
     with pytest.raises(UserError, match=r"0\.tar: .* 0\.cls"):
         next(samples)

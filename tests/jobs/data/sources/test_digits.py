@@ -1,9 +1,11 @@
 """Test digit scenes: every factor has its effect, and any range can be drawn alone."""
 
+import hashlib
+
 import numpy as np
 import pytest
 
-from jobs.data.sources import glyphs
+from jobs.data.sources import digits, glyphs
 from jobs.data.sources.digits import LIGHT, PALETTE, DigitScenes
 
 
@@ -84,3 +86,18 @@ def test_glyphs_changed_atlas_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match=r"glyphs\.png"):
         glyphs.load_atlas()
     glyphs.load_atlas.cache_clear()
+
+
+def test_digits_pixels_and_factors_have_the_revision() -> None:
+    """If a change of the code changes the digest, raise `_REVISION`, so that no shard of the old scenes is reused."""
+    digest = hashlib.sha256(str(digits._REVISION).encode())
+    for sample in scenes().read(0, 300):
+        digest.update(sample.image.tobytes() + bytes(sample.factors.values()))
+    assert digest.hexdigest() == "7ba977d0af0510f8d723835c1b9ee1d103e60e2ce98cc4574e40eab18520b232"
+
+
+def test_digits_are_not_the_previous_ones_shifted() -> None:
+    """Factors of a scene tell nothing of those of the next scene."""
+    values = np.stack(list(scenes().draw_factors(np.arange(20_000)).values()))
+    correlation = np.corrcoef(values[:, :-1], values[:, 1:])[: len(values), len(values) :]
+    assert np.abs(correlation).max() < 0.04

@@ -1,12 +1,15 @@
 """Test the image folder: images cropped and resized, factors from a table, errors that name the cause."""
 
+import hashlib
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from jobs.data.sources.image_folder import ImageFolder
+from jobs.data.sources.base import Sample
+from jobs.data.sources.image_folder import ImageFolder, ImagesConfig
 from jobs.errors import UserError
 
 
@@ -49,27 +52,39 @@ def test_image_folder_factors_equal_table(images: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    ("table", "message"),
-    [
-        ("name,size\na/one.png,1\n", "name,size"),
-        ("file,size (cm)\na/one.png,1\n", r"'size \(cm\)'"),
-        ("file,size,\na/one.png,1,2\n", "''"),
-        ("file,gr\u00f6\u00dfe\na/one.png,1\n".encode("latin-1"), ""),
-        ("file,size\na/one.png,1\n", r"a/two\.jpg"),
-        ("file,size\na/one.png,1\na/two.jpg,\nb/three.PNG,2\n", r"size .*a/two\.jpg"),
-    ],
-)
-def test_image_folder_invalid_table_error_names_entry(images: Path, table: str | bytes, message: str) -> None:
-    (images / "factors.csv").write_bytes(table.encode() if isinstance(table, str) else table)
-    with pytest.raises(UserError, match=rf"factors\.csv: .*{message}"):
-        ImageFolder(images, 16, 3).factors  # noqa: B018
-
-
-def test_image_folder_damaged_image_error_names_it(images: Path) -> None:
+def test_image_folder_damaged_image_is_skipped(images: Path) -> None:
     (images / "a/two.jpg").write_bytes((images / "a/two.jpg").read_bytes()[:300])
-    with pytest.raises(UserError, match=r"two\.jpg"):
-        list(ImageFolder(images, 16, 3).read(0, 3))
+    first, skipped, last = ImageFolder(images, 16, 3).read(0, 3)
+    assert isinstance(first, Sample)
+    assert isinstance(last, Sample)
+    assert skipped.name == "a/two.jpg"
+    assert str(images / "a/two.jpg") in skipped.reason
+
+
+@pytest.mark.parametrize("ending", ["png", "webp", "bmp", "tif", "TIFF", "gif"])
+def test_image_folder_reads_every_format(tmp_path: Path, ending: str) -> None:
+    """The first frame is read, where a format has several."""
+    pixels = np.zeros((16, 16, 3), np.uint8)
+    pixels[:8] = 255, 0, 0
+    options = {"lossless": True} if ending == "webp" else {}
+    if ending in ("webp", "TIFF", "gif"):
+        options |= {"save_all": True, "append_images": [Image.fromarray(255 - pixels)]}
+    Image.fromarray(pixels).save(tmp_path / f"a.{ending}", **options)
+    (sample,) = ImageFolder(tmp_path, 16, 3).read(0, 1)
+    np.testing.assert_array_equal(sample.image, pixels)
+
+
+def test_image_folder_names_of_any_bytes_are_read(tmp_path: Path) -> None:
+    for name in (b"caf\xe9.png", b"a\x1b[31m.png"):
+        Image.new("L", (16, 16)).save(os.fsdecode(os.fsencode(tmp_path) + b"/" + name), "PNG")
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/b\xe9.png")).write_bytes(b"no image")
+    source = ImageFolder(tmp_path, 16, 1)
+    good, skipped, other = source.read(0, 3)
+    assert good.key == hashlib.sha256(b"a\x1b[31m.png").hexdigest()[:24]
+    assert other.key == hashlib.sha256(b"caf\xe9.png").hexdigest()[:24]
+    assert skipped.name == r"b\xe9.png"
+    assert r"b\xe9.png" in skipped.reason
+    assert len(source.fingerprint) == 64
 
 
 def test_image_folder_16_bit_and_transparent_are_converted(tmp_path: Path) -> None:
@@ -84,6 +99,15 @@ def test_image_folder_16_bit_and_transparent_are_converted(tmp_path: Path) -> No
     assert layered[20:].max() == 0
 
 
+def test_image_folder_12_bit_is_scaled_by_the_setting(tmp_path: Path) -> None:
+    ramp = np.linspace(0, 4095, 16 * 16).reshape(16, 16).astype(np.uint16)
+    Image.fromarray(ramp).save(tmp_path / "a.png")
+    [sample] = ImagesConfig(root=tmp_path, image_size=16, channels=1, bit_depth=12).open().read(0, 1)
+    np.testing.assert_allclose(sample.image[..., 0], ramp / 4095 * 255, atol=1)
+    with pytest.raises(UserError, match=r"a\.png: .*data\.bit_depth"):
+        list(ImageFolder(tmp_path, 16, 1).read(0, 1))
+
+
 def test_image_folder_without_images_raises(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=rf"data\.root={tmp_path}"):
         ImageFolder(tmp_path, 16, 3).files  # noqa: B018
@@ -96,3 +120,27 @@ def test_image_folder_fingerprint_changes_with_files(images: Path) -> None:
     assert ImageFolder(images, 16, 3).fingerprint == before
     (images / "c.png").write_bytes((images / "a/one.png").read_bytes())
     assert ImageFolder(images, 16, 3).fingerprint != before
+
+
+def test_image_folder_fingerprint_follows_size_and_time_alone(images: Path) -> None:
+    """The shards of a folder stay those of the folder, whatever is left out of it."""
+    digest = hashlib.sha256(f"ImageFolder(folder={images!r}, image_size=16, channels=3, bit_depth=0)".encode())
+    for name in ("a/one.png", "a/two.jpg", "b/three.PNG"):
+        status = (images / name).stat()
+        digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
+    (images / "ws").mkdir()
+    (images / "ws" / "figure.png").touch()
+    source = ImageFolder(images, 16, 3).excluding([images / "ws"])
+    assert source.fingerprint == digest.hexdigest()
+    assert sum(source.left_out.values()) == 2
+
+
+def test_image_folder_fingerprint_changes_with_a_file(images: Path) -> None:
+    """Another picture may have as many bytes as the one that it replaces."""
+    before = ImageFolder(images, 32, 3).fingerprint
+    assert ImageFolder(images, 32, 3).fingerprint == before
+    path = images / "a" / "one.png"
+    status = path.stat()
+    path.write_bytes(path.read_bytes()[::-1])
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+    assert ImageFolder(images, 32, 3).fingerprint != before

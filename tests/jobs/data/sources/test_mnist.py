@@ -5,13 +5,17 @@ import hashlib
 import os
 import pickle
 import struct
+import time
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
+from servers.http import Request, reply, serve
 
+from jobs import http_limits
+from jobs.data.download import download
 from jobs.data.sources.mnist import (
     DEBIAN_FASHION_MNIST,
     FASHION_MNIST,
@@ -20,7 +24,7 @@ from jobs.data.sources.mnist import (
     IdxDataset,
     IdxImages,
     MnistConfig,
-    download,
+    download_missing,
 )
 from jobs.errors import UserError
 
@@ -210,25 +214,52 @@ def test_mnist_config_uses_default_root_or_downloads(
 
 @pytest.mark.parametrize("hashed", ["content", "gz"])
 def test_download_other_content_is_rejected(tmp_path: Path, hashed: str) -> None:
-    """A file:// address replaces the official one."""
-    site = tmp_path / "site"
-    site.mkdir()
-    for name in NAMES:
-        (site / f"{name}.gz").write_bytes(gzip.compress(name.encode()))
+    site = {f"/{name}.gz": gzip.compress(name.encode()) for name in NAMES}
     if hashed == "content":
         files = tuple((name, hashlib.sha256(name.encode()).hexdigest()) for name in NAMES)
     else:
-        files = tuple((name, hashlib.md5((site / f"{name}.gz").read_bytes()).hexdigest()) for name in NAMES)
-    dataset = replace(FASHION_MNIST if hashed == "content" else MNIST, files=files, address=site.as_uri())
-    download(dataset, tmp_path / "complete")
-    assert sorted(path.name for path in (tmp_path / "complete").iterdir()) == sorted(f"{name}.gz" for name in NAMES)
-    for content in (gzip.compress(b"<html>moved</html>"), b"<html>moved</html>"):
-        (site / f"{NAMES[2]}.gz").write_bytes(content)
-        with pytest.raises(UserError, match=NAMES[2]):
-            download(dataset, tmp_path / "incomplete")
-        assert sorted(path.name for path in (tmp_path / "incomplete").iterdir()) == sorted(
-            f"{name}.gz" for name in NAMES[:2]
-        )
-    (site / f"{NAMES[2]}.gz").unlink()
-    with pytest.raises(UserError, match=rf"{NAMES[2]}.*data\.root"):
-        download(dataset, tmp_path / "away")
+        files = tuple((name, hashlib.md5(site[f"/{name}.gz"]).hexdigest()) for name in NAMES)
+
+    def respond(request: Request) -> None:
+        reply(request, 200 if request.path in site else 404, site.get(request.path, b""))
+
+    with serve(respond) as address:
+        dataset = replace(FASHION_MNIST if hashed == "content" else MNIST, files=files, address=address)
+        download_missing(dataset, tmp_path / "complete")
+        assert names_in(tmp_path / "complete") == sorted(f"{name}.gz" for name in NAMES)
+        for content in (gzip.compress(b"<html>moved</html>"), b"<html>moved</html>"):
+            site[f"/{NAMES[2]}.gz"] = content
+            with pytest.raises(UserError, match=NAMES[2]):
+                download_missing(dataset, tmp_path / "incomplete")
+            assert names_in(tmp_path / "incomplete") == sorted(f"{name}.gz" for name in NAMES[:2])
+        del site[f"/{NAMES[2]}.gz"]
+        with pytest.raises(UserError, match=rf"{NAMES[2]}.*data\.root"):
+            download_missing(dataset, tmp_path / "away")
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("body", ["huge", "trickle"])
+def test_download_endless_answer_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> None:
+    monkeypatch.setattr(http_limits, "_WINDOW_SECONDS", 0.3)
+
+    def respond(request: Request) -> None:
+        reply(request, content=b"x", Content_Length=str(10**15 if body == "huge" else 5000))
+        while True:
+            request.wfile.write(b"x")
+            time.sleep(0.02)
+
+    with serve(respond) as address, pytest.raises(UserError, match=rf"{address}/{NAMES[0]}\.gz.*data\.root") as caught:
+        download_missing(replace(MNIST, address=address), tmp_path)
+    assert ("more than" if body == "huge" else "bytes in") in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_download_compressed_answer_is_not_decoded() -> None:
+    """The limit on the size would not hold for decoded content."""
+    content = gzip.compress(bytes(10**6))
+    with serve(lambda request: reply(request, content=content, Content_Encoding="gzip")) as address:
+        assert download(address, 10**5) == content
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
