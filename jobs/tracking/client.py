@@ -2,43 +2,66 @@
 
 import logging
 import os
+import re
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
 import mlflow
+import requests
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
+from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, RESOURCE_DOES_NOT_EXIST, ErrorCode
 from sqlalchemy.exc import SQLAlchemyError
 
+from jobs.cli import defer_signals
 from jobs.config import TrackingConfig
 from jobs.errors import UnavailableError, UserError, first_line
 from jobs.events import MetricPoint
+from jobs.http_limits import operation
+from jobs.tracking.database import DATABASE, prepare_database
 
 PARENT_RUN = "mlflow.parentRunId"  # tag by which MLflow nests a run below another
+_ALREADY_EXISTS = ErrorCode.Name(RESOURCE_ALREADY_EXISTS)
 _NOT_FOUND = ErrorCode.Name(RESOURCE_DOES_NOT_EXIST)
 _EXPERIMENT_KIND = "custom_model_development"  # because the UI otherwise shows the pages of a language model
 _METRICS_PER_CALL = 1000  # MLflow's limit of `log_batch`
+_MAX_RESPONSE_BYTES, _MAX_SECONDS = 2**28, 3600.0  # of calls to a server, such as those that send a learning curve
 _MARK_SECONDS = 3.0  # how long a failing command waits for MLflow to record the failure
+_TRANSIENT = (408, 409, 429)  # statuses of errors that may pass, besides 5xx
+_CONFLICT = re.compile("IntegrityError|UniqueViolation|Model Version creation error")  # of two writers
+_FIX = "Check tracking.uri and the server"
+_FIXES = {
+    400: "Change the value that MLflow names",
+    401: "Check the credentials for MLflow",
+    403: "Check the credentials and permissions for MLflow",
+}
 _TRANSFER_SECONDS, _BYTES_PER_SECOND = 20, 1_000_000  # a request with a file: fixed time, slowest connection
 
 
 class TrackingError(UserError):
-    """MLflow at `uri` refused a call; `reason` is what MLflow or the network answered."""
+    """MLflow refused a call, and would refuse the same call again.
 
-    retry = True  # because every call continues where the failed one stopped
+    Attributes:
+        uri: Address of MLflow.
+        reason: Answer of MLflow or error of the network.
+        status: HTTP status of the answer: 400 for a value that MLflow does not accept.
+    """
 
-    def __init__(self, uri: str, reason: str) -> None:
-        super().__init__(f"MLflow at {uri} failed: {reason}. Check tracking.uri and the server.")
-        self.uri, self.reason = uri, reason
+    def __init__(self, uri: str, reason: str, status: int) -> None:
+        message = f"MLflow at {uri} refused a call: {reason.rstrip('.')}. {_FIXES.get(status, _FIX)}."
+        super().__init__(f"MLflow at {uri} failed: {reason}. {_FIX}." if self.retry else message)
+        self.uri, self.reason, self.status = uri, reason, status
 
 
 class TrackingUnavailableError(TrackingError, UnavailableError):
-    """MLflow does not answer, or answers with an error of the server."""
+    """MLflow does not answer, or answers with an error that may pass."""
+
+    retry = True  # because every call continues where the failed one stopped
 
 
 def missing_points(points: Iterable[MetricPoint], last_steps: Mapping[str, int]) -> list[MetricPoint]:
@@ -63,6 +86,23 @@ def last_steps(run: Run) -> dict[str, int]:
     return {metric.key: metric.step for metric in run.data.to_proto().metrics}
 
 
+@contextmanager
+def accept_existing() -> Iterator[None]:
+    """Suppress MLflow's error in a `with` block that another command has created the same entity meanwhile.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        MlflowException: MLflow refused for another reason.
+    """
+    try:
+        yield
+    except MlflowException as error:
+        if error.error_code != _ALREADY_EXISTS:
+            raise
+
+
 class Tracker:
     """Client of one MLflow experiment, thread-safe. Its methods raise TrackingError where MLflow fails.
 
@@ -71,23 +111,24 @@ class Tracker:
     Args:
         config: Address of MLflow and name of the experiment.
         workspace: Folder of the SQLite file and the artifacts if there is no server.
+        notify: Called with a line for the user about the preparation of the SQLite file.
 
     Raises:
-        TrackingError: The SQLite file cannot be read or created.
+        UserError: The SQLite file cannot be read or created.
     """
 
-    def __init__(self, config: TrackingConfig, workspace: Path) -> None:
+    def __init__(self, config: TrackingConfig, workspace: Path, notify: Callable[[str], None] = lambda _: None) -> None:
         # Because standard output may be the JSON of output=json.
         os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-        for name in ("mlflow", "alembic"):
-            logging.getLogger(name).setLevel(logging.WARNING)
         logging.getLogger("urllib3").setLevel(logging.ERROR)  # because urllib3 warns of every retry
-        self.config, self.uri = config, config.uri or f"sqlite:///{workspace / 'mlflow.db'}"
-        self._artifacts = None if config.uri else (workspace / "mlartifacts").as_uri()
-        with self.errors():
-            # Because MLflow's registry finds logged models through the global address, whatever the client's is.
+        self.config, self.uri = config, config.uri or f"sqlite:///{workspace / DATABASE}"
+        self._artifacts = None if config.uri else prepare_database(workspace, notify)
+        # Deferred, because a signal that Python handles in a destructor of SQLAlchemy would be lost.
+        with defer_signals(), self.errors():
+            # Because MLflow finds logged models through the global addresses, whatever the client's are.
             mlflow.set_tracking_uri(self.uri)
-            self.client = MlflowClient(self.uri)
+            mlflow.set_registry_uri(self.uri)
+            self.client = MlflowClient(self.uri, self.uri)
 
     @property
     def location(self) -> dict[str, str]:
@@ -106,7 +147,9 @@ class Tracker:
             experiment = self.client.get_experiment_by_name(name)
             if experiment is None:
                 tags = {"mlflow.experimentKind": _EXPERIMENT_KIND}
-                return self.client.create_experiment(name, artifact_location=self._artifacts, tags=tags)
+                with accept_existing():
+                    return self.client.create_experiment(name, artifact_location=self._artifacts, tags=tags)
+                experiment = self.client.get_experiment_by_name(name)
         if experiment.lifecycle_stage == "deleted":
             raise UserError(f"tracking.experiment={name}: deleted in MLflow. Restore it there, or set another name.")
         return str(experiment.experiment_id)
@@ -116,17 +159,20 @@ class Tracker:
         """Raise the errors of MLflow's client in a `with` block as TrackingError.
 
         Raises:
-            TrackingUnavailableError: The server or the database does not answer, or answers with status 5xx.
+            TrackingUnavailableError: The server or the database does not answer, or its error may pass.
             TrackingError: MLflow refused the call.
         """
         try:
-            yield
-        except MlflowException as error:
-            if error.get_http_status_code() >= 500:  # type: ignore[no-untyped-call]
-                raise TrackingUnavailableError(self.uri, first_line(_root_cause(error))) from error
-            raise TrackingError(self.uri, first_line(error)) from error
-        except (SQLAlchemyError, OSError) as error:
-            raise TrackingUnavailableError(self.uri, first_line(_root_cause(error))) from error
+            if self.config.uri.startswith("http"):
+                with operation(f"MLflow at {self.uri}", _MAX_RESPONSE_BYTES, _MAX_SECONDS):
+                    yield
+            else:
+                yield
+        except (MlflowException, SQLAlchemyError, OSError) as error:
+            status = _http_status(error)
+            if status in _TRANSIENT or status >= 500:
+                raise TrackingUnavailableError(self.uri, first_line(_root_cause(error)), status) from error
+            raise TrackingError(self.uri, first_line(error), status) from error
 
     def start_run(
         self,
@@ -186,9 +232,9 @@ class Tracker:
         return None if run.info.lifecycle_stage == "deleted" else run
 
     def complete_curve(self, run_id: str, history: Sequence[MetricPoint]) -> None:
-        """Log the points of a learning curve that a run does not have yet."""
+        """Log the points of a learning curve that a run does not have yet, without metrics that MLflow refuses."""
         run = self.get_run(run_id)
-        self.log_points(run_id, missing_points(history, last_steps(run) if run else {}))
+        self.log_accepted(run_id, missing_points(history, last_steps(run) if run else {}))
 
     def first_logged(self, run_id: str, points: Sequence[MetricPoint]) -> list[MetricPoint]:
         """Return a point for each metric of each point: that of the run where it has the step, else the one passed.
@@ -221,6 +267,28 @@ class Tracker:
         with self.errors():
             for start in range(0, len(metrics), _METRICS_PER_CALL):
                 self.client.log_batch(run_id, metrics=metrics[start : start + _METRICS_PER_CALL])
+
+    def log_accepted(
+        self, run_id: str, points: Sequence[MetricPoint], model_id: str | None = None, dataset: Dataset | None = None
+    ) -> dict[str, str]:
+        """Log points without the metrics that MLflow refuses, and return the reason of each refusal by metric name."""
+        # MLflow refuses a whole call because of one invalid metric, so a refused call is repeated by halves.
+        try:
+            self.log_points(run_id, points, model_id, dataset)
+        except TrackingError as error:
+            if error.status != 400:
+                raise
+            names = sorted({name for point in points for name in point.metrics})
+            if len(names) == 1:
+                return {names[0]: error.reason}
+            refused: dict[str, str] = {}
+            for half in (names[: len(names) // 2], names[len(names) // 2 :]):
+                half_points = [
+                    replace(p, metrics={name: p.metrics[name] for name in half if name in p.metrics}) for p in points
+                ]
+                refused |= self.log_accepted(run_id, half_points, model_id, dataset)
+            return refused
+        return {}
 
     def tag(self, run_id: str, tags: Mapping[str, str]) -> None:
         """Set tags of a run."""
@@ -287,6 +355,19 @@ class Tracker:
             thread.start()
             thread.join(_MARK_SECONDS)
             raise
+
+
+def _http_status(error: Exception) -> int:
+    """Return the HTTP status of an error of MLflow, 409 for a conflict of two writers, 500 where there is no status."""
+    if _CONFLICT.search(str(error)):  # which MLflow reports as a bad request or as an internal error
+        return 409
+    if isinstance(error, requests.HTTPError) and error.response is not None:  # of a server that proxies artifacts
+        return error.response.status_code
+    if not isinstance(error, MlflowException):
+        return 500
+    # Because MLflow has no error code for some statuses, such as 413, and then reports an internal error.
+    match = re.search(r"failed with error code (\d{3}) !=", str(error))
+    return int(match[1]) if match else int(error.get_http_status_code())  # type: ignore[no-untyped-call]
 
 
 def _root_cause(error: BaseException) -> BaseException:

@@ -1,18 +1,28 @@
-"""Checkpoints as LoggedModels of MLflow, each with its step, its metrics and the dataset they were measured on."""
+"""Checkpoints as LoggedModels of MLflow, each with its step, its metrics and the dataset they were measured on.
 
+The tag `files_sha256` of a LoggedModel holds the sha256 of each of its files, as JSON.
+"""
+
+import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mlflow.entities import Dataset, LoggedModelOutput, LoggedModelStatus
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from torch import Tensor
 
-from jobs.checkpoints.format import read_history, read_meta
+from jobs.checkpoints.format import META, WEIGHTS, read_history, read_meta
 from jobs.events import MetricPoint
+from jobs.files import file_sha256, parse_json_object
 from jobs.tracking.client import Tracker
-from jobs.tracking.pyfunc import package_model
+from jobs.tracking.pyfunc import CHECKPOINT, package_model
 
+FILES_TAG = "files_sha256"
+CHECKPOINT_FILES = (f"{CHECKPOINT}/{META}", f"{CHECKPOINT}/{WEIGHTS}")  # all that loading a model needs
+_MAX_MODEL_BYTES = 100_000_000  # seldom exceeded; a server reads a whole file before it answers
 _MODEL_METRICS = ("validation/", "train/loss")  # prefixes of the metrics that describe the weights, not the machine
 
 
@@ -89,9 +99,61 @@ def _create(tracker: Tracker, provenance: RunProvenance, checkpoint: Path, step:
         model_type="vlae",
     )
     model_id = str(model.model_id)
+    _upload(tracker, provenance, checkpoint, model_id)
+    tracker.client.finalize_logged_model(model_id, "READY")
+    return model_id
+
+
+def _upload(tracker: Tracker, provenance: RunProvenance, checkpoint: Path, model_id: str) -> None:
     with tempfile.TemporaryDirectory() as parent:
         folder = Path(parent) / "model"
         package_model(checkpoint, folder, provenance.example, model_id, provenance.run_id)
+        hashes = {p.relative_to(folder).as_posix(): file_sha256(p) for p in folder.rglob("*") if p.is_file()}
         tracker.log_model(model_id, folder)
-    tracker.client.finalize_logged_model(model_id, "READY")
-    return model_id
+    tracker.client.set_logged_model_tags(model_id, {FILES_TAG: json.dumps(hashes, sort_keys=True)})
+
+
+def repair_model(tracker: Tracker, provenance: RunProvenance, checkpoint: Path, model_id: str) -> list[str]:
+    """Upload a LoggedModel anew if a file of MLflow's copy is missing or changed; return the names of such files.
+
+    Args:
+        tracker: Client of MLflow.
+        provenance: Origin of the checkpoint.
+        checkpoint: Folder of the verified checkpoint.
+        model_id: Id of the checkpoint's LoggedModel. Its files are downloaded to compare them.
+
+    Returns:
+        Names of the files that were missing or changed; empty if the LoggedModel was intact.
+
+    Raises:
+        TrackingError: MLflow failed.
+    """
+    with tracker.errors():
+        recorded = recorded_hashes(tracker.client.get_logged_model(model_id).tags)
+        checkpoint_hashes = {name: file_sha256(checkpoint / Path(name).name) for name in CHECKPOINT_FILES}
+        expected = {"MLmodel": "", **recorded, **checkpoint_hashes}
+        with tempfile.TemporaryDirectory() as folder:
+            actual = download_files(tracker, model_id, expected, Path(folder))
+        damaged = [name for name, digest in expected.items() if not digest == recorded.get(name) == actual.get(name)]
+        if damaged:
+            _upload(tracker, provenance, checkpoint, model_id)
+    return damaged
+
+
+def recorded_hashes(tags: Mapping[str, str]) -> dict[str, str]:
+    """Return the sha256 of each file from the tags of a LoggedModel or a version, empty if there is no valid record."""
+    return parse_json_object(tags.get(FILES_TAG, ""))
+
+
+def download_files(tracker: Tracker, model_id: str, names: Collection[str], folder: Path) -> dict[str, str]:
+    """Download the existing files among `names` to `folder`, and return the sha256 of each by name."""
+    hashes = {}
+    with tracker.errors(), tracker.transfer(_MAX_MODEL_BYTES):
+        location = tracker.client.get_logged_model(model_id).artifact_location
+        repository: Any = get_artifact_repository(location, tracking_uri=tracker.uri)
+        parents = {name.rpartition("/")[0] for name in names}
+        infos = [info for parent in parents for info in repository.list_artifacts(parent or None)]
+        existing = {info.path for info in infos if not info.is_dir}
+        for name in existing.intersection(names):
+            hashes[name] = file_sha256(Path(repository.download_artifacts(name, dst_path=str(folder))))
+    return hashes

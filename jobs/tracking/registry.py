@@ -1,8 +1,13 @@
 """Model registry: versions with their metrics, the champion (the best version) and the challenger (the next best)."""
 
 import json
+import os
+import random
 import re
-from collections.abc import Mapping
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,20 +17,24 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 
-from jobs.checkpoints.format import load_model, weights_sha256
 from jobs.cli import format_number
-from jobs.errors import CorruptedError, UserError, first_line
+from jobs.config import TrackingConfig
+from jobs.errors import CorruptedError, UserError
 from jobs.files import remove_folder
-from jobs.tracking.client import Tracker
-from jobs.tracking.pyfunc import CHECKPOINT
+from jobs.tracking.client import Tracker, TrackingUnavailableError, accept_existing
+from jobs.tracking.database import DATABASE
+from jobs.tracking.models import CHECKPOINT_FILES, FILES_TAG, download_files, recorded_hashes
+from jobs.tracking.pyfunc import CHECKPOINT, VlaeEncoder
 
 Alias = Literal["champion", "challenger"]
 CHAMPION: Alias = "champion"
 CHALLENGER: Alias = "challenger"
-_MAX_MODEL_BYTES = 100_000_000  # seldom exceeded; a server reads a whole file before it answers
 _LOGGED_MODEL = "models:/"  # prefix of the source of a version, before the id of a LoggedModel
-# Tags that must be equal, because ELBOs of other images or of another kind of p(x|z) cannot be compared.
-COMPARABLE = ("data_fingerprint", "likelihood", "evaluate.num_images", "evaluate.seed")
+_MAX_ROUNDS = 10  # of setting aliases while other processes register
+_MAX_CONFLICTS = 5  # with other processes before a registration fails
+_MAX_PAUSE = 0.5  # seconds after a conflict
+# Tags that must be equal, because metrics of other images or factors or of another kind of p(x|z) cannot be compared.
+COMPARABLE = ("data_fingerprint", "likelihood", "evaluate.num_images", "evaluate.seed", "data.factors")
 
 
 @dataclass(frozen=True)
@@ -39,11 +48,19 @@ class Registered:
 
 @dataclass(frozen=True)
 class Version:
-    """A model version of the registry, `models:/NAME/VERSION`, with the sha256 (hex) of its weights."""
+    """A model version of the registry, `models:/NAME/VERSION`.
+
+    Attributes:
+        run_id: MLflow run of the training.
+        weights_sha256: Hash (hex) of the weights.
+        files: Recorded sha256 (hex) of each file of the model.
+    """
 
     uri: str
     model_id: str
+    run_id: str
     weights_sha256: str
+    files: Mapping[str, str]
 
 
 def resolve(tracker: Tracker, uri: str) -> Version:
@@ -53,7 +70,9 @@ def resolve(tracker: Tracker, uri: str) -> Version:
         UserError: The version does not exist or is not of this pipeline, or MLflow failed.
     """
     match = re.fullmatch(r"models:/([\w.-]+)(?:@([\w-]+)|/(\d+))", uri)
-    name, alias, version = match.groups()  # type: ignore[union-attr]  # the settings check the pattern
+    if match is None:
+        raise UserError(f"model_uri={uri}: invalid. Use models:/NAME@ALIAS or models:/NAME/VERSION.")
+    name, alias, version = match.groups()
     with tracker.errors():
         client = tracker.client
         try:
@@ -63,14 +82,19 @@ def resolve(tracker: Tracker, uri: str) -> Version:
         except MlflowException as error:
             names = ", ".join(f"models:/{model.name}" for model in client.search_registered_models()) or "none"
             raise UserError(f"model_uri={uri}: version not found. Registered models: {names}.") from error
-    if "weights_sha256" not in entity.tags:
+    files = recorded_hashes(entity.tags)
+    if "weights_sha256" not in entity.tags or not files.keys() >= set(CHECKPOINT_FILES):
         raise UserError(f"model_uri={uri}: not registered by this pipeline. Choose a version that it registered.")
     model_id = str(entity.source).removeprefix(_LOGGED_MODEL)
-    return Version(f"models:/{name}/{entity.version}", model_id, entity.tags["weights_sha256"])
+    return Version(
+        f"models:/{name}/{entity.version}", model_id, str(entity.run_id), entity.tags["weights_sha256"], files
+    )
 
 
 def fetch(tracker: Tracker, version: Version, folder: Path) -> Path:
-    """Return the verified checkpoint of a version, downloaded into `folder`, whose content is replaced.
+    """Return the checkpoint of a version, downloaded into `folder`, whose content is replaced.
+
+    Only the files of the checkpoint are downloaded, and nothing reads them before their recorded sha256 is checked.
 
     Raises:
         CorruptedError: The checkpoint is missing or differs from what was registered.
@@ -78,19 +102,62 @@ def fetch(tracker: Tracker, version: Version, folder: Path) -> Path:
     """
     remove_folder(folder)
     folder.mkdir(parents=True)
-    fix = "Evaluate its training again to register it anew."
-    with tracker.errors(), tracker.transfer(_MAX_MODEL_BYTES):
-        try:
-            path = Path(mlflow.artifacts.download_artifacts(f"{version.uri}/{CHECKPOINT}", dst_path=str(folder)))
-        except (MlflowException, FileNotFoundError) as error:
-            raise CorruptedError(f"{version.uri}: checkpoint not found ({first_line(error)}). {fix}") from error
+    hashes = download_files(tracker, version.model_id, CHECKPOINT_FILES, folder)
+    for name in CHECKPOINT_FILES:
+        if hashes.get(name) != version.files[name]:
+            fault = "differs from what was registered" if name in hashes else "not found"
+            raise CorruptedError(
+                f"{version.uri}: {name} {fault}. Repair it by evaluating the training of MLflow run {version.run_id} "
+                "again, with force=evaluate."
+            )
+    return folder / CHECKPOINT
+
+
+def load_encoder(model_uri: str, workspace: str | Path = "workspace", tracking_uri: str = "") -> VlaeEncoder:
+    """Load the encoder of a registered model, after a check of its files against the registry.
+
+    Unlike `mlflow.pyfunc.load_model`, this does not read the model's file `MLmodel`, so no code that it names can run.
+
+    Args:
+        model_uri: `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
+        workspace: Folder of the workspace, whose database is the registry if `tracking_uri` is empty.
+        tracking_uri: Address of an MLflow server.
+
+    Returns:
+        The encoder, on the CPU.
+
+    Raises:
+        CorruptedError: The checkpoint is missing or differs from what was registered.
+        UserError: The version does not exist or is not of this pipeline, or MLflow failed.
+
+    Example:
+        >>> encoder = load_encoder("models:/digits@champion", "workspace")  # doctest: +SKIP
+        >>> codes = encoder.predict(images)  # doctest: +SKIP
+    """
+    if not tracking_uri and not (Path(workspace) / DATABASE).is_file():
+        raise UserError(
+            f"workspace={workspace}: {DATABASE} not found. Set workspace to the folder of an earlier command, or "
+            "tracking_uri to an MLflow server."
+        )
+    with _restored_addresses(), tempfile.TemporaryDirectory(prefix="vlae-") as folder:
+        tracker = Tracker(TrackingConfig(uri=tracking_uri), Path(workspace).resolve())
+        return VlaeEncoder(fetch(tracker, resolve(tracker, model_uri), Path(folder) / "model"))
+
+
+@contextmanager
+def _restored_addresses() -> Iterator[None]:
+    """Restore MLflow's global addresses after a `with` block, because `Tracker` sets them."""
+    variable = "MLFLOW_REGISTRY_URI"
+    tracking, registry, environment = mlflow.get_tracking_uri(), mlflow.get_registry_uri(), os.environ.get(variable)
+    is_set = mlflow.is_tracking_uri_set()  # type: ignore[no-untyped-call]
     try:
-        weights = weights_sha256(load_model(path))
-    except UserError as error:
-        raise CorruptedError(f"{version.uri}: damaged ({first_line(error.__cause__ or error)}). {fix}") from error
-    if weights != version.weights_sha256:
-        raise CorruptedError(f"{version.uri}: the weights differ from those that were registered. {fix}")
-    return path
+        yield
+    finally:
+        mlflow.set_tracking_uri(tracking if is_set else None)  # type: ignore[arg-type]
+        mlflow.set_registry_uri(registry if registry != tracking else None)  # type: ignore[arg-type]
+        os.environ.pop(variable, None)  # which MLflow leaves
+        if environment is not None:
+            os.environ[variable] = environment
 
 
 def register(
@@ -122,20 +189,35 @@ def register(
         The version, its alias and the reason.
 
     Raises:
-        TrackingError: MLflow failed.
+        TrackingError: MLflow refused a call.
+        TrackingUnavailableError: MLflow is unavailable, or other processes register all the time.
     """
-    with tracker.errors():
-        client = tracker.client
+    client = tracker.client
+
+    def register_once() -> Registered:
         if not client.search_registered_models(f"name = '{name}'"):
-            client.create_registered_model(name)
+            with accept_existing():
+                client.create_registered_model(name)
         version = _get_or_create_version(client, run_id, name, model_id)
-        all_tags = {**tags, **{key: f"{value:.8g}" for key, value in metrics.items()}}
+        recorded = {FILES_TAG: client.get_logged_model(model_id).tags[FILES_TAG]}
+        all_tags = {**tags, **recorded, **{key: f"{value:.8g}" for key, value in metrics.items()}}
         for key, value in all_tags.items():
             client.set_model_version_tag(name, version, key, value)
         if description:
             client.update_model_version(name, version, description)
         alias, note = _update_aliases(client, name, version, all_tags, champion_metric)
-    return Registered(f"models:/{name}/{version}", alias, note)
+        return Registered(f"models:/{name}/{version}", alias, note)
+
+    for _ in range(_MAX_CONFLICTS):
+        try:
+            with tracker.errors():
+                return register_once()
+        except TrackingUnavailableError as error:
+            if error.status not in (409, 503):  # as a locked SQLite file is reported
+                raise
+        time.sleep(random.uniform(0, _MAX_PAUSE))
+    with tracker.errors():
+        return register_once()
 
 
 def _get_or_create_version(client: MlflowClient, run_id: str, name: str, model_id: str) -> str:
@@ -153,20 +235,26 @@ def _update_aliases(
     client: MlflowClient, name: str, version: str, tags: Mapping[str, str], champion_metric: str
 ) -> tuple[Alias | None, str]:
     """Set the aliases by the tags of all comparable versions alone, so the next registration completes a killed one."""
-    aliases = client.get_registered_model(name).aliases
-    champion = client.get_model_version(name, aliases[CHAMPION]).tags if CHAMPION in aliases else tags
-    for key in COMPARABLE:
-        if champion.get(key) != tags.get(key):
-            return None, f"the champion has another {key}; set evaluate.model_name to register under another name"
-    if champion_metric not in tags:
-        return None, f"it has no {champion_metric} on these data"
-    tags_by_version = {str(entity.version): entity.tags for entity in client.search_model_versions(f"name = '{name}'")}
-    first, *others = ranked(tags_by_version, tags, champion_metric)
-    if others:
-        client.set_registered_model_alias(name, CHALLENGER, others[0])
-    elif CHALLENGER in aliases:
-        client.delete_registered_model_alias(name, CHALLENGER)
-    client.set_registered_model_alias(name, CHAMPION, first)
+    # Tags and aliases are read again after the aliases were set, because another process may have registered meanwhile:
+    # the last process that sets aliases has then seen the tags of all versions.
+    for _ in range(_MAX_ROUNDS):
+        aliases = {alias: str(number) for alias, number in client.get_registered_model(name).aliases.items()}
+        champion = client.get_model_version(name, aliases[CHAMPION]).tags if CHAMPION in aliases else tags
+        for key in COMPARABLE:
+            if champion.get(key) != tags.get(key):
+                return None, f"the champion has another {key}; set evaluate.model_name to register under another name"
+        if champion_metric not in tags:
+            return None, f"it has no {champion_metric} on these data"
+        versions = client.search_model_versions(f"name = '{name}'")
+        tags_by_version = {str(entity.version): entity.tags for entity in versions}
+        first, *others = ranked(tags_by_version, tags, champion_metric)
+        if (aliases.get(CHAMPION), aliases.get(CHALLENGER)) == (first, others[0] if others else None):
+            break
+        if others:
+            client.set_registered_model_alias(name, CHALLENGER, others[0])
+        elif CHALLENGER in aliases:
+            client.delete_registered_model_alias(name, CHALLENGER)
+        client.set_registered_model_alias(name, CHAMPION, first)
 
     def metric(of: str) -> str:
         return format_number(float(tags_by_version[of][champion_metric]))

@@ -4,6 +4,7 @@ The history in the newest checkpoint is the only durable copy of a learning curv
 step of each metric and sends what lies beyond, so every metric of every step reaches MLflow exactly once.
 """
 
+import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -40,6 +41,7 @@ class MetricUploader:
         self._warnings: dict[str, str] = {}  # tags to be set
         # These are used by the thread alone.
         self._resumed = self._deleted = False
+        self._refused: dict[str, str] = {}  # reason of each metric that MLflow refused
         # Shared by both threads; the upload thread writes `_error`, `_complete` and `_progress_time`.
         self._error: TrackingError | None = None  # of the last attempt
         self._complete = False
@@ -91,7 +93,7 @@ class MetricUploader:
         """
         self._finish(timeout)
         if not self._complete:
-            raise self._error or TrackingUnavailableError(self._tracker.uri, "no answer")
+            raise self._error or TrackingUnavailableError(self._tracker.uri, "no answer", 408)
 
     def _finish(self, timeout: float) -> None:
         if not self._closing.is_set():
@@ -108,7 +110,7 @@ class MetricUploader:
             last = self._closing.is_set()
             try:
                 self._send()
-            except TrackingError as error:
+            except TrackingUnavailableError as error:
                 if self._error is None:
                     self._notices.put(f"training continues while MLflow is unavailable: {error.reason}")
                 self._error = error
@@ -116,6 +118,12 @@ class MetricUploader:
                 (self._stop if self._closing.is_set() else self._closing).wait(pause)
                 pause = _MIN_PAUSE if self._closing.is_set() else min(2 * pause, _MAX_PAUSE)
                 continue
+            except TrackingError as error:
+                self._notices.put(
+                    f"training continues without MLflow, which refuses its learning curve: {error.reason}"
+                )
+                self._error = error
+                return
             if last:
                 self._complete = True
                 return
@@ -145,14 +153,23 @@ class MetricUploader:
         else:
             steps = last_steps(run)
             while batch := self._committed[:_BATCH]:
-                self._tracker.log_points(self._run_id, missing_points(batch, steps))
+                points = missing_points(batch, steps | dict.fromkeys(self._refused, sys.maxsize))
+                for name, reason in self._tracker.log_accepted(self._run_id, points).items():
+                    self._refused[name] = reason
+                    self._notices.put(f"MLflow refuses the metric {name}, which is left out: {reason}")
                 with self._lock:  # `put` may have appended points meanwhile
                     del self._committed[: len(batch)]
                 self._progress_time = time.monotonic()
-            if warnings := dict(self._warnings):
-                self._tracker.tag(self._run_id, warnings)
+            for key, text in dict(self._warnings).items():
+                try:
+                    self._tracker.tag(self._run_id, {key: text})
+                except TrackingError as error:
+                    if error.status != 400:
+                        raise
+                    self._notices.put(f"MLflow refuses the tag {key}, which is left out: {error.reason}")
                 with self._lock:
-                    self._warnings = {key: text for key, text in self._warnings.items() if warnings.get(key) != text}
+                    if self._warnings.get(key) == text:
+                        del self._warnings[key]
             if not self._resumed and not self._stop.is_set():  # after a stop the driver sets the final status
                 self._tracker.resume_run(self._run_id)
                 self._resumed = True
@@ -188,7 +205,7 @@ class UploadRecovery:
         for run_id, url in self._checkpoints.items():
             try:
                 self._complete(run_id, url)
-            except TrackingError as error:
+            except TrackingUnavailableError as error:
                 self._notices.append(f"learning curves of earlier runs were not completed: {error.reason}")
                 return
             except UserError as error:
@@ -200,8 +217,9 @@ class UploadRecovery:
             return
         history = CheckpointManager(url).latest_history()
         if points := missing_points(history.points, last_steps(run)):
-            self._tracker.log_points(run_id, points)
-            self._notices.append(f"MLflow now has the rest of the learning curve of run {run_id}")
+            refused = self._tracker.log_accepted(run_id, points)
+            without = f" without {', '.join(refused)}, which it refuses" if refused else ""
+            self._notices.append(f"MLflow now has the rest of the learning curve of run {run_id}{without}")
         warnings = {f"warning.{key}": text for key, text in history.warnings.items()}
         if warnings.keys() - run.data.tags.keys():
             self._tracker.tag(run_id, warnings)

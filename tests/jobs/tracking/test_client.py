@@ -10,11 +10,20 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Dataset
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from servers.refusals import mlflow_answering
 
 from jobs.config import TrackingConfig
 from jobs.errors import UserError
 from jobs.events import MetricPoint
-from jobs.tracking.client import Tracker, TrackingUnavailableError, last_steps, missing_points
+from jobs.tracking.client import (
+    PARENT_RUN,
+    Tracker,
+    TrackingError,
+    TrackingUnavailableError,
+    last_steps,
+    missing_points,
+)
 
 RETRY_SETTINGS = [f"MLFLOW_HTTP_REQUEST_{name}" for name in ("TIMEOUT", "MAX_RETRIES", "BACKOFF_FACTOR")]
 DATASET = Dataset(name="digits", digest="abc", source_type="local", source="/data")
@@ -106,6 +115,36 @@ def test_start_run_without_a_server_names_its_address(tmp_path: Path, monkeypatc
     assert caught.value.retry
 
 
+@pytest.mark.parametrize(
+    ("status", "error_code", "retry"),
+    [
+        (400, "INVALID_PARAMETER_VALUE", False),
+        (401, "", False),
+        (403, "PERMISSION_DENIED", False),
+        (404, "ENDPOINT_NOT_FOUND", False),
+        (413, "", False),
+        (408, "", True),
+        (429, "REQUEST_LIMIT_EXCEEDED", True),
+        (500, "INTERNAL_ERROR", True),
+        (503, "", True),
+    ],
+)
+def test_error_says_whether_a_repetition_can_help(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int, error_code: str, retry: bool
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    (tmp_path / "file").write_text("")
+    with mlflow_answering(status, error_code) as uri:
+        tracker = Tracker(TrackingConfig(uri=uri), tmp_path)
+        with pytest.raises(TrackingError) as of_call:
+            tracker.tag("0" * 32, {"a": "b"})
+        assert (of_call.value.retry, isinstance(of_call.value, TrackingUnavailableError)) == (retry, retry)
+        repository = get_artifact_repository("mlflow-artifacts:/a", tracking_uri=uri)
+        with pytest.raises(TrackingError) as of_upload, tracker.errors():
+            repository.log_artifact(str(tmp_path / "file"))
+        assert of_upload.value.retry == retry
+
+
 def test_request_settings_bound_the_wait_for_a_server(monkeypatch: pytest.MonkeyPatch, tracker: Tracker) -> None:
     """A server that hangs is given up within 25 s; a transfer raises the limit for its size."""
     for name in RETRY_SETTINGS:
@@ -122,9 +161,8 @@ def test_request_settings_bound_the_wait_for_a_server(monkeypatch: pytest.Monkey
     assert int(os.environ[RETRY_SETTINGS[0]]) == timeout
 
 
-def test_tracker_with_a_damaged_database_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tracker_with_a_damaged_database_names_it(tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").write_bytes(b"this is not a database" * 100)
-    monkeypatch.setattr("time.sleep", lambda seconds: None)  # because MLflow retries for two minutes
     with pytest.raises(UserError, match=re.escape(f"{tmp_path}/mlflow.db")):
         Tracker(TrackingConfig(), tmp_path)
 
@@ -133,3 +171,14 @@ def test_start_run_in_a_deleted_experiment_names_it(tracker: Tracker, client: Ml
     client.delete_experiment(tracker.experiment)
     with pytest.raises(UserError, match=r"tracking\.experiment=vlae"):
         Tracker(TrackingConfig(), tmp_path).start_run("r", {}, DATASET, key="k")
+
+
+def test_start_run_adds_what_a_known_run_lacks(tracker: Tracker, client: MlflowClient) -> None:
+    """A kill came before the dataset was logged, and the training was not part of a search then."""
+    tags = {"pipeline.key": "k"}
+    run_id = client.create_run(tracker.experiment, tags=tags).info.run_id
+    for parent in ("first", "second"):
+        assert tracker.start_run("r", {}, DATASET, key="k", tags={PARENT_RUN: parent}) == run_id
+    run = client.get_run(run_id)
+    assert [dataset_input.dataset.digest for dataset_input in run.inputs.dataset_inputs] == ["abc"]
+    assert run.data.tags[PARENT_RUN] == "first"

@@ -1,8 +1,13 @@
 """Checkpoints in MLflow: LoggedModels, versions, aliases, and the model that MLflow loads."""
 
 import json
+import multiprocessing
+import os
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import cache
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import mlflow
@@ -13,12 +18,13 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset
 
 from jobs.checkpoints.format import FORMAT, Snapshot, load_model, weights_sha256
+from jobs.config import TrackingConfig
 from jobs.errors import CorruptedError, UserError
 from jobs.evaluation.encode import encode
 from jobs.events import MetricPoint
 from jobs.tracking.client import Tracker
-from jobs.tracking.models import RunProvenance, log_checkpoint
-from jobs.tracking.registry import fetch, ranked, register, resolve
+from jobs.tracking.models import RunProvenance, log_checkpoint, repair_model
+from jobs.tracking.registry import COMPARABLE, fetch, load_encoder, ranked, register, resolve
 from vlae.config import HvaeConfig, VlaeConfig
 from vlae.models.factory import build_model
 
@@ -80,15 +86,15 @@ def test_log_checkpoint_twice_gives_one_model_with_metrics(
 
 
 class Registry:
-    """A model registry with up to four models to register."""
+    """A model registry and models to register."""
 
     def __init__(self, tracker: Tracker, client: MlflowClient, folder: Path) -> None:
         self.tracker, self.client, self.run_id = tracker, client, provenance(tracker).run_id
-        self.models = [log_model(tracker, folder, seed) for seed in range(4)]
+        self._log_model = cache(lambda index: log_model(tracker, folder, index))
 
     def register(self, index: int, metrics: dict[str, float], champion_metric: str = "elbo", **tags: str) -> str:
         """Register a model; return its version and alias: `1 champion`, `2 challenger`, `3 None`."""
-        model_id, weights = self.models[index]
+        model_id, weights = self._log_model(index)
         all_tags = {"data_fingerprint": "abc", "likelihood": "logistic", "weights_sha256": weights, **tags}
         registered = register(
             self.tracker,
@@ -149,9 +155,81 @@ def test_register_without_the_metric_gives_no_alias(registry: Registry) -> None:
     assert registry.aliases == {"champion": 3}
 
 
-@pytest.mark.parametrize("key", ["data_fingerprint", "likelihood", "evaluate.num_images", "evaluate.seed"])
+def test_register_during_another_registration_keeps_the_best(
+    registry: Registry, client: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A better model is registered between the moment the worse one has read the versions and sets the aliases."""
+    search = registry.tracker.client.search_model_versions
+    reads = []
+
+    def search_then_lose(query: str) -> object:
+        versions = search(query)
+        reads.append(query)
+        if len(reads) == 2:  # the first call looks for an existing version
+            monkeypatch.undo()
+            assert registry.register(1, {"elbo": -90.0}) == "2 champion"
+        return versions
+
+    monkeypatch.setattr(registry.tracker.client, "search_model_versions", search_then_lose)
+    assert registry.register(0, {"elbo": -100.0}) == "1 challenger"
+    assert registry.aliases == {"champion": 2, "challenger": 1}
+
+
+def test_register_accepts_a_model_that_was_just_created(
+    registry: Registry, client: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client.create_registered_model("digits")
+    monkeypatch.setattr(registry.tracker.client, "search_registered_models", lambda query: [])
+    assert registry.register(0, {"elbo": -100.0}) == "1 champion"
+
+
+def register_in_turns(uri: str, folder: Path, models: list[tuple[str, str]], barrier: Barrier, index: int) -> None:
+    """Register models under the names race-0, race-1, ..., each at the same time as the other processes do."""
+    tracker = Tracker(TrackingConfig(uri=uri), folder)
+    for number in range(len(models)):
+        model_id, run_id = models[(index + number) % len(models)]
+        tags = {"data_fingerprint": "abc", "likelihood": "logistic", "weights_sha256": model_id}
+        barrier.wait(100)
+        # In each round another process has the best model.
+        metrics = {"elbo": -1.0 - (index + number) % len(models)}
+        name = f"race-{number}"
+        register(tracker, run_id, name, model_id, tags=tags, metrics=metrics, champion_metric="elbo")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("server", [False, True], ids=["sqlite", "server"])
+def test_best_of_models_registered_at_once_is_champion(
+    request: pytest.FixtureRequest, tmp_path: Path, server: bool
+) -> None:
+    if server:
+        tracker = Tracker(TrackingConfig(uri=request.getfixturevalue("mlflow_server").uri), tmp_path)
+    else:
+        tracker = request.getfixturevalue("tracker")
+    run_id = provenance(tracker).run_id
+    models = [(log_model(tracker, tmp_path, seed)[0], run_id) for seed in range(3)]
+    context = multiprocessing.get_context("spawn")
+    barrier = context.Barrier(len(models))
+    processes = [
+        context.Process(target=register_in_turns, args=(tracker.config.uri, tmp_path, models, barrier, index))
+        for index in range(len(models))
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(200)
+    assert [process.exitcode for process in processes] == [0] * len(models)
+    for number in range(len(models)):
+        aliases = tracker.client.get_registered_model(f"race-{number}").aliases
+        elbos = {
+            alias: float(tracker.client.get_model_version(f"race-{number}", version).tags["elbo"])
+            for alias, version in aliases.items()
+        }
+        assert elbos == {"champion": -1.0, "challenger": -2.0}
+
+
+@pytest.mark.parametrize("key", COMPARABLE)
 def test_ranked_leaves_out_versions_with_other_tags(key: str) -> None:
-    tags = dict.fromkeys(("data_fingerprint", "likelihood", "evaluate.num_images", "evaluate.seed"), "a")
+    tags = dict.fromkeys(COMPARABLE, "a")
     versions = {
         "1": {**tags, "elbo": "-2"},
         "2": {**tags, "elbo": "-1.5"},
@@ -232,10 +310,91 @@ def test_resolve_and_fetch_give_the_registered_weights(tracker: Tracker, tmp_pat
     for address in (uri, "models:/digits@champion"):
         version = resolve(tracker, address)
         assert (version.uri, version.weights_sha256) == ("models:/digits/1", expected)
+        (tmp_path / "model").mkdir(exist_ok=True)
+        (tmp_path / "model" / "stale").touch()
         assert weights_sha256(load_model(fetch(tracker, version, tmp_path / "model"))) == expected
+        assert not (tmp_path / "model" / "stale").exists()
     for missing in ("models:/digits/7", "models:/digits@best", "models:/cats/1"):
         with pytest.raises(UserError, match=rf"model_uri={missing}: .*models:/digits"):
             resolve(tracker, missing)
+
+
+def artifacts(tracker: Tracker, model_id: str) -> dict[str, Path]:
+    """Return the files of a LoggedModel by name."""
+    folder = Path(tracker.client.get_logged_model(model_id).artifact_location.removeprefix("file://"))
+    return {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"x")], ids=["missing", "changed"])
+def test_repair_model_uploads_damaged_files_again(
+    tracker: Tracker, tmp_path: Path, damage: Callable[[Path], object]
+) -> None:
+    source, path = provenance(tracker), checkpoint(tmp_path / "c")
+    model_id = log_checkpoint(tracker, source, path)
+    assert repair_model(tracker, source, path, model_id) == []
+    files = artifacts(tracker, model_id)
+    assert len(files) >= 8
+    for file in files.values():
+        damage(file)
+    assert set(repair_model(tracker, source, path, model_id)) == set(files)
+    assert artifacts(tracker, model_id).keys() == files.keys()
+    assert repair_model(tracker, source, path, model_id) == []
+
+
+def test_repair_model_without_a_record_uploads_it_again(tracker: Tracker, tmp_path: Path) -> None:
+    source, path = provenance(tracker), checkpoint(tmp_path / "c")
+    model_id = log_checkpoint(tracker, source, path)
+    tracker.client.set_logged_model_tags(model_id, {"files_sha256": "none"})
+    assert "MLmodel" in repair_model(tracker, source, path, model_id)
+    assert repair_model(tracker, source, path, model_id) == []
+
+
+def test_load_encoder_runs_nothing_from_the_artifacts(tracker: Tracker, tmp_path: Path) -> None:
+    """Each file is replaced in turn, MLmodel by one that names foreign code: the codes are the same, or none."""
+    version = resolve(tracker, registered_model(tracker, tmp_path))
+    images = IMAGES.permute(0, 2, 3, 1).numpy()
+    expected = load_encoder(version.uri, tmp_path).predict(images)
+    files = artifacts(tracker, version.model_id)
+    (files["MLmodel"].parent / "foreign").mkdir()
+    marker = tmp_path / "marker"
+    (files["MLmodel"].parent / "foreign" / "foreign_model.py").write_text(
+        f"import pathlib\npathlib.Path({str(marker)!r}).touch()"
+    )
+    foreign = "flavors:\n  python_function:\n    code: foreign\n    data: data\n    loader_module: foreign_model\n"
+    errors = {}
+    for name, file in files.items():
+        content = file.read_bytes()
+        file.write_text(foreign if name == "MLmodel" else "{}")
+        try:
+            codes = load_encoder("models:/digits@champion", tmp_path).predict(images)
+            assert all(np.array_equal(codes[rung], expected[rung]) for rung in expected)
+        except CorruptedError as error:
+            errors[name] = str(error)
+        file.write_bytes(content)
+    assert list(errors) == ["data/checkpoint/checkpoint.json", "data/checkpoint/model.safetensors"]
+    assert all(name in error and version.run_id in error for name, error in errors.items())
+    assert not marker.exists()
+    files["MLmodel"].write_text(foreign)
+    with pytest.raises(AttributeError):
+        mlflow.pyfunc.load_model("models:/digits@champion")
+    assert marker.exists()  # so the planted code does run where MLmodel is read
+
+
+@pytest.mark.parametrize("registry", [None, "sqlite:///registry.db"])
+@pytest.mark.parametrize("tracking", [None, "http://h:5000"])
+def test_load_encoder_keeps_the_addresses_of_the_caller(
+    tracker: Tracker, tmp_path: Path, tracking: str | None, registry: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_REGISTRY_URI")
+    mlflow.set_tracking_uri(tracking)  # type: ignore[arg-type]
+    mlflow.set_registry_uri(registry)  # type: ignore[arg-type]
+    addresses = (mlflow.get_tracking_uri(), mlflow.get_registry_uri(), mlflow.is_tracking_uri_set())
+    with pytest.raises(UserError, match="not found"):
+        load_encoder("models:/digits@champion", tmp_path)
+    assert (mlflow.get_tracking_uri(), mlflow.get_registry_uri(), mlflow.is_tracking_uri_set()) == addresses
+    assert os.environ.get("MLFLOW_REGISTRY_URI") == registry
+    mlflow.set_tracking_uri("http://later:5000")
+    assert mlflow.get_registry_uri() == (registry or "http://later:5000")
 
 
 def test_fetch_of_other_weights_is_refused(tracker: Tracker, client: MlflowClient, tmp_path: Path) -> None:
@@ -245,5 +404,5 @@ def test_fetch_of_other_weights_is_refused(tracker: Tracker, client: MlflowClien
     for file in checkpoint(tmp_path / "other", seed=5).iterdir():
         if (target := location / "data" / "checkpoint" / file.name).exists():
             target.write_bytes(file.read_bytes())
-    with pytest.raises(UserError, match=r"models:/digits/1: .*registered"):
+    with pytest.raises(CorruptedError, match=r"models:/digits/1: .*registered"):
         fetch(tracker, version, tmp_path / "model")

@@ -1,16 +1,18 @@
 """The uploader and the recovery against MLflow itself: every metric of every step arrives once, whatever was killed."""
 
 import math
+import threading
 from pathlib import Path
 
 import pytest
 from helpers.kill_uploading import publish_history
 from mlflow import MlflowClient
-from mlflow.entities import Dataset
+from mlflow.entities import Dataset, Run
+from servers.refusals import mlflow_answering
 
 from jobs.config import TrackingConfig
 from jobs.events import CheckpointSaved, Event, MetricPoint, TrainingResumed, TrainingWarning
-from jobs.tracking.client import Tracker, TrackingUnavailableError
+from jobs.tracking.client import Tracker, TrackingError, TrackingUnavailableError
 from jobs.tracking.uploader import MetricUploader, UploadRecovery
 
 DATASET = Dataset(name="digits", digest="abc", source_type="local", source="/data")
@@ -90,6 +92,38 @@ def test_uploader_sends_nonfinite_values_once(tracker: Tracker, client: MlflowCl
     (loss,) = client.get_metric_history(run_id, "train/loss")
     assert math.isnan(loss.value)
     assert len(client.get_metric_history(run_id, "train/kl")) == 1
+
+
+def test_uploader_leaves_out_a_metric_that_mlflow_refuses(tracker: Tracker, client: MlflowClient, run_id: str) -> None:
+    history = [MetricPoint(p.step, p.time_ms, {**p.metrics, "a/../b": 1.0}) for p in (point(2), point(4))]
+    with MetricUploader(tracker, run_id) as uploader:
+        uploader.put(TrainingResumed(2, history[:1], {"good": "kept", "a/../b": "refused"}))
+        uploader.put(history[1])
+        uploader.put(CheckpointSaved(4))
+        uploader.close(20)
+        metric, tag = uploader.drain_notices()
+    assert curve(client, run_id) == [(2, 3.0), (4, 5.0)]
+    assert client.get_run(run_id).data.tags["warning.good"] == "kept"
+    assert "a/../b" in metric
+    assert "warning.a/../b" in tag
+
+
+def test_uploader_stops_where_mlflow_denies_access(tmp_path: Path) -> None:
+    with mlflow_answering(403) as uri, MetricUploader(Tracker(TrackingConfig(uri=uri), tmp_path), "0" * 32) as uploader:
+        uploader.put(TrainingResumed(2, [point(2)]))
+        with pytest.raises(TrackingError, match="permissions") as caught:
+            uploader.close(20)
+        assert not caught.value.retry
+        assert len(uploader.drain_notices()) == 1
+
+
+def test_recovery_goes_on_after_a_refused_metric(tracker: Tracker, client: MlflowClient, tmp_path: Path) -> None:
+    runs = [tracker.start_run("r", {}, DATASET, key=name) for name in "ab"]
+    publish_history(str(tmp_path / runs[0]), [MetricPoint(2, 1, {"train/loss": 3.0, "a/../b": 1.0})])
+    publish_history(str(tmp_path / runs[1]), [point(2)])
+    notices = UploadRecovery(tracker, {run_id: str(tmp_path / run_id) for run_id in runs}).finish(20)
+    assert ["a/../b" in notice for notice in notices] == [True, False]
+    assert curve(client, runs[0]) == curve(client, runs[1]) == [(2, 3.0)]
 
 
 def test_uploader_sends_a_warning_as_a_tag(tracker: Tracker, client: MlflowClient, run_id: str) -> None:
@@ -180,3 +214,43 @@ def test_uploader_without_a_server_gives_up(tmp_path: Path, monkeypatch: pytest.
             uploader.close(0.5)
         assert len(uploader.drain_notices()) == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_uploader_keeps_points_until_they_are_sent(
+    tracker: Tracker, client: MlflowClient, run_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log_accepted, failures = tracker.log_accepted, [True]
+
+    def fail_once(run_id: str, points: list[MetricPoint]) -> dict[str, str]:
+        if failures:
+            failures.pop()
+            raise TrackingUnavailableError("uri", "no answer", 503)
+        return log_accepted(run_id, points)
+
+    monkeypatch.setattr("jobs.tracking.uploader._MIN_PAUSE", 0.01)
+    monkeypatch.setattr(tracker, "log_accepted", fail_once)
+    upload(tracker, run_id, TrainingResumed(4, [point(2), point(4)]))
+    assert curve(client, run_id) == [(2, 3.0), (4, 5.0)]
+
+
+def test_uploader_neither_blocks_nor_outlives_its_command(
+    tracker: Tracker, client: MlflowClient, run_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLflow does not answer before the command has failed and has set the final status."""
+    get_run, failed = tracker.get_run, threading.Event()
+
+    def wait(run_id: str) -> Run | None:
+        assert failed.wait(60)
+        return get_run(run_id)
+
+    monkeypatch.setattr(tracker, "get_run", wait)
+    uploader = MetricUploader(tracker, run_id)
+    for event in (TrainingResumed(0), point(2), CheckpointSaved(2)):
+        uploader.put(event)
+    with pytest.raises(TrackingUnavailableError):
+        uploader.close(0)
+    tracker.end_run(run_id, "FAILED")
+    failed.set()
+    uploader._thread.join(60)
+    assert curve(client, run_id) == [(2, 3.0)]
+    assert client.get_run(run_id).info.status == "FAILED"
