@@ -56,7 +56,7 @@ def run_training(
     trainer = TorchTrainer(
         train_worker,  # type: ignore[arg-type]  # its annotation denies the return value that Result has
         train_loop_config={"job": job, "event_queue": event_queue, "threads": worker.threads},
-        torch_config=StoppableTorch(backend="gloo" if shares_gpu else None, event_queue=event_queue),
+        torch_config=StoppableTorch(backend="gloo" if shares_gpu else None, event_queue=event_queue, scratch=scratch),
         scaling_config=ScalingConfig(
             num_workers=(config.min_workers, config.num_workers) if config.min_workers else config.num_workers,  # type: ignore[arg-type]
             use_gpu=worker.num_gpus > 0,

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from jobs.cli import has_credentials
 from jobs.errors import UserError, first_line, os_error_reason
 from jobs.submit import environment
 
@@ -28,7 +29,7 @@ def job_package(overrides: Sequence[str], secrets: Mapping[str, str]) -> Iterato
         The folder, and the overrides with the preset's path in it.
 
     Raises:
-        UserError: The code or the preset cannot be read.
+        UserError: The code or the preset cannot be read, or the preset contains credentials.
     """
     with tempfile.TemporaryDirectory(prefix="vlae-submit-") as name:
         folder, arguments = Path(name), list(overrides)
@@ -39,7 +40,10 @@ def job_package(overrides: Sequence[str], secrets: Mapping[str, str]) -> Iterato
             for index, override in enumerate(overrides):
                 key, _, value = override.partition("=")
                 if key == "preset" and value.endswith((".yaml", ".yml")):
-                    shutil.copyfile(value, folder / _PRESET)
+                    content = Path(value).read_bytes()
+                    if has_credentials(content.decode(errors="replace")):
+                        raise UserError(f"preset={value}: contains credentials. Name environment variables in env=.")
+                    (folder / _PRESET).write_bytes(content)
                     arguments[index] = f"preset={_PRESET}"
         except shutil.Error as error:
             raise UserError(f"cannot read the code of this project ({first_line(error)}). Check its files.") from error

@@ -1,19 +1,25 @@
 """The training worker of Ray Train: what runs on each worker, and how it is asked to stop."""
 
+import os
 import signal
+import sys
 import threading
 import time
 from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import ray
 import ray.train
 import ray.train.torch
 import torch
+import torch.distributed as dist
 from ray.train.backend import Backend
 from ray.train.torch import TorchConfig
-from ray.train.torch.config import _TorchBackend
+from ray.train.torch.config import _set_torch_distributed_env_vars, _TorchBackend
 
+from jobs.cluster.ray_cluster import is_local
 from jobs.device import tune_malloc
 from jobs.errors import TrainingError, UnavailableError, UserError, first_line
 from jobs.events import WorkerFailed, WorkersStarted
@@ -25,9 +31,15 @@ _POLL_SECONDS = 0.5
 
 @dataclass
 class StoppableTorch(TorchConfig):
-    """The process group of the workers. A worker that receives SIGTERM requests all of them to stop."""
+    """The process group of the workers. A worker that receives SIGTERM requests all of them to stop.
+
+    Attributes:
+        event_queue: Handle of the `EventQueue` actor.
+        scratch: Folder for the rendezvous of the workers in a local cluster.
+    """
 
     event_queue: Any = None
+    scratch: Path = Path()
 
     @property
     def backend_cls(self) -> type[Backend]:
@@ -37,8 +49,33 @@ class StoppableTorch(TorchConfig):
 
 class _StoppableBackend(_TorchBackend):
     def on_start(self, worker_group: Any, backend_config: Any) -> None:
-        super().on_start(worker_group, backend_config)
+        if is_local():
+            _start_local_group(worker_group, backend_config)
+        else:
+            super().on_start(worker_group, backend_config)
         worker_group.execute(_stop_on_sigterm, backend_config.event_queue)
+
+
+def _start_local_group(worker_group: Any, config: StoppableTorch) -> None:
+    """Connect workers of one machine through a file, because torch's TCPStore listens on all addresses."""
+    config.scratch.mkdir(parents=True, exist_ok=True)
+    on_gpu = worker_group.get_resources_per_worker().get("GPU", 0) > 0
+    settings = {
+        "backend": config.backend or ("nccl" if on_gpu else "gloo"),
+        "rendezvous": config.scratch / f"rendezvous-{time.time_ns()}",
+        "world_size": len(worker_group),
+        "timeout": timedelta(seconds=config.timeout_s),
+    }
+    worker_group.execute(_set_torch_distributed_env_vars)
+    ranks = range(len(worker_group))
+    ray.get([worker_group.execute_single_async(rank, _join_local_group, rank, **settings) for rank in ranks])
+
+
+def _join_local_group(rank: int, backend: str, rendezvous: Path, world_size: int, timeout: timedelta) -> None:
+    loopback = "lo0" if sys.platform == "darwin" else "lo"
+    os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = loopback
+    store = dist.FileStore(str(rendezvous), world_size)  # type: ignore[attr-defined]  # missing from __all__
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
 
 
 def _stop_on_sigterm(event_queue: Any) -> None:

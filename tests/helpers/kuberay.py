@@ -24,6 +24,7 @@ class _AutoscalerOptions(_Closed):
     upscaling_mode: Literal["Default", "Conservative", "Aggressive"]
     idle_timeout_seconds: int = Field(ge=0)
     resources: dict[Literal["requests", "limits"], dict[str, str]]
+    security_context: dict[str, Any]
 
 
 class _HeadGroup(_Closed):

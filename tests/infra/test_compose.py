@@ -42,9 +42,18 @@ def test_volumes_are_declared_and_used() -> None:
 
 
 def test_images_are_pinned() -> None:
+    """Our own images have a version, those of others also a digest."""
     for name, service in SERVICES.items():
-        tag = service["image"].partition(":")[2]
-        assert re.fullmatch(r"\d[\w.-]*", tag), f"{name}: {service['image']}"
+        digest = "" if service["image"].startswith("vlae-pipeline:") else "@sha256:[0-9a-f]{64}"
+        assert re.fullmatch(r"[\w./-]+:\d[\w.-]*" + digest, service["image"]), name
+
+
+def test_services_are_confined() -> None:
+    for name, service in SERVICES.items():
+        assert service["cap_drop"] == ["ALL"], name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        assert "cap_add" not in service, name
+        assert service["mem_limit"], name
 
 
 def test_ports_are_published_to_this_machine_only() -> None:

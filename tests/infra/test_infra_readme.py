@@ -8,6 +8,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
+from jobs.submit.__main__ import parse_arguments
 from pipeline.settings.parse import read_config
 from pipeline.settings.schema import STAGES
 
@@ -31,8 +32,7 @@ COMMANDS = _commands(README) + _commands(JOB)
 def test_its_commands_have_known_words(module: str, overrides: list[str]) -> None:
     overrides = [override.replace("BUCKET", "bucket") for override in overrides]
     if module == "jobs.submit":
-        reader = pytest.importorskip("jobs.submit.__main__")
-        overrides = list(reader.parse_arguments(overrides, {}).overrides)
+        overrides = list(parse_arguments(overrides, {}).overrides)
     if "tune" not in STAGES:
         overrides = [override.replace("tune,", "") for override in overrides if not override.startswith("tune.")]
     config = read_config(overrides)

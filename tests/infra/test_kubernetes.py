@@ -102,6 +102,8 @@ def test_pods_are_confined_and_carry_no_secret(manifests: list[Manifest]) -> Non
                 if "PASSWORD" in variable["name"] or "SECRET" in variable["name"]:
                     assert set(variable) == {"name", "valueFrom"}
     assert not [manifest for manifest in manifests if manifest["kind"] == "Secret"]
+    autoscaler = _of(manifests, "RayCluster")["vlae"]["spec"]["autoscalerOptions"]
+    assert autoscaler["securityContext"]["capabilities"] == {"drop": ["ALL"]}
 
 
 def test_selectors_find_their_pods(manifests: list[Manifest]) -> None:

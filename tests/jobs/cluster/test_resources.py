@@ -3,7 +3,7 @@
 import pytest
 
 from jobs.cluster.ray_cluster import Resources
-from jobs.cluster.resources import allocate
+from jobs.cluster.resources import allocate, max_worker_groups
 from jobs.config import TrainConfig
 from jobs.errors import UserError
 
@@ -40,3 +40,10 @@ def test_allocate_divides_cpus_and_gpus(
     else:
         worker = allocate(config, resources)
         assert (worker.num_cpus, worker.num_gpus, worker.threads) == expected
+
+
+def test_max_worker_groups_counts_fractions_exactly() -> None:
+    """3 / (3 * 0.1) is a little less than 10 in floating point."""
+    assert max_worker_groups(Resources(3, 0, 3), 3, 0.1, 0) == 10
+    assert max_worker_groups(Resources(99, 3, 99), 3, 1, 0.1) == 10
+    assert max_worker_groups(Resources(2, 9, 2), 3, 1, 1) == 0

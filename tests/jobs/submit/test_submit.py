@@ -4,6 +4,7 @@ import io
 import json
 import re
 import shlex
+import socket
 import subprocess
 import sys
 import zipfile
@@ -14,9 +15,10 @@ from servers.dashboard import Dashboard, job_details
 from servers.processes import free_port
 
 from jobs.cli import UsageError
-from jobs.errors import UserError
+from jobs.errors import UnavailableError, UserError
+from jobs.submit import client, environment
 from jobs.submit.__main__ import main, parse_arguments
-from jobs.submit.client import ENTRYPOINT
+from jobs.submit.client import ENTRYPOINT, JobClient
 from jobs.submit.package import job_package
 
 WORKSPACE = "workspace=/shared/ws"
@@ -65,6 +67,12 @@ def test_parse_arguments_masks_refused_credentials(arguments: list[str]) -> None
     assert "hunter2" not in str(error.value)
 
 
+def test_parse_arguments_refuses_credentials_of_the_variable() -> None:
+    with pytest.raises(UsageError, match=r"^address: ") as error:
+        parse_arguments([WORKSPACE], {"RAY_API_SERVER_ADDRESS": "http://user:hunter2@head:8265"})
+    assert "hunter2" not in str(error.value)
+
+
 def test_parse_arguments_separates_options_and_overrides() -> None:
     arguments = ["seed=1", "address=http://head:8265/", "env=A,B", WORKSPACE, "wait=false", "name=job-1"]
     command = parse_arguments(arguments, {"A": "1", "B": "2"})
@@ -110,6 +118,14 @@ def test_job_package_runs_by_itself(tmp_path: Path) -> None:
     assert not folder.exists()
 
 
+def test_job_package_with_credentials_in_the_preset_is_refused(tmp_path: Path) -> None:
+    preset = tmp_path / "own.yaml"
+    preset.write_text("# a preset\ntracking.uri: http://user:hunter2@mlflow\n")
+    with pytest.raises(UserError, match="preset=") as error, job_package([f"preset={preset}"], {}):
+        pass
+    assert "hunter2" not in str(error.value)
+
+
 def test_job_package_without_the_preset_names_its_path() -> None:
     with pytest.raises(UserError, match=r"^/nowhere/a.yaml: "), job_package(["preset=/nowhere/a.yaml"], {}):
         pass
@@ -128,6 +144,7 @@ def test_main_submits_the_package_and_masks_secrets(
     assert shlex.split(job["entrypoint"].removeprefix(ENTRYPOINT)) == [WORKSPACE, root, "ray.address=auto"]
     assert "hunter2" not in json.dumps(job)
     assert job["runtime_env"]["worker_process_setup_hook"] == "jobs.submit.environment.load"
+    assert job["runtime_env"]["env_vars"] == {"RAY_JOB_STOP_WAIT_TIME_S": "60"}  # for a last checkpoint
     with zipfile.ZipFile(io.BytesIO(dashboard.packages[0])) as package:
         names = package.namelist()
         assert b"hunter2" in package.read(".job-environment.json")
@@ -241,3 +258,28 @@ def test_list_masks_credentials(capfd: pytest.CaptureFixture[str]) -> None:
     assert head.split() == ["name", "status", "started", "seconds", "overrides"]
     assert row.startswith("a     running")
     assert row.endswith("tracking.uri=http://***@mlflow seed=3")
+
+
+def test_packages_of_equal_secrets_differ(tmp_path: Path) -> None:
+    """Ray logs a hash of the package, by which the secrets could be guessed otherwise."""
+    contents = []
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        environment.write(tmp_path / name, {"PIN": "1234"})
+        contents += [path.read_bytes() for path in (tmp_path / name).iterdir()]
+    assert len(set(contents)) == 2
+
+
+def test_logs_of_an_unreachable_cluster_end(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    """The connection breaks, and no time is left for another one."""
+    monkeypatch.setattr(client, "_OUTAGE_SECONDS", -1)
+    with Dashboard(job_details("a"), "a log", drops=(0,)) as dashboard:
+        assert main(["logs", "a", f"address={dashboard.address}"]) == 1
+    assert "the dashboard does not answer" in capfd.readouterr().err
+
+
+@pytest.mark.timeout(60)
+def test_job_client_gives_up_a_silent_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "_TIMEOUT", (0.2, 0.2))
+    with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(UnavailableError, match="does not answer"):
+        JobClient(f"http://127.0.0.1:{silent.getsockname()[1]}")

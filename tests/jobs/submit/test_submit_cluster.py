@@ -162,7 +162,7 @@ def test_training_outlasts_the_loss_of_a_node(cluster: RayCluster, tmp_path: Pat
     job = overrides(tmp_path, stage="shard,train,evaluate", data__num_images=8000, **steps)
     process = submit(cluster, ["env=MY_SECRET", *job], MY_SECRET=secret)
     wait_for(lambda: newest_step(tmp_path) >= 200, process, 300)
-    assert len(set(cluster.nodes_of_tasks("write_parts"))) == 3
+    assert len(set(cluster.nodes_of_tasks("write_tasks"))) == 3
     workers = cluster.nodes_of_actors("RayTrainWorker")
     assert len(set(workers)) == 2
     victim = next(node for node in workers if node != HEAD)

@@ -1,10 +1,10 @@
 """Ctrl-C while the log of a job is followed: the job keeps running unless the user stops it on a terminal."""
 
+import io
 import os
 import pty
 import signal
 import sys
-import threading
 
 import pytest
 from servers.dashboard import Dashboard, job_details
@@ -12,13 +12,23 @@ from servers.dashboard import Dashboard, job_details
 from jobs.submit.__main__ import main
 
 
-def test_ctrl_c_without_a_terminal_leaves_the_job(capfd: pytest.CaptureFixture[str]) -> None:
+class InterruptedOutput(io.StringIO):
+    """Output during which Ctrl-C is pressed, once the log is shown."""
+
+    def write(self, text: str) -> int:
+        if "begun" in text:
+            os.kill(os.getpid(), signal.SIGINT)
+        return super().write(text)
+
+
+def test_ctrl_c_without_a_terminal_leaves_the_job(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdout", output := InterruptedOutput())
     with Dashboard(job_details("a", "RUNNING", None), log="begun\n") as dashboard:
-        threading.Timer(1.5, os.kill, (os.getpid(), signal.SIGINT)).start()
         assert main(["logs", "a", f"address={dashboard.address}"]) == 130
-    out, err = capfd.readouterr()
-    assert out == "begun\n"
-    assert "job a is left running" in err
+    assert output.getvalue() == "begun\n"
+    assert "job a is left running" in capfd.readouterr().err
     assert dashboard.stopped == []
 
 
