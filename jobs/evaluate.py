@@ -20,7 +20,7 @@ from jobs.evaluation.explorer import explorer_page
 from jobs.evaluation.inputs import EncodedDataset, Floats, RungFactorMatrix, encode_splits, sample
 from jobs.evaluation.model_metrics import ModelMetrics, likelihood_terms, model_metrics
 from jobs.evaluation.plots import draw_metrics, draw_samples
-from jobs.evaluation.registry import FACTOR_COMPLEXITY, METRIC_GROUPS, METRICS, RUNG_INFORMATION
+from jobs.evaluation.registry import FACTOR_COMPLEXITY, METRIC_GROUPS, MIN_IMAGES, RUNG_INFORMATION, defined_metrics
 from vlae.models.base import HierarchicalModel
 
 _MAX_CPUS = 8
@@ -95,8 +95,8 @@ def merge_metrics(
     """Return the finite metrics of all tasks by name, with those of the ELBO and of the rungs' `information` (L, K)."""
     matrix = RungFactorMatrix(information, of_model.complexity, encoded.names)
     results = {RUNG_INFORMATION: information, FACTOR_COMPLEXITY: of_model.complexity}
-    values = compute_metrics([metric for metric in METRICS if metric.group == "likelihood"], encoded)
-    values |= compute_metrics([metric for metric in METRICS if metric.group == "hierarchy"], matrix, results)
+    values = compute_metrics(defined_metrics("likelihood", encoded.num_images), encoded)
+    values |= compute_metrics(defined_metrics("hierarchy", encoded.num_images), matrix, results)
     for metrics in (of_model.values, *groups):
         values |= metrics
     return {name: float(value) for name, value in values.items() if math.isfinite(value)}
@@ -116,7 +116,8 @@ def draw(
     generator = torch.Generator(device).manual_seed(config.seed + 2)
     pixels = to_device(sample(test, min(config.num_images, _NUM_DRAWN_IMAGES), config.seed).images, device)
     elbo = likelihood_terms(encoded.codes, encoded.dimensions, encoded.discrete)["elbo"]
-    figures = draw_metrics(encoded.codes, information, encoded.names, of_model.gibbs)
+    names = encoded.names if encoded.num_images >= MIN_IMAGES else []  # because information of fewer images is noise
+    figures = draw_metrics(encoded.codes, information, names, of_model.gibbs)
     with autocast_bf16(device):
         figures |= draw_samples(model, pixels, generator)
         page = explorer_page(
@@ -124,8 +125,8 @@ def draw(
             pixels,
             title=title,
             kl_dims=encoded.codes.mean_kl,
-            information=information if encoded.names else None,
-            names=encoded.names,
+            information=information if names else None,
+            names=names,
             facts={"test images": f"{len(encoded.factors):,}", "ELBO": f"{elbo:,.1f} nats per image"},
         )
     return figures, page

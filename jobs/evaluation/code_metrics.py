@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from jobs.evaluation.encode import Array
-from jobs.evaluation.inputs import MIN_IMAGES, EncodedDataset, Factors, RungFactorMatrix
-from jobs.evaluation.registry import METRICS, Group, Metric
+from jobs.evaluation.inputs import EncodedDataset, Factors, RungFactorMatrix
+from jobs.evaluation.registry import Group, Metric, defined_metrics
 from vlae.metrics import dci_scores, few_label_accuracy, independent_axes, mig_score, rung_dci_scores, udr_score
 
 _LABEL_COUNTS = (10, 100, 1000)
@@ -41,10 +41,8 @@ def compute_metrics(
 
 
 def compute_group(group: Group, encoded: EncodedDataset) -> dict[str, float]:
-    """Return a group's metrics by name, not all finite; empty below 20 images in a split, where values are noise."""
-    if min(len(encoded.factors), len(encoded.train_factors)) < MIN_IMAGES:
-        return {}
-    return compute_metrics([metric for metric in METRICS if metric.group == group], encoded)
+    """Return a group's metrics by name, not all finite."""
+    return compute_metrics(defined_metrics(group, encoded.num_images), encoded)
 
 
 def dci_with_rungs(

@@ -21,7 +21,6 @@ from jobs.evaluation.encode import Array, Encodings, encode, means_and_samples, 
 from vlae.metrics import factor_centroids, rung_information
 from vlae.models.base import HierarchicalModel
 
-MIN_IMAGES = 20  # of a split, below which a probe or a distance is noise
 _INFORMATION_IMAGES = 3000  # because every image is compared with every other
 _TRAIN_IMAGES = 10_000  # train images of the classifiers, as in the literature
 _TEST_IMAGES = 5000  # test images of the classifiers, as in the literature
@@ -36,7 +35,10 @@ Factors = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Sample:
-    """Images (N, C, H, W) uint8 of a split, the index (N, K) of each factor's value, and the names of the K factors."""
+    """Images (N, C, H, W) uint8 of a split, the index (N, K) of each factor's value, and the names of the K factors.
+
+    The setting `data.factors` selects the factors.
+    """
 
     images: Tensor
     factors: Factors
@@ -46,19 +48,21 @@ class Sample:
 def sample(data: ShardedDataset, count: int, seed: int) -> Sample:
     """Return up to `count` images of a split in a random order, because the source may be sorted by class."""
     images, factors = data.read(permute(np.arange(min(len(data), count)), len(data), seed))
-    return Sample(images, factors, [factor.name for factor in data.manifest.factors])
+    selected = data.manifest.select_factors(data.access.factors)
+    columns = [data.manifest.factors.index(factor) for factor in selected]
+    return Sample(images, factors[:, columns], [factor.name for factor in selected])
 
 
 def label_name(label_factor: str, names: Sequence[str]) -> str | None:
     """Return the class factor: `label_factor`, or if that is empty the first of `LABELS` that exists, or None.
 
     Raises:
-        UserError: The dataset has no factor `label_factor`.
+        UserError: `label_factor` is not among the names.
     """
     if label_factor and label_factor not in names:
         raise UserError(
-            f"evaluate.label_factor={label_factor}: not a factor of this dataset. "
-            f"Choose from its factors: {', '.join(names) or 'none'}."
+            f"evaluate.label_factor={label_factor}: not among the factors that metrics use. "
+            f"Choose from {', '.join(names) or 'none'}, or set data.factors."
         )
     return label_factor or next((label for label in LABELS if label in names), None)
 
@@ -91,6 +95,11 @@ class EncodedDataset:
     train_rung_samples: list[Array] = field(default_factory=list)
     train_factors: Factors = field(default_factory=lambda: np.zeros((0, 0), np.int64))
     sibling_means: list[Array] = field(default_factory=list)
+
+    @property
+    def num_images(self) -> int:
+        """Number of images of the smaller split, min(N, M)."""
+        return min(len(self.factors), len(self.train_factors))
 
     @property
     def rung_dims(self) -> list[int]:

@@ -13,15 +13,16 @@ from jobs.data.dataset import ShardedDataset
 from jobs.device import autocast_bf16, to_device
 from jobs.evaluation.config import EvaluateConfig
 from jobs.evaluation.encode import Encodings
-from jobs.evaluation.inputs import MIN_IMAGES, Sample, label_name, sample
+from jobs.evaluation.inputs import Sample, label_name, sample
 from jobs.evaluation.registry import (
     CLASSIFIER_ACCURACY,
     GIBBS_CURVE,
     IMPORTANCE_WEIGHTED_BOUND,
-    METRICS,
+    MIN_IMAGES,
     NUM_PARAMETERS,
     TOP_K_CURVE,
     TOTAL_EFFECTS,
+    defined_metrics,
 )
 from vlae.classifier import Classifier, accuracy, train_classifier
 from vlae.features import RandomFeatures
@@ -66,13 +67,14 @@ def model_metrics(
     device = next(model.parameters()).device
     generator = torch.Generator(device).manual_seed(config.seed + 1)  # noise that the codes do not share
     test_images = sample(test, config.num_images, config.seed)
+    num_images = min(len(train), len(test_images.images))
     pixels = to_device(test_images.images[: max(_GIBBS_IMAGES, config.iwae_images)], device)
     gibbs_pixels = pixels[:_GIBBS_IMAGES]
     classifier, classifier_accuracy = _label_classifier(train, test_images, config, device)
     with autocast_bf16(device):
         gibbs: GibbsCurve | None = None
         gibbs_result: dict[str, Any] = {}
-        if min(pixels.shape[2:]) >= _MIN_FEATURE_SIDE and len(pixels) >= MIN_IMAGES and config.gibbs_steps:
+        if min(pixels.shape[2:]) >= _MIN_FEATURE_SIDE and num_images >= MIN_IMAGES and config.gibbs_steps:
             features = RandomFeatures().to(device)
             gibbs = gibbs_curve(model, gibbs_pixels, features, steps=config.gibbs_steps, generator=generator)
             distances = dict(zip((0, *gibbs.steps), (gibbs.start, *gibbs.distances), strict=True))
@@ -88,9 +90,8 @@ def model_metrics(
         NUM_PARAMETERS: model.num_parameters,
     }
     values: dict[str, float] = {}
-    for metric in METRICS:
-        if metric.group == "model":
-            values |= metric.compute(None, results, test_images.names)
+    for metric in defined_metrics("model", num_images):
+        values |= metric.compute(None, results, test_images.names)
     return ModelMetrics(values, _complexity(sample(train, _LINEAR_IMAGES, config.seed), test_images), gibbs)
 
 

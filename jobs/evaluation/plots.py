@@ -18,6 +18,8 @@ from vlae.models.base import HierarchicalModel
 from vlae.traversals import manifold, resample_rung
 
 _COLUMNS = 8
+_MAX_FACTORS = 100  # in a figure, because matplotlib draws at most 65,535 pixels
+_MAX_LABEL = 24  # characters of a factor's name, because longer ones leave no space for the figure
 _GIBBS_STEPS = (1, 2, 5, 10, 20)
 
 
@@ -54,14 +56,15 @@ def draw_samples(model: HierarchicalModel, images: Tensor, generator: torch.Gene
 def draw_metrics(
     codes: Encodings, information: NDArray[np.float64], names: Sequence[str], gibbs: GibbsCurve | None
 ) -> dict[str, bytes]:
-    """Return figures by name: `rates`, `information` (L, K) in [0, 1] with factors, and `gibbs_curve` with chains."""
+    """Return figures by name: `rates`, `information` (L, K) of the first 100 factors, and `gibbs_curve` with chains."""
     rungs = [f"rung {rung}" for rung in range(len(codes.samples))]
     active = zip(active_units(codes.kl_dims, threshold=codes.threshold), codes.samples, strict=True)
     notes = [f"{count} of {samples.shape[1]} units active" for count, samples in active]
     figures = {"rates": bar_chart(rates(codes.kl_dims).tolist(), rungs, notes, "rate of each rung", "nats per image")}
     if names:
         title = "information / entropy of the factor"
-        figures["information"] = heat_map(information[::-1], rungs[::-1], names, title)
+        labels = [name if len(name) <= _MAX_LABEL else f"{name[: _MAX_LABEL - 3]}..." for name in names[:_MAX_FACTORS]]
+        figures["information"] = heat_map(information[::-1, :_MAX_FACTORS], rungs[::-1], labels, title)
     if gibbs is not None:
         figures["gibbs_curve"] = line_chart(
             gibbs.steps,
@@ -101,7 +104,8 @@ def _image_grid(panels: Sequence[tuple[str, Tensor]], columns: int) -> bytes:
 
 def heat_map(values: NDArray[np.float64], rows: Sequence[str], columns: Sequence[str], title: str) -> bytes:
     """Draw a matrix in [0, 1] as colors with the numbers in them, the last row at the bottom; NaN becomes a dash."""
-    figure = Figure(figsize=(1.6 + 0.75 * len(columns), 1.4 + 0.5 * len(rows)), layout="constrained", dpi=100)
+    height = 1 + 0.5 * len(rows) + 0.08 * max(map(len, columns))  # because the columns' names are slanted
+    figure = Figure(figsize=(max(4, 1.6 + 0.75 * len(columns)), height), layout="constrained", dpi=100)
     axis = figure.subplots()
     axis.imshow(values, vmin=0, vmax=1, cmap="viridis", aspect="auto")
     axis.set_xticks(range(len(columns)), columns, rotation=35, ha="right")

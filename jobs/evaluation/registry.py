@@ -22,6 +22,8 @@ Group = Literal[
 # Groups that need codes and factors only, each one Ray task; the longest is first, because it runs beside the others.
 METRIC_GROUPS: tuple[Group, ...] = ("dci", "probes", "interventions", "classifiers", "information")
 
+MIN_IMAGES = 20  # of the train and of the test split, below which a probe or a distance is noise
+
 SECTIONS = {
     "Likelihood and rates": "Nats per image of the test split.",
     "Where factors lie": "The level centroid of a factor is 0 in the bottom rung and 1 in the top rung.",
@@ -65,6 +67,7 @@ class Metric:
         field: Attribute or key of the function's result that is the metric. Empty: the result itself.
         group: Metrics of one group are computed by the same task.
         min_factors: Number of varying factors that the metric needs.
+        min_images: Number of images in the train and in the test split below which the metric is not computed.
         per_rung: Whether the metric is also computed of each rung alone, as `NAME/rung_l`.
         range: Values to expect, such as `0..1` or `nats`.
         higher_is_better: None for a metric that describes and does not rank.
@@ -85,6 +88,7 @@ class Metric:
     field: str = ""
     group: Group = "information"
     min_factors: int = 0
+    min_images: int = MIN_IMAGES
     per_rung: bool = False
     range: str
     higher_is_better: bool | None = True
@@ -159,12 +163,20 @@ _elbo = partial(
     function="jobs.evaluation.model_metrics:likelihood_terms",
     inputs=("codes", "dimensions", "discrete"),
     group="likelihood",
+    min_images=0,
     section="Likelihood and rates",
 )
 _rates = partial(
-    Metric, inputs=("codes.kl_dims",), group="likelihood", section="Likelihood and rates", higher_is_better=None
+    Metric,
+    inputs=("codes.kl_dims",),
+    group="likelihood",
+    min_images=0,
+    section="Likelihood and rates",
+    higher_is_better=None,
 )
-_bound = partial(Metric, function=IMPORTANCE_WEIGHTED_BOUND, group="model", section="Likelihood and rates")
+_bound = partial(
+    Metric, function=IMPORTANCE_WEIGHTED_BOUND, group="model", min_images=0, section="Likelihood and rates"
+)
 _factor = partial(Metric, group="hierarchy", min_factors=1, section="Where factors lie", higher_is_better=None)
 _probe = partial(
     Metric,
@@ -177,7 +189,9 @@ _probe = partial(
     higher_is_better=None,
 )
 _rung = partial(Metric, inputs=("information",), group="hierarchy", min_factors=1, section="Hierarchy")
-_effect = partial(Metric, function=TOTAL_EFFECTS, group="model", section="Color and class", higher_is_better=None)
+_effect = partial(
+    Metric, function=TOTAL_EFFECTS, group="model", min_images=0, section="Color and class", higher_is_better=None
+)
 _gibbs = partial(
     Metric, function=GIBBS_CURVE, group="model", section="Gibbs chains and top rungs", higher_is_better=False
 )
@@ -224,8 +238,8 @@ METRICS: tuple[Metric, ...] = (
            range="0..D_l", in_results=True,
            doc="Number of active latents of the rung: mean KL above that of a collapsed latent plus 0.01 nat. The "
            "KL of a collapsed latent is 0 under a normal prior and above 0 with `model.prior_shape` above 2."),
-    Metric("num_parameters", function=NUM_PARAMETERS, group="model", section="Likelihood and rates", range="count",
-           higher_is_better=None, doc="Number of trained parameters."),
+    Metric("num_parameters", function=NUM_PARAMETERS, group="model", min_images=0,
+           section="Likelihood and rates", range="count", higher_is_better=None, doc="Number of trained parameters."),
     _factor("information/rung_l/FACTOR", function=RUNG_INFORMATION, range="0..1",
             doc="I(z_l; v_k) / H(v_k) of the whole rung, by held-out prediction from the exact posteriors."),
     _probe("probe/rung_l/FACTOR", field="single", range="about 0..1",
@@ -270,15 +284,15 @@ METRICS: tuple[Metric, ...] = (
     _effect("class_flip_rate/rung_l", field="flip_rate", min_factors=1, range="0..1", in_results=True,
             doc="How often resampling the rung changes the likeliest class."),
     Metric("classifier_accuracy", function=CLASSIFIER_ACCURACY, group="model", section="Color and class",
-           min_factors=1, range="0..1", higher_is_better=None, in_results=True,
+           min_factors=1, min_images=0, range="0..1", higher_is_better=None, in_results=True,
            doc="Test accuracy of the classifier behind `class_effect` and `class_flip_rate`."),
     _gibbs("gibbs_distance/ancestral", field="ancestral", range=">= 0", in_results=True,
            doc="Frechet distance from samples of the prior to test images."),
     _gibbs("gibbs_distance/step_n", field="distances", range=">= 0", in_results=True,
            doc="Frechet distance to test images of chains z_0 ~ q(z_0|x), x = decoder(z_0) after n steps "
            "(`evaluate.gibbs_steps`). Step 0 is other test images."),
-    Metric("top_k_mse/k", function=TOP_K_CURVE, group="model", section="Gibbs chains and top rungs", range=">= 0",
-           higher_is_better=False,
+    Metric("top_k_mse/k", function=TOP_K_CURVE, group="model", min_images=0,
+           section="Gibbs chains and top rungs", range=">= 0", higher_is_better=False,
            doc="Squared error per pixel with the top k rungs inferred from the image and the others drawn from the "
            "prior."),
     _pair("mig", function="vlae.metrics.information:mig_score", per_rung=True, range="0..1",
@@ -368,6 +382,33 @@ else:  # a type checker cannot evaluate these, pydantic and --help can
 def headline(values: Mapping[str, float]) -> dict[str, float]:
     """Return the headline metrics among these, in the order of the registry."""
     return {metric.name: values[metric.name] for metric in HEADLINE_METRICS if metric.name in values}
+
+
+def defined_metrics(group: Group, num_images: int) -> list[Metric]:
+    """Return the metrics of a group that need at most `num_images` images in the smaller split."""
+    return [metric for metric in METRICS if metric.group == group and metric.min_images <= num_images]
+
+
+def undefined_notes(num_images: int) -> list[str]:
+    """Return the metrics left out for lack of images in the smaller split, a sentence per minimum number of images."""
+    notes = []
+    for needed in sorted({metric.min_images for metric in METRICS if metric.min_images > num_images}):
+        names: list[str] = []
+        for section in SECTIONS:
+            metrics = [metric for metric in METRICS if metric.section == section and metric.group != "search"]
+            missing = [metric.name.partition("/")[0] for metric in metrics if metric.min_images == needed]
+            names += [f"all of '{section}'"] if len(missing) == len(metrics) else dict.fromkeys(missing)
+        notes.append(
+            f"metrics left out, because they need {needed} images in the train and in the test split, and the smaller "
+            f"one has {num_images}: {', '.join(names)}"
+        )
+    return notes
+
+
+def required_images(names: Iterable[str]) -> int:
+    """Return the largest `min_images` of metrics without placeholders, 0 for unknown names."""
+    chosen = set(names)
+    return max((metric.min_images for metric in METRICS if metric.name in chosen), default=0)
 
 
 def required_factors(names: Iterable[str]) -> int:

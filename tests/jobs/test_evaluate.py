@@ -2,23 +2,25 @@
 
 import io
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from helpers.datasets import open_split
+from helpers.datasets import local, open_split, write_dataset
 from helpers.evaluation import evaluate_model
 from PIL import Image
 from torch.distributions import Normal, kl_divergence
 
 from jobs.data.dataset import ShardedDataset
+from jobs.data.sources.image_folder import ImagesConfig
 from jobs.errors import UserError
 from jobs.evaluate import Evaluation
 from jobs.evaluation.code_metrics import compute_metrics
 from jobs.evaluation.config import EvaluateConfig
 from jobs.evaluation.encode import encode
-from jobs.evaluation.inputs import Sample, encode_sample, label_name
+from jobs.evaluation.inputs import Sample, encode_sample, label_name, sample
 from jobs.evaluation.model_metrics import bounds, likelihood_terms
 from jobs.evaluation.registry import METRICS
 from vlae.config import HvaeConfig, LvaeConfig, VlaeConfig
@@ -156,15 +158,37 @@ def test_bounds_more_samples_are_higher(data: ShardedDataset, whole: Evaluation)
 def test_label_name_unknown_factor_is_refused(data: ShardedDataset) -> None:
     with pytest.raises(UserError, match=r"evaluate\.label_factor=color"):
         evaluate(untrained(), data, num_images=60, label_factor="color")
-    assert [label_name(name, ["font", "digit", "class"]) for name in ("", "font")] == ["digit", "font"]
+    assert [label_name(name, ["class", "digit", "font"]) for name in ("", "font")] == ["digit", "font"]
     assert label_name("", ["hue"]) is None
+
+
+def test_sample_has_the_factors_that_metrics_use(digit_dataset: Path) -> None:
+    access = replace(local(digit_dataset), factors=("digit", "hue"))
+    chosen, whole = (sample(ShardedDataset(access, "test"), 50, 3) for access in (access, local(digit_dataset)))
+    assert chosen.names == ["hue", "digit"]
+    assert len(whole.names) == 12
+    columns = [whole.names.index(name) for name in chosen.names]
+    np.testing.assert_array_equal(chosen.factors, whole.factors[:, columns])
+
+
+def test_sample_leaves_out_identifiers(tmp_path: Path) -> None:
+    rows = [f"{n}.png,{n % 2},{n % 3},{n}" for n in range(30)]
+    (tmp_path / "factors.csv").write_text("\n".join(["file,number,kind,serial", *rows]))
+    for n in range(30):
+        Image.new("L", (8, 8), 8 * n).save(tmp_path / f"{n}.png")
+    config = ImagesConfig(root=tmp_path, image_size=8, channels=1, test_fraction=0.3)
+    manifest = write_dataset(config.open(), tmp_path / "shards", config)
+    assert [factor.name for factor in manifest.factors] == ["number", "kind", "serial"]
+    assert sample(open_split(tmp_path / "shards", "train"), 5, 0).names == ["number", "kind"]
 
 
 @pytest.mark.parametrize("count", [10, 19])
 def test_evaluation_few_images_skips_noisy_metrics(data: ShardedDataset, count: int) -> None:
-    metrics = evaluate(untrained(), data, num_images=count).metrics
-    assert "elbo" in metrics
-    assert not [name for name in metrics if name.startswith(("gibbs", "probe/", "complexity"))]
+    evaluation = evaluate(untrained(), data, num_images=count)
+    computed = [metric for metric in METRICS if not metric.min_images]
+    assert {"elbo", "effect/rung_0", "top_k_mse/2", "classifier_accuracy"} <= set(evaluation.metrics)
+    assert all(any(metric.pattern.fullmatch(name) for metric in computed) for name in evaluation.metrics)
+    assert "information" not in evaluation.figures
 
 
 def test_evaluation_nan_weights_are_refused(data: ShardedDataset) -> None:

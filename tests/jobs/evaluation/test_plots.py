@@ -8,7 +8,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from jobs.evaluation.plots import bar_chart, heat_map, line_chart, tile
+from jobs.evaluation.encode import Encodings
+from jobs.evaluation.plots import bar_chart, draw_metrics, heat_map, line_chart, tile
 
 
 def pixels(png: bytes) -> NDArray[np.uint8]:
@@ -68,3 +69,12 @@ def test_tile_keeps_colors() -> None:
 def test_heat_map_accepts_nan() -> None:
     values = np.array([[0.0, np.nan], [0.5, 1.0]])
     assert pixels(heat_map(values, ["rung 1", "rung 0"], ["a", "b"], "t")).shape[0] > 100
+
+
+@pytest.mark.parametrize("count", [1, 1000])
+def test_draw_metrics_long_names_fit(count: int) -> None:
+    """Matplotlib refuses pictures of 65,536 pixels, and warns of labels that leave no space."""
+    rung = [np.ones((5, 2), np.float32)]
+    codes = Encodings(rung, rung, rung, rung, rung, np.zeros(5, np.float32), 0.0)
+    figures = draw_metrics(codes, np.eye(1, count), ["W" * 100] * count, None)
+    assert pixels(figures["information"]).shape[1] < 65_536

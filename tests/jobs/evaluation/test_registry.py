@@ -1,5 +1,6 @@
 """The metric registry: every entry works, and every place that names metrics derives from it."""
 
+import random
 import re
 import subprocess
 import sys
@@ -9,7 +10,9 @@ from pkgutil import resolve_name
 from typing import get_args
 
 import pytest
+from mlflow.utils.validation import _validate_metric
 
+from jobs.data.sources.base import factor_name_faults
 from jobs.evaluation.config import EvaluateConfig
 from jobs.evaluation.encode import Encodings
 from jobs.evaluation.inputs import EncodedDataset, RungFactorMatrix
@@ -23,6 +26,8 @@ from jobs.evaluation.registry import (
     headline,
     metrics_markdown,
     required_factors,
+    required_images,
+    undefined_notes,
 )
 from jobs.search.config import TuneConfig
 
@@ -50,6 +55,20 @@ def test_every_logged_name_matches_one_entry() -> None:
     for name in ("kl/rung_0", "probe/rung_1/a", "probe/all/a", "mig/a", "few_labels/100", "gibbs_distance/step_20"):
         assert len([metric for metric in METRICS if metric.pattern.fullmatch(name)]) == 1, name
     assert not [metric for metric in METRICS if metric.pattern.fullmatch("mig/rung_0")]  # of `mig`, per rung
+
+
+def test_logged_names_of_valid_factors_are_valid_in_mlflow() -> None:
+    """A factor name that is accepted gives metric names that MLflow accepts and one entry matches."""
+    rng = random.Random(0)
+    parts = {part for metric in METRICS for part in metric.name.split("/")} | {"rung_1", "step_5", "10", "a" * 100}
+    names = [*parts, *("".join(rng.choices("ab./_- 0:R\n", k=rng.randrange(5))) for _ in range(1000))]
+    accepted = {name for name in names if not factor_name_faults([name])}
+    assert len(accepted) > 100
+    values = [metric.name.replace("rung_l", "rung_999") for metric in METRICS]
+    for name in accepted:
+        for key in (value.replace("FACTOR", name) for value in values if "FACTOR" in value):
+            _validate_metric(f"test/{key}", 0.0, 0, 0)
+            assert sum(bool(metric.pattern.fullmatch(key)) for metric in METRICS) == 1, key
 
 
 def test_compute_expands_placeholders_in_order() -> None:
@@ -100,6 +119,22 @@ def test_required_factors_is_the_largest() -> None:
     assert required_factors(["elbo", "mean_color_gap"]) == 0
     assert required_factors(["elbo", "mig"]) == 1
     assert required_factors(["mig_sup", "mig"]) == 2
+
+
+def test_required_images_is_the_largest() -> None:
+    assert required_images(["elbo", "mean_color_gap"]) == 0
+    assert required_images(["elbo", "mig"]) == 20
+
+
+def test_undefined_notes_name_metrics_and_sections() -> None:
+    assert undefined_notes(20) == []
+    (note,) = undefined_notes(19)
+    assert "20" in note
+    assert "19" in note
+    assert "'Disentanglement'" in note
+    assert "gibbs_distance" in note
+    assert "elbo" not in note
+    assert "'Color and class'" not in note
 
 
 def test_metrics_page_documents_every_name() -> None:
