@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Folder of `make run` and `make ui`, and further overrides: make run ARGS="train.steps=300"
 WORKSPACE ?= workspace
+PORT ?= 5000
 ARGS ?=
 
 .PHONY: run ui test slow check docs bench-data bench-step bench-train bench-scale bench-metrics clean
@@ -12,12 +13,10 @@ run: $(VENV)/installed
 	$(BIN)/python -m pipeline.run stage=shard,train,evaluate workspace=$(WORKSPACE) $(ARGS)
 
 ui: $(VENV)/installed
-	mkdir -p $(WORKSPACE)
-	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_DISABLE_TELEMETRY=true $(BIN)/mlflow ui --workers 1 --port 5000 \
-	  --backend-store-uri "sqlite:///$(abspath $(WORKSPACE))/mlflow.db"
+	$(BIN)/vlae ui workspace=$(WORKSPACE) port=$(PORT)
 
 test: $(VENV)/installed-test
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 slow: $(VENV)/installed-test
 	$(BIN)/python -m pytest -m slow --timeout 600 $(ARGS)

@@ -7,10 +7,11 @@ from typing import Literal
 
 from jobs.cli import format_duration
 from jobs.data.manifest import finished_tasks
-from jobs.errors import UserError
+from jobs.data.sources.listing import describe_left_out
+from jobs.errors import MissingSourceError, UserError
 from pipeline.records import EvaluateRecord, TrainRecord
 from pipeline.searches import Search
-from pipeline.settings.schema import STAGES, Config, Stage
+from pipeline.settings.schema import STAGES, Config, Stage, format_value
 from pipeline.workspace import Workspace
 
 Action = Literal["run", "resume", "skip"]
@@ -68,6 +69,8 @@ def stage_status(workspace: Workspace, stage: Stage) -> StageStatus:
     dataset = workspace.dataset()
     if stage == "shard":
         if dataset:
+            if dataset.num_skipped and config.data.on_error == "error":
+                raise dataset.decode_error()
             return "complete"
         store = workspace.data_storage
         return "partial" if store and finished_tasks(store) else "missing"
@@ -128,6 +131,8 @@ def make_plan(config: Config) -> list[Step]:
             step = decide(stage, stage_status(workspace, stage), forced=config.force)
             if step.action != "skip":
                 step = Step(stage, step.action, step.reason, _cost(workspace, stage))
+            elif stage == "shard":
+                step = Step(stage, step.action, step.reason, missing_data(workspace))
             elif stage == "tune":
                 workspace = Workspace(Search(workspace).best())
         if step.action != "skip":
@@ -136,23 +141,36 @@ def make_plan(config: Config) -> list[Step]:
     return plan
 
 
+def missing_data(workspace: Workspace) -> str:
+    """Return what complete shards lack: the source, the files left out, the skipped images; empty if nothing."""
+    dataset, source = workspace.dataset(), workspace.source
+    if dataset is None:
+        return ""
+    # A sequential source would read all its files to know what it leaves out.
+    left_out = dataset.left_out if source is None or source.sequential else source.left_out
+    skipped = f"skipped {dataset.skipped_names}" if dataset.num_skipped else ""
+    missing = "" if source else "the source is missing, so the existing shards are used"
+    return "; ".join(filter(None, (missing, describe_left_out(left_out), skipped)))
+
+
 def _cost(workspace: Workspace, stage: Stage) -> str:
     """Return the work of a stage, in words."""
     config = workspace.config
     if stage == "shard":
         try:
             source = workspace.source or workspace.open_source(fetch=False)
-        except UserError as error:
+        except MissingSourceError as error:
             return f"the source is missing: {error}"
         samples, bytes_per_sample = source.num_samples, math.prod(source.image_shape) + _TAR_OVERHEAD
         tasks = math.ceil(samples / config.data.samples_per_task)
-        return f"{samples:,} images in {tasks} tasks, about {samples * bytes_per_sample / 1e6:.0f} MB"
+        size = f"{samples:,} images in {tasks} tasks, about {samples * bytes_per_sample / 1e6:.0f} MB"
+        return "; ".join(filter(None, (size, describe_left_out(source.left_out))))
     if stage == "evaluate":
         return f"up to {config.evaluate.num_images:,} test images, one to two minutes for small models"
     trials, steps, note = 1, config.train.steps, ""
     if stage == "tune":
         trials, steps = config.tune.trials, config.tune.budget(steps)
-        note = f"{trials} trials, none stopped early: "
+        note = f"{trials} trials of {format_value(config.tune.param_space)}, none stopped early: "
     images = trials * steps * config.train.batch_size
     duration = format_duration(images / _IMAGES_PER_SECOND)
     return f"{note}{images:,} images, {duration} at the {_IMAGES_PER_SECOND} images/s of the default model on 2 cores"

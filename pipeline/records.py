@@ -75,6 +75,7 @@ class RunRecord(TrackedRecord):
         settings: Settings that define the training, in command-line spelling; empty for a registered model.
         data_fingerprint: Hash of the shards.
         storage_path: Setting `storage_path` of the command.
+        data: Settings `data.root` and `data.on_error` of the command, by their names in the section.
     """
 
     FILENAME: ClassVar[str] = "run.json"
@@ -82,6 +83,7 @@ class RunRecord(TrackedRecord):
     settings: dict[str, str] = {}
     data_fingerprint: str = ""
     storage_path: str = ""
+    data: dict[str, str] = {}
 
 
 class TrainRecord(Record):

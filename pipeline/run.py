@@ -1,22 +1,24 @@
 """The command: python -m pipeline.run stage=shard,train,evaluate key=value ..."""
 
 import json
+import shutil
 import signal
-import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from jobs.cli import UsageError, run_cli
+from jobs.cli import HELP_FLAGS, UsageError, fail, run_cli
 from jobs.errors import UserError, os_error_reason
-from pipeline.plan import decide, make_plan, stage_status
+from jobs.storage import open_storage
+from jobs.tracking.database import update_artifact_locations
+from pipeline.plan import decide, make_plan, missing_data, stage_status
 from pipeline.records import EvaluateRecord, TrainRecord
 from pipeline.searches import Search
 from pipeline.settings.help import help_text
 from pipeline.settings.parse import read_config
 from pipeline.settings.schema import Config
-from pipeline.settings.search_space import check_space
-from pipeline.terminal import Reporter
+from pipeline.settings.search_space import resolve_space
+from pipeline.terminal import Reporter, start_lines, summary_lines
 from pipeline.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -29,7 +31,7 @@ def main(arguments: Sequence[str]) -> int:
     """Run a command.
 
     Args:
-        arguments: `key=value` overrides, or `--help`.
+        arguments: `key=value` overrides, or `--help` with the names of sections.
 
     Returns:
         The exit code: 0 success, 1 failure, 2 an invalid argument, 130 interrupted.
@@ -37,14 +39,14 @@ def main(arguments: Sequence[str]) -> int:
     Raises:
         BrokenPipeError: The reader of the output has exited.
     """
-    if any(argument in ("--help", "-h", "help") for argument in arguments):
-        print(help_text())
-        return 0
     try:
-        config = read_config(arguments)
-        check_space(config)
+        if HELP_FLAGS & set(arguments):
+            sections = [argument for argument in arguments if argument not in HELP_FLAGS and "=" not in argument]
+            print(help_text(sections, shutil.get_terminal_size((120, 24)).columns))
+            return 0
+        config = resolve_space(read_config(arguments))
     except UsageError as error:
-        return _fail(f"error: {error}", 2)
+        return fail(f"error: {error}", 2)
     # A supervisor, such as Slurm or Kubernetes, stops a command with SIGTERM.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     # force= again would discard what this command has completed.
@@ -53,20 +55,15 @@ def main(arguments: Sequence[str]) -> int:
     try:
         _execute(config)
     except UserError as error:
-        return _fail(f"error: {error}{f' {hint}' if error.retry else ''}", 1)
+        return fail(f"error: {error}{f' {hint}' if error.retry else ''}", 1)
     except BrokenPipeError:
         raise  # an OSError, but not one of a file
     except OSError as error:
         path = error.filename or config.workspace
-        return _fail(f"error: {path}: cannot read or write ({os_error_reason(error)}). Fix this. {hint}", 1)
+        return fail(f"error: {path}: cannot read or write ({os_error_reason(error)}). Fix this. {hint}", 1)
     except KeyboardInterrupt:
-        return _fail(f"stopped. {hint}", _INTERRUPTED)
+        return fail(f"stopped. {hint}", _INTERRUPTED)
     return 0
-
-
-def _fail(message: str, exit_code: int) -> int:
-    print(" ".join(message.split()), file=sys.stderr)
-    return exit_code
 
 
 def _execute(config: Config) -> None:
@@ -74,12 +71,15 @@ def _execute(config: Config) -> None:
     report = Reporter(json_output=config.output == "json")
     if config.dry_run:
         plan = make_plan(config)
-        report.line(f"plan for {config.workspace} (dry run, nothing is written)")
+        report.line(f"plan for {config.workspace} (dry run, nothing is written there)")
         for step in plan:
             report.line(f"  {step.stage:<9}{step.action:<8}{'; '.join(filter(None, (step.reason, step.cost)))}")
         result: dict[str, Any] = {"plan": {step.stage: step.action for step in plan}}
     else:
-        result = run_pipeline(config, report)
+        with report:
+            result = run_pipeline(config, report)
+            for line in summary_lines(config, result):
+                report.line(line)
     if config.output == "json":
         print(json.dumps(result))
 
@@ -101,26 +101,36 @@ def run_pipeline(config: Config, report: Reporter) -> dict[str, Any]:
     """
     command_workspace = Workspace(config)
     command_workspace.create()
+    if not config.tracking.uri:
+        update_artifact_locations(command_workspace.path, report.line)
     workspaces, search, search_run = [command_workspace], None, ""
     context: RunContext | None = None
     sessions: dict[Workspace, Session] = {}
     outcomes: dict[str, str] = {}
     with ExitStack() as stack:
-        stack.callback(report.clear)
         for stage in config.stage:
             stage_outcomes = set()
             for workspace in workspaces:
                 step = decide(stage, stage_status(workspace, stage), forced=config.force)
+                if not outcomes and workspace is command_workspace:
+                    for line in start_lines(config):
+                        report.line(line)
                 report.step(step)
                 stage_outcomes.add({"run": "done", "resume": "resumed", "skip": "skipped"}[step.action])
                 if step.action == "skip":
+                    if stage == "shard" and (note := missing_data(workspace)):
+                        report.line(f"{'':<9}note: {note}")
                     continue
                 if stage == "shard" and workspace.source is None and not getattr(config.data, "download", False):
                     workspace.open_source(fetch=False)  # raises the error that names the missing files
                 # Ray, torch and MLflow take seconds to import; invalid arguments and skipped stages need none of them.
                 from pipeline import session, stages
 
-                context = context or session.RunContext(command_workspace, report, stack)
+                if context is None:
+                    context = session.RunContext(command_workspace, report, stack)
+                    if config.storage_path and stage != "evaluate":  # because an evaluation only reads the storage
+                        for note in open_storage(config.storage_path).check():
+                            report.line(f"{'':<9}note: {note}")
                 if workspace not in sessions:
                     sessions[workspace] = session.Session(context, workspace, search_run)
                 stages.run_stage(sessions[workspace], stage, forced=stage in config.force)

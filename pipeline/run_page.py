@@ -1,6 +1,6 @@
 """The description of a run in MLflow: the block figure, the headline metrics, the command."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from urllib.parse import urlencode
 
 from jobs.cli import format_number
@@ -15,8 +15,8 @@ def picture(run_id: str, name: str) -> str:
     return f"get-artifact?{urlencode({'path': f'figures/{name}.png', 'run_uuid': run_id})}"
 
 
-def description(run_id: str, metrics: Mapping[str, float], command: str) -> str:
-    """Describe a run or a model version in Markdown, without the headline metrics that are missing."""
+def description(run_id: str, metrics: Mapping[str, float], command: str, notes: Sequence[str] = ()) -> str:
+    """Describe a run or a model version in Markdown, with what its evaluation left out (`notes`)."""
     rows = [
         f"| `{metric.name}` | {format_number(metrics[metric.name])} | {metric.range} | {metric.headline} |"
         for metric in HEADLINE_METRICS
@@ -29,6 +29,7 @@ def description(run_id: str, metrics: Mapping[str, float], command: str) -> str:
         "|---|---|---|---|",
         *rows,
         "",
+        *(f"- {note}\n" for note in notes),
         "The artifact `explorer.html` moves single latents and swaps whole rungs between images.",
         "",
         f"```\n{command}\n```",

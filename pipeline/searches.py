@@ -6,9 +6,10 @@ from threading import Lock
 from typing import Any, ClassVar
 
 from jobs.errors import UserError
+from jobs.evaluation.registry import required_factors
 from jobs.search.trials import Trial, best_first
 from pipeline.records import Record, TrackedRecord
-from pipeline.settings.schema import Config, defining_settings, run_settings
+from pipeline.settings.schema import Config, defining_settings, format_value, run_settings
 from pipeline.settings.search_space import point_config, searched_presets
 from pipeline.workspace import Workspace, fingerprint
 
@@ -53,6 +54,8 @@ class Search:
         if dataset is None:
             raise UserError("stage=tune: no shards to train on. Add shard to the stages.")
         fixed = {key: value for key, value in run_settings(config).items() if key not in config.tune.param_space}
+        if required_factors(config.tune.objectives):
+            fixed["data.factors"] = format_value(config.data.factors)
         presets = [contents] if (contents := searched_presets(config)) else []
         key = fingerprint(fixed, defining_settings(config.tune), *presets, dataset.fingerprint)
         self.config = config
@@ -68,6 +71,11 @@ class Search:
     def scratch(self) -> Path:
         """Folder for Ray's files, which can be deleted after the search."""
         return self.folder / "ray"
+
+    @property
+    def log(self) -> Path:
+        """File of the lines that commands have printed about the search."""
+        return self.folder / "log.txt"
 
     @property
     def figures(self) -> Path:

@@ -1,7 +1,8 @@
 """What the stages of a command share: cluster, tracking, dataset and run. Imported once a stage has to run."""
 
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from jobs.cluster.ray_cluster import Resources, cluster
 from jobs.data.dataset import ShardedDataset
 from jobs.data.manifest import Manifest
 from jobs.errors import CorruptedError, UserError
+from jobs.storage import open_storage
+from jobs.storage.lease import Lease
 from jobs.tracking.client import PARENT_RUN, Tracker
 from jobs.tracking.models import RunProvenance
 from jobs.tracking.registry import Version, resolve
@@ -23,6 +26,7 @@ from pipeline.terminal import Reporter
 from pipeline.workspace import Run, Workspace
 from vlae.models.factory import num_parameters
 
+_MAX_TAG = 8000  # characters, because MLflow refuses longer tags
 _NUM_EXAMPLES = 4  # images that are stored with a model as its input example
 _UPLOAD_SECONDS = 3.0  # that a command waits, at its end, for the upload of earlier commands' curves
 
@@ -32,6 +36,7 @@ class RunContext:
 
     def __init__(self, workspace: Workspace, report: Reporter, stack: ExitStack) -> None:
         self.workspace, self.report, self._stack = workspace, report, stack
+        self.owner = uuid.uuid4().hex  # names this command in storages that other workspaces may use
 
     @cached_property
     def resources(self) -> Resources:
@@ -44,7 +49,7 @@ class RunContext:
     @cached_property
     def tracker(self) -> Tracker:
         """The MLflow experiment. The upload of what earlier commands could not send starts with it."""
-        tracker = Tracker(self.workspace.config.tracking, self.workspace.path)
+        tracker = Tracker(self.workspace.config.tracking, self.workspace.path, self.report.line)
         recovery = UploadRecovery(tracker, self._unfinished_checkpoints(tracker.location))
 
         def finish() -> None:
@@ -95,6 +100,7 @@ class Session:
     ) -> None:
         self.context, self.workspace, self.config, self.report = context, workspace, workspace.config, context.report
         self._search_run, self._trial = search_run, trial
+        self.lease: Lease | None = None  # of the training that this command runs
         if workspace is not context.workspace:
             workspace.source = context.workspace.source  # opened once: a source may have to read all its files
 
@@ -124,6 +130,33 @@ class Session:
         if self.config.model_uri:
             self.workspace.model_uri = self.version.uri
         return self.workspace.run(self.dataset)
+
+    @property
+    def owner(self) -> str:
+        """Name of this command in its `storage_path`; empty if that is the workspace, which has its own locks."""
+        storage = self.config.storage_path
+        return self.context.owner if storage and Path(storage).resolve() != self.workspace.path.resolve() else ""
+
+    @contextmanager
+    def lock_training(self, run: Run) -> Iterator[Lease | None]:
+        """Lock a training against other commands, also of other workspaces with the same `storage_path`.
+
+        Args:
+            run: The training.
+
+        Yields:
+            The ownership of its storage; None if that is the workspace.
+        """
+        with self.workspace.lock(run.folder.name), ExitStack() as stack:
+            if not self.owner:
+                yield None
+                return
+
+            def show_wait(owner: str) -> None:
+                self.report.progress(f"train    waiting for {owner}, which may still train this run ...")
+
+            store = open_storage(run.checkpoint_url)
+            yield stack.enter_context(Lease(store, self.owner, str(self.workspace.path), show_wait))
 
     @property
     def data(self) -> Dataset:
@@ -194,12 +227,15 @@ class Session:
         if not parent and self.config.init_from:
             parent = self._recorded_run_id(self.workspace.other_run(self.config.init_from)) or ""
         tags = {"command": command, "data_fingerprint": self.dataset.fingerprint}
+        if skipped := self.dataset.skipped_names:
+            tags["data.skipped"] = skipped[:_MAX_TAG]
         if parent:
             tags[PARENT_RUN] = parent
         record = RunRecord(
             settings={} if self.config.model_uri else run_settings(self.config),
             data_fingerprint=self.dataset.fingerprint,
             storage_path=self.config.storage_path,
+            data={name: str(value) for name, value in self.config.data if name in ("root", "on_error")},
         )
         return self.get_or_create_run(
             self.run.folder / RunRecord.FILENAME,

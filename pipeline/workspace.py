@@ -1,12 +1,11 @@
 """Paths, locks and records of a workspace. Imports neither torch nor Ray."""
 
-import fcntl
 import hashlib
 import json
-import os
 import re
+import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +14,8 @@ from typing import Any, TypeVar
 from jobs.data.manifest import MANIFEST, Manifest, read_manifest
 from jobs.data.shard_reader import DataAccess
 from jobs.data.sources.base import Source
-from jobs.errors import CorruptedError, UserError, os_error_reason
+from jobs.errors import CorruptedError, MissingSourceError, UserError, os_error_reason
+from jobs.files import file_lock
 from jobs.storage import open_storage
 from jobs.storage.base import Storage
 from pipeline.records import Record, RunRecord, TrainRecord
@@ -57,6 +57,11 @@ class Run:
     def scratch(self) -> Path:
         """Folder of Ray's own files, which have no use after the training."""
         return self.folder / "ray"
+
+    @property
+    def log(self) -> Path:
+        """File of the lines that commands have printed about this run."""
+        return self.folder / "log.txt"
 
     @property
     def figures(self) -> Path:
@@ -124,11 +129,9 @@ class Workspace:
 
     def create(self) -> None:
         """Create the folder; UserError if it is not writable."""
-        probe = self.path / f".write-{os.getpid()}"
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            probe.touch()
-            probe.unlink()
+            tempfile.TemporaryFile(dir=self.path).close()
         except OSError as error:
             raise UserError(
                 f"workspace={self.path}: cannot write ({os_error_reason(error)}). Set workspace= to a writable folder."
@@ -137,8 +140,6 @@ class Workspace:
     @contextmanager
     def lock(self, name: str, *, shared: bool = False) -> Iterator[None]:
         """Lock a dataset or a run against other commands of this workspace for the time of a `with` block.
-
-        The kernel holds the lock, so it ends with the process in every case.
 
         Args:
             name: Folder name of the dataset or run.
@@ -152,9 +153,9 @@ class Workspace:
         """
         path = self.path / "locks" / name
         path.parent.mkdir(exist_ok=True)
-        with path.open("w") as file:
+        with ExitStack() as stack:
             try:
-                fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+                stack.enter_context(file_lock(path, shared=shared, wait=False))
             except BlockingIOError:
                 raise UserError(
                     f"{self.path}: another command uses {name}. Wait until it ends, or set another workspace=."
@@ -174,7 +175,7 @@ class Workspace:
         Without the source's files: the address of the shards that exist for these settings, None if there are none.
 
         Raises:
-            UserError: Shards of several contents of the source exist, and the source is missing.
+            UserError: The source is invalid, or it is missing and shards of several contents of it exist.
         """
         folder = f"{self.config.storage_path or self.path}/shards"
         if self.source is not None:
@@ -201,24 +202,36 @@ class Workspace:
             raise UserError(
                 f"{self.config.storage_path or self.path}: no shards of data={data.name}. Run stage=shard first."
             )
-        return DataAccess(self.data_url, data.cache_dir or self.path / "cache", data.cache_bytes)
+        return DataAccess(self.data_url, data.cache_dir or self.path / "cache", data.cache_bytes, data.factors)
+
+    @property
+    def _own_folders(self) -> list[Path]:
+        """Folders that commands write, which are no input, although they may lie in the folder of the data."""
+        names = ("cache", "downloads", "locks", "mlartifacts", "runs", "searches", "shards")
+        parents = [self.path]
+        if self.config.storage_path and not self.config.storage_path.startswith("s3:"):
+            parents.append(Path(self.config.storage_path))
+        # The parts, too, because the workspace may be the folder of the data itself.
+        folders = [*parents, *(parent / name for parent in parents for name in names)]
+        return [*folders, self.config.data.cache_dir] if self.config.data.cache_dir else folders
 
     def open_source(self, *, fetch: bool) -> Source:
         """Return the source of the images. With `fetch`, missing files are downloaded where the publisher permits.
 
         Raises:
-            UserError: Files are missing. The message names them and where they belong.
+            MissingSourceError: Files are missing. The message names them and where they belong.
+            UserError: A file cannot be read or is invalid.
         """
-        source = self.config.data.locate(self.path / "downloads", fetch=fetch).open()
+        source = self.config.data.locate(self.path / "downloads", fetch=fetch).open().excluding(self._own_folders)
         source.fingerprint  # noqa: B018  (some sources look for their files only when these are needed)
         return source
 
     @cached_property
     def source(self) -> Source | None:
-        """Source with its present content, or None if its files are missing."""
+        """Source with its present content, or None if its files are missing; UserError if they are invalid."""
         try:
             return self.open_source(fetch=False)
-        except UserError:
+        except MissingSourceError:
             return None
 
     def dataset(self) -> Manifest | None:
@@ -254,6 +267,6 @@ class Workspace:
         return Run(self.path / "runs" / name, self.config.storage_path)
 
     def evaluate_key(self) -> str:
-        """Return a hash of the evaluation's settings and of the tracking location."""
+        """Return a hash of the evaluation's settings, of the factors that it uses, and of the tracking location."""
         tracking = {name: format_value(getattr(self.config.tracking, name)) for name in ("uri", "experiment")}
-        return fingerprint(defining_settings(self.config.evaluate), tracking)
+        return fingerprint(defining_settings(self.config.evaluate), self.config.data.factors, tracking)

@@ -2,9 +2,10 @@
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
-from jobs.cli import UsageError, parse_overrides, run_cli
+from jobs.cli import HELP_FLAGS, UsageError, fail, parse_overrides, run_cli
 from jobs.errors import UserError
 from pipeline.settings.parse import read_config
 from pipeline.settings.schema import Config
@@ -27,7 +28,7 @@ _EXPERIMENT = "claim"
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command with `key=value` arguments, and return its exit code."""
-    if {"--help", "-h", "help"} & set(arguments):
+    if HELP_FLAGS & set(arguments):
         print(_HELP, end="")
         return 0
     try:
@@ -36,21 +37,21 @@ def main(arguments: Sequence[str]) -> int:
         _write(read_config([f"{key}={value}" for key, value in overrides.items()]), out)
     except (UsageError, UserError, OSError) as error:
         hint = " Run the command again to retry." if isinstance(error, UserError) and error.retry else ""
-        print(f"error: {' '.join(str(error).split())}{hint}", file=sys.stderr)
-        return 2 if isinstance(error, UsageError) else 1
+        return fail(f"error: {error}{hint}", 2 if isinstance(error, UsageError) else 1)
     return 0
 
 
 def _write(config: Config, out: Path) -> None:
     # Imported late, because MLflow takes seconds that an invalid argument need not wait for.
     from jobs.tracking.client import Tracker
+    from jobs.tracking.database import DATABASE
     from jobs.tracking.query import evaluated_trials, picture
     from pipeline.results.page import FIGURES, group_by_experiment, page
     from pipeline.results.table import ExperimentKey, read_tables, write_runs
 
-    if not config.tracking.uri and not (config.workspace / "mlflow.db").exists():
+    if not config.tracking.uri and not (config.workspace / DATABASE).exists():
         raise UserError(f"workspace={config.workspace}: no MLflow database. Run preset=claim in this workspace first.")
-    tracker = Tracker(config.tracking, config.workspace)
+    tracker = Tracker(config.tracking, config.workspace, partial(print, file=sys.stderr))
     tables = out / "results"
     runs = evaluated_trials(tracker)
     experiments = group_by_experiment(runs)

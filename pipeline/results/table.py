@@ -1,12 +1,14 @@
 """Tables of runs in CSV files, from which the results page can be written without the MLflow that logged them."""
 
 import csv
+import io
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from jobs.errors import UserError
+from jobs.files import replace_file
 from jobs.tracking.query import TrackedRun
 
 _PARAMS = ("data", "seed", "train.steps")
@@ -38,9 +40,9 @@ def write_runs(path: Path, runs: Sequence[TrackedRun]) -> None:
     """
     metrics = sorted({name for run in runs for name in run.metrics})
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    with partial.open("w", newline="") as file:
-        table = csv.DictWriter(file, [*_COLUMNS, *metrics], lineterminator="\n")
+    with replace_file(path) as file:
+        rows = io.StringIO(newline="")
+        table = csv.DictWriter(rows, [*_COLUMNS, *metrics], lineterminator="\n")
         table.writeheader()
         for run in runs:
             commands = [
@@ -50,7 +52,7 @@ def write_runs(path: Path, runs: Sequence[TrackedRun]) -> None:
             params = (run.params[name] for name in _PARAMS)
             cells = (run.values["preset"], *params, run.run_id, run.data_fingerprint, *commands)
             table.writerow({**dict(zip(_COLUMNS, cells, strict=True)), **run.metrics})
-    partial.replace(path)
+        file.write(rows.getvalue().encode())
 
 
 def read_tables(folder: Path) -> list[TrackedRun]:

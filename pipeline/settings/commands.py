@@ -79,13 +79,17 @@ def _changed_fields(name: str, section: BaseModel, default: BaseModel) -> dict[s
 
 
 def _shared_settings(config: Config) -> dict[str, str]:
-    """Return the settings of evaluation, tracking and storage that are not the default."""
+    """Return the settings of evaluation, its factors, undecodable images, tracking and storage, without defaults."""
     default = Config()
     settings = {
         name: format_value(getattr(config, name))
         for name in ("workspace", "storage_path")
         if getattr(config, name) != getattr(default, name)
     }
+    if config.data.on_error != "error":
+        settings["data.on_error"] = config.data.on_error
+    if config.data.factors:
+        settings["data.factors"] = format_value(config.data.factors)
     for name in ("evaluate", "tracking"):
         settings |= _changed_fields(name, getattr(config, name), getattr(default, name))
     return settings

@@ -1,7 +1,6 @@
 """From `key=value` overrides to validated settings, or to one line that names the invalid override."""
 
-import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -9,8 +8,8 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from jobs.cli import UsageError, parse_overrides
-from jobs.errors import CorruptedError, first_line, os_error_reason
+from jobs.cli import UsageError, parse_overrides, refuse_credentials
+from jobs.errors import CorruptedError, first_line, os_error_reason, suggestion
 from pipeline.records import RunRecord
 from pipeline.settings.schema import GROUPS, Config, defining_fields, run_settings, section_of
 
@@ -30,12 +29,29 @@ def read_config(arguments: Sequence[str]) -> Config:
     overrides: dict[str, Any] = dict(parse_overrides(arguments))
     name = overrides.pop("preset", None)
     preset = {} if name is None else read_preset(name)
+    for key in {"resume", "init_from"} & overrides.keys():
+        overrides[key] = _complete_run_name(key, overrides[key], {**preset, **overrides}.get("workspace"))
     if "resume" in overrides:
         return _resumed_config(overrides["resume"], preset, overrides)
     # The settings of a group member in the preset do not apply if the command chooses another member.
     replaced = [group for group in GROUPS if group in overrides and overrides[group] != preset.get(group)]
     kept = {key: value for key, value in preset.items() if key.partition(".")[0] not in replaced}
     return apply_overrides(Config(), {**kept, **overrides})
+
+
+def _complete_run_name(key: str, name: str, workspace: Any) -> str:
+    """Return the name of the only run in a workspace that begins with `name`; other names are returned unchanged.
+
+    Raises:
+        UsageError: Several runs begin with the name.
+    """
+    folder = apply_overrides(Config(), {} if workspace is None else {"workspace": workspace}).workspace / "runs"
+    matches = sorted(path.name for path in folder.glob("*") if path.name.startswith(name)) if name else []
+    if len(matches) > 1 and name not in matches:
+        raise UsageError(
+            f"{key}={name}: {len(matches)} runs begin with this name ({', '.join(matches[:5])}). Give more of the name."
+        )
+    return matches[0] if len(matches) == 1 else name
 
 
 def _resumed_config(name: str, preset: Mapping[str, Any], overrides: Mapping[str, Any]) -> Config:
@@ -48,7 +64,8 @@ def _resumed_config(name: str, preset: Mapping[str, Any], overrides: Mapping[str
         raise UsageError(f"resume={name}: {error}") from None
     if record is None or not record.settings:
         raise UsageError(f"resume={name}: {path} not found. Available runs are listed in {path.parents[1]}.")
-    recorded = apply_overrides(Config(), record.settings)
+    data = {f"data.{name}": overrides.get(f"data.{name}", value) for name, value in record.data.items()}
+    recorded = apply_overrides(Config(), record.settings | data)
     location = {"storage_path": record.storage_path}
     if record.tracking:
         location |= {"tracking.uri": record.tracking.uri, "tracking.experiment": record.tracking.experiment}
@@ -70,26 +87,30 @@ def read_preset(name: str) -> dict[str, Any]:
         name: Name of a preset of this package, or path of a `.yaml` file.
 
     Raises:
-        UsageError: The preset does not exist, or is not a mapping of settings.
+        UsageError: The preset does not exist, is not a mapping of settings, or contains credentials.
     """
     names = sorted(file.stem for file in PRESETS.glob("*.yaml"))
     path = Path(name)
     if path.suffix not in (".yaml", ".yml"):
         if name not in names:
-            raise UsageError(f"preset={name}: not found. {_suggestion(name, names)}")
+            raise UsageError(f"preset={name}: not found. {suggestion(name, names, 'See --help.')}")
         path = PRESETS / f"{name}.yaml"
     try:
         content = yaml.safe_load(path.read_text())
+        settings = _flatten(content) if isinstance(content, dict) else None
     except FileNotFoundError:
         raise UsageError(f"preset={name}: not found. Set it to the path of a .yaml file.") from None
     except (OSError, UnicodeDecodeError) as error:
         reason = os_error_reason(error) if isinstance(error, OSError) else first_line(error)
         raise UsageError(f"preset={name}: cannot read ({reason}). Check the file.") from None
-    except yaml.YAMLError as error:
-        raise UsageError(f"preset={name}: invalid YAML ({' '.join(str(error).split())}). Check the file.") from None
-    if not isinstance(content, dict):
+    except Exception as error:  # because PyYAML raises ValueError for dates and RecursionError, too
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UsageError(f"preset={name}: invalid YAML ({reason}). Check the file.") from None
+    if settings is None:
         raise UsageError(f"preset={name}: not a mapping. Write settings such as 'train.steps: 1000'.")
-    return _flatten(content)
+    for key, value in settings.items():
+        refuse_credentials(key, value)
+    return settings
 
 
 def _flatten(tree: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
@@ -173,7 +194,7 @@ def _check_key(key: str, chosen: Mapping[str, str]) -> None:
             )
         keys = {f"{SPACE_PREFIX}{name}": [] for name in searchable_keys()}
     if key not in keys or key == "preset":
-        raise UsageError(f"{key}: unknown key. {_suggestion(key, keys)}")
+        raise UsageError(f"{key}: unknown key. {suggestion(key, keys, 'See --help.')}")
     members = keys[key]
     group = key.partition(".")[0]
     if members and f"{group}={chosen[group]}" not in members:
@@ -181,14 +202,8 @@ def _check_key(key: str, chosen: Mapping[str, str]) -> None:
         raise UsageError(f"{key}: not a setting of {group}={chosen[group]}. It belongs to {group}={owners}.")
 
 
-def _suggestion(name: str, names: Iterable[str]) -> str:
-    """Return what to write instead of an unknown name."""
-    matches = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
-    return f"Did you mean '{matches[0]}'?" if matches else "See --help."
-
-
 def _invalid_choice(key: str, value: str, choices: Sequence[str]) -> str:
-    return f"{key}={value}: not one of {', '.join(choices)}. {_suggestion(value, choices)}"
+    return f"{key}={value}: not one of {', '.join(choices)}. {suggestion(value, choices, 'See --help.')}"
 
 
 def _explain(error: ValidationError) -> str:

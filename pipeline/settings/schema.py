@@ -113,11 +113,6 @@ class Config(SettingsModel):
             raise ValueError(f"model_uri={self.model_uri}: the model is trained. Set stage=evaluate or shard,evaluate.")
         if "tune" not in self.stage:
             return self
-        if not self.tune.param_space:
-            raise ValueError(
-                "stage=tune: no search space. Set tune.param_space.KEY=, such as "
-                "tune.param_space.model.latent_dims=18/9,9/6,6,6, or preset=digits-search."
-            )
         for key in ("resume", "init_from"):
             if name := getattr(self, key):
                 raise ValueError(f"{key}={name}: applies to one training, and stage=tune runs many. Remove it.")

@@ -54,14 +54,48 @@ def trial_config(config: Config, values: Values) -> Config:
     return apply_overrides(point_config(config, values), overrides)
 
 
-def check_space(config: Config) -> None:
-    """Check that each value of each setting is valid with some values of the others. Does nothing without stage=tune.
+def default_space(config: Config) -> dict[str, str]:
+    """Return a space of depth and width around the settings, for a search without `tune.param_space`.
+
+    Depths are 1 to 4 rungs with the total of `model.latent_dims`, of which the upper rungs get the remainder; the
+    present depth keeps its latent dimensions. Widths are half, equal to and three halves of `model.width`. Values that
+    are invalid with the other settings are left out.
+
+    Example:
+        >>> default_space(Config())
+        {'model.latent_dims': '18/9,9/4,4,10/4,4,5,5', 'model.width': '12/24/36'}
+    """
+    model = config.model
+    total = sum(model.latent_dims)
+    even = {rungs: tuple((total + rung) // rungs for rung in range(rungs)) for rungs in range(1, 5)}
+    depths = even | {len(model.latent_dims): model.latent_dims}
+    widths = sorted({max(1, model.width // 2), model.width, model.width * 3 // 2})
+    candidates = {
+        "model.latent_dims": [",".join(map(str, depths[rungs])) for rungs in sorted(depths)],
+        "model.width": [str(width) for width in widths],
+    }
+
+    def valid(key: str, value: str) -> bool:
+        try:
+            trial_config(config, {key: value})
+        except UsageError:
+            return False
+        return True
+
+    return {key: "/".join(value for value in values if valid(key, value)) for key, values in candidates.items()}
+
+
+def resolve_space(config: Config) -> Config:
+    """Return the settings; for stage=tune with a checked search space, which is `default_space` if none is set.
 
     Raises:
-        UsageError: A value is invalid with all others that were tried. The message is that of the first try.
+        UsageError: A value of the space is invalid with all values of the others that were tried. The message is that
+            of the first try.
     """
     if "tune" not in config.stage:
-        return
+        return config
+    if not config.tune.param_space:
+        config = apply_overrides(config, {f"{SPACE_PREFIX}{key}": text for key, text in default_space(config).items()})
     if config.tune.steps > config.train.steps:
         raise UsageError(f"tune.steps={config.tune.steps}: more than train.steps={config.train.steps}. Lower it.")
     if "model.likelihood" in config.tune.param_space and "elbo" in config.tune.objectives:
@@ -81,6 +115,7 @@ def check_space(config: Config) -> None:
     for (key, value), reason in errors.items():
         if (key, value) not in valid:
             raise UsageError(f"{SPACE_PREFIX}{key}={value}: invalid with all other values of the space. {reason}")
+    return config
 
 
 def searched_presets(config: Config) -> dict[str, dict[str, Any]]:

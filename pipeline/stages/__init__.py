@@ -39,8 +39,11 @@ def run_stage(session: Session, stage: Stage, *, forced: bool) -> None:
             locks.enter_context(workspace.lock(workspace.data_name))
         else:
             locks.enter_context(workspace.lock(workspace.data_name, shared=True))
-            folder = Search(workspace).folder if stage == "tune" else session.run.folder
-            locks.enter_context(workspace.lock(folder.name))
+            if stage == "train":
+                session.lease = locks.enter_context(session.lock_training(session.run))
+            else:
+                folder = Search(workspace).folder if stage == "tune" else session.run.folder
+                locks.enter_context(workspace.lock(folder.name))
         if forced:
             _remove_output(session, stage)
         try:
@@ -65,8 +68,8 @@ def _remove_output(session: Session, stage: Stage) -> None:
         search = Search(workspace)
         with suppress(CorruptedError):  # then the trainings of its trials stay
             for trial in search.trials:
-                with workspace.lock(trial.run):
-                    _remove_run(workspace.other_run(trial.run))
+                with session.lock_training(run := workspace.other_run(trial.run)):
+                    _remove_run(run)
         remove_folder(search.folder)
 
 

@@ -5,32 +5,42 @@ from pathlib import Path
 
 from jobs.checkpoints.format import read_history, read_meta
 from jobs.checkpoints.manager import CheckpointManager
+from jobs.data.sources.base import identifier_notes
 from jobs.errors import UserError
 from jobs.evaluate import Evaluation, run_evaluation
 from jobs.evaluation.inputs import label_name
-from jobs.evaluation.registry import headline, required_factors
+from jobs.evaluation.registry import headline, required_factors, required_images, undefined_notes
 from jobs.events import MetricPoint
-from jobs.tracking.models import log_checkpoint
+from jobs.tracking.models import log_checkpoint, repair_model
 from jobs.tracking.registry import fetch, register
 from pipeline.records import EvaluateRecord, TrainRecord
 from pipeline.run_page import description
 from pipeline.session import Session
 from pipeline.settings.commands import evaluation_command, run_name, training_command
-from pipeline.settings.schema import run_settings
+from pipeline.settings.schema import format_value, run_settings
 from pipeline.terminal import headline_line
 from pipeline.workspace import siblings
 
 
 def check_evaluation(session: Session) -> None:
-    """Raise UserError if the dataset lacks a factor that the evaluation needs."""
-    config, factors = session.config.evaluate, session.dataset.factors
+    """Raise UserError if the dataset lacks a factor or the images that the evaluation needs."""
+    config, factors = session.config.evaluate, session.dataset.select_factors(session.config.data.factors)
     label_name(config.label_factor, [factor.name for factor in factors])
+    if session.config.model_uri:
+        return
+    metric = f"evaluate.champion_metric={config.champion_metric}"
     num_varying = sum(len(factor.values) > 1 for factor in factors)
     min_factors = required_factors([config.champion_metric])
-    if not session.config.model_uri and num_varying < min_factors:
+    if num_varying < min_factors:
         raise UserError(
-            f"evaluate.champion_metric={config.champion_metric}: needs {min_factors} varying factors, and this dataset "
-            f"has {num_varying}. Set evaluate.champion_metric=elbo."
+            f"{metric}: needs {min_factors} varying factors, and metrics use {num_varying} of this dataset. "
+            "Set evaluate.champion_metric=elbo."
+        )
+    min_images, num_images = required_images([config.champion_metric]), _num_images(session)
+    if num_images < min_images:
+        raise UserError(
+            f"{metric}: needs {min_images} images in the train and in the test split, and the smaller one has "
+            f"{num_images} images. Set evaluate.champion_metric=elbo, or use more images."
         )
 
 
@@ -41,6 +51,7 @@ def evaluate(session: Session) -> None:
         UserError: There is no model, it does not fit the data, or MLflow or Ray failed.
     """
     check_evaluation(session)
+    session.report.log_to(session.run.log)
     if session.config.model_uri:
         _evaluate_registered(session)
     else:
@@ -63,9 +74,11 @@ def _evaluate_training(session: Session) -> None:
         provenance.run_id, read_history(checkpoint).points
     )  # empty if this MLflow is not the training's
     model_id = log_checkpoint(tracker, provenance, checkpoint)
+    if damaged := repair_model(tracker, provenance, checkpoint, model_id):
+        session.report.line(f"{'':<9}repaired the model in MLflow: {', '.join(damaged)} missing or changed")
     _log_evaluation(session, provenance.run_id, model_id, trained.step, evaluation)
     command = training_command(config)
-    page = description(provenance.run_id, evaluation.metrics, command)
+    page = description(provenance.run_id, evaluation.metrics, command, _left_out(session))
     tracker.describe(provenance.run_id, page)
     tracker.tag(provenance.run_id, {"command": command})  # the training may have had other evaluate settings
     registered = register(
@@ -80,6 +93,7 @@ def _evaluate_training(session: Session) -> None:
             "command": command,
             "evaluate.num_images": str(config.evaluate.num_images),
             "evaluate.seed": str(config.evaluate.seed),
+            "data.factors": format_value(config.data.factors) or "all",
         },
         metrics=headline(evaluation.metrics),
         champion_metric=config.evaluate.champion_metric,
@@ -115,15 +129,30 @@ def _evaluate_registered(session: Session) -> None:
     with tracker.marking_failure(run_id):
         evaluation = _run_evaluation(session, checkpoint, [])
         _log_evaluation(session, run_id, version.model_id, int(meta["step"]), evaluation)
-        tracker.describe(run_id, description(run_id, evaluation.metrics, command))
+        tracker.describe(run_id, description(run_id, evaluation.metrics, command, _left_out(session)))
         tracker.end_run(run_id, "FINISHED")
     _record_evaluation(session, evaluation, version.weights_sha256, version.uri, run_id)
     session.report.line(f"{'':<9}{version.uri} on {config.data.name}")
 
 
+def _num_images(session: Session) -> int:
+    """Return the number of images of the smaller split that the evaluation uses."""
+    dataset, num_test = session.dataset, session.config.evaluate.num_images
+    return min(dataset.num_samples("train"), dataset.num_samples("test"), num_test)
+
+
+def _left_out(session: Session) -> list[str]:
+    """Return a sentence for each factor that no metric uses, and for the metrics that are not computed."""
+    dataset = session.dataset
+    notes = identifier_notes(dataset.factors, dataset.total_samples, session.config.data.factors)
+    return notes + undefined_notes(_num_images(session))
+
+
 def _run_evaluation(session: Session, checkpoint: Path, others: list[Path]) -> Evaluation:
     """Return the evaluation of a checkpoint, and keep its figures and its page in the run's folder."""
     run, config = session.run, session.config
+    for note in _left_out(session):
+        session.report.line(f"{'':<9}note: {note}")
     session.report.progress("evaluate encoding the test images ...")
     evaluation = run_evaluation(
         checkpoint,
@@ -133,7 +162,7 @@ def _run_evaluation(session: Session, checkpoint: Path, others: list[Path]) -> E
         use_gpu=config.train.device != "cpu",
         title=f"{session.version.uri} on {config.data.name}" if config.model_uri else run_name(config),
         siblings=others,
-        on_progress=lambda done, total: session.report.progress(f"evaluate {done} of {total} tasks done"),
+        on_progress=lambda done, total: session.report.progress(f"evaluate {done} of {total} tasks done", done, total),
     )
     run.figures.mkdir(parents=True, exist_ok=True)
     for name, png in evaluation.figures.items():
@@ -146,7 +175,9 @@ def _log_evaluation(session: Session, run_id: str, model_id: str, step: int, eva
     """Upload the metrics of a model on this dataset, the figures and the page to an MLflow run."""
     metrics = {f"test/{name}": value for name, value in evaluation.metrics.items()}
     point = MetricPoint(step, time.time_ns() // 1_000_000, metrics)
-    session.tracker.log_points(run_id, [point], model_id, session.data)
+    refused = session.tracker.log_accepted(run_id, [point], model_id, session.data)
+    for name, reason in refused.items():
+        session.report.line(f"{'':<9}MLflow refuses the metric {name}, which is left out: {reason}")
     session.tracker.log_folder(run_id, session.run.figures, "figures")
     session.tracker.log_file(run_id, session.run.explorer)
 

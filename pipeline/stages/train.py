@@ -7,9 +7,10 @@ from pathlib import Path
 
 from jobs.checkpoints.format import read_history, read_meta
 from jobs.checkpoints.manager import CheckpointManager, warm_start
+from jobs.cluster.resources import allocate
 from jobs.data.shard_reader import DataAccess
 from jobs.errors import CorruptedError, UserError
-from jobs.events import TrainingResumed
+from jobs.events import Event, TrainingResumed
 from jobs.tracking.client import TrackingError, TrackingUnavailableError
 from jobs.tracking.models import RunProvenance, log_checkpoint
 from jobs.tracking.uploader import MetricUploader
@@ -36,7 +37,8 @@ def train(session: Session) -> None:
     run, report, tracker, config = session.run, session.report, session.tracker, session.config
     if "evaluate" in config.stage:
         check_evaluation(session)
-    checkpoints = CheckpointManager(run.checkpoint_url)
+    report.log_to(run.log)
+    checkpoints = CheckpointManager(run.checkpoint_url, session.owner)
     if config.init_from and not checkpoints.steps():
         _warm_start(session)
     try:
@@ -47,19 +49,30 @@ def train(session: Session) -> None:
         if resumed is None:
             raise
         provenance = resumed
-    report.progress(f"train    {int(provenance.params['capacity.parameters']):,} parameters; starting the workers ...")
+    worker = allocate(config.train, session.resources)
+    report.line(
+        f"{'':<9}{int(provenance.params['capacity.parameters']):,} parameters; {config.train.num_workers} workers on "
+        f"{'GPUs' if worker.num_gpus else 'CPUs'}, {worker.threads} threads each"
+    )
+    report.progress("train    starting the workers ...")
     try:
         with (
             tracker.marking_failure(provenance.run_id),
             MetricUploader(tracker, provenance.run_id) as uploader,
         ):
             progress = TrainingProgress(uploader, report, config.train.steps)
+
+            def handle(events: list[Event]) -> None:
+                if session.lease:
+                    session.lease.check()
+                progress(events)
+
             checkpoint: Path | None = None
             with suppress(CorruptedError):  # it exists if the training is complete, and only MLflow lacks something
                 checkpoint = checkpoints.load(config.train.steps, run.checkpoints)
             if checkpoint is None:
-                job = train_job(config, session.workspace.access, run)
-                step = run_training(job, session.resources, run.scratch, progress)
+                job = train_job(config, session.workspace.access, run, session.owner)
+                step = run_training(job, session.resources, run.scratch, handle)
                 checkpoint = checkpoints.load(step, run.checkpoints)
             # A kill, or a store that was unavailable after the last save, leaves older checkpoints.
             checkpoints.prune(config.train.keep_checkpoints, config.train.steps)
@@ -67,10 +80,7 @@ def train(session: Session) -> None:
             try:
                 record = record_training(session, provenance, uploader, checkpoint)
             except TrackingError as error:
-                raise UserError(
-                    f"MLflow at {error.uri} failed: {error.reason}. The training is complete and nothing is lost.",
-                    retry=True,
-                ) from error
+                raise UserError(f"{error} The training is complete and nothing is lost.", retry=error.retry) from error
             progress([])  # reports that MLflow is available again
     finally:
         shutil.rmtree(run.scratch, ignore_errors=True)
@@ -84,7 +94,7 @@ def _warm_start(session: Session) -> None:
         raise UserError(f"init_from={config.init_from}: unknown run. Available runs are listed in {run.folder.parent}.")
     step = warm_start(
         CheckpointManager(parent.checkpoint_url),
-        CheckpointManager(run.checkpoint_url),
+        CheckpointManager(run.checkpoint_url, session.owner),
         config.init_from,
         run_settings(config),
         session.dataset.fingerprint,
@@ -93,8 +103,11 @@ def _warm_start(session: Session) -> None:
     session.report.line(f"{'':<9}new run, from step {step} of {config.init_from}")
 
 
-def train_job(config: Config, access: DataAccess, run: Run) -> TrainJob:
-    """Return what the workers of a training need, a job that can be pickled."""
+def train_job(config: Config, access: DataAccess, run: Run, owner: str) -> TrainJob:
+    """Return what the workers of a training need, a job that can be pickled.
+
+    The workers write checkpoints only while `owner` owns them.
+    """
     return TrainJob(
         model=config.model,
         objective=config.objective,
@@ -104,6 +117,7 @@ def train_job(config: Config, access: DataAccess, run: Run) -> TrainJob:
         data=access,
         checkpoints=run.checkpoint_url,
         settings=run_settings(config),
+        owner=owner,
     )
 
 

@@ -1,6 +1,5 @@
 """Progress of a training: events go to MLflow and to the terminal."""
 
-import time
 from collections.abc import Sequence
 
 from jobs.events import Event, MetricPoint, ShardsOpened, TrainingResumed, TrainingWarning
@@ -13,7 +12,6 @@ class TrainingProgress:
 
     def __init__(self, uploader: MetricUploader, report: Reporter, steps: int) -> None:
         self._uploader, self._report, self._steps = uploader, report, steps
-        self._start_time, self._start_step = time.monotonic(), 0
 
     def __call__(self, events: Sequence[Event]) -> None:
         """Handle the events since the last call, and show what the uploader has to say."""
@@ -21,15 +19,14 @@ class TrainingProgress:
             self._uploader.put(event)
             match event:
                 case TrainingResumed():
-                    self._start_time, self._start_step = time.monotonic(), event.step
                     if event.step:
                         self._report.line(f"{'':<9}going on from step {event.step}")
                 case ShardsOpened():
-                    self._report.progress(f"train    {event.shards} of {event.total} shards read and verified")
+                    text = f"train    {event.shards} of {event.total} shards read and verified"
+                    self._report.progress(text, event.shards, event.total)
                 case MetricPoint() if "train/loss" in event.metrics:
-                    elapsed = time.monotonic() - self._start_time
-                    pace = elapsed / max(1, event.step - self._start_step)  # s per step
-                    self._report.progress(training_line(event.step, self._steps, event.metrics, pace))
+                    text = training_line(event.step, self._steps, event.metrics)
+                    self._report.progress(text, event.step, self._steps)
                 case TrainingWarning():
                     self._report.line(f"{'':<9}step {event.step}: {event.text}")
         for notice in self._uploader.drain_notices():

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from jobs.cli import UsageError
 from jobs.data.shard_reader import DataAccess
 from jobs.errors import UserError
-from jobs.evaluation.registry import required_factors
+from jobs.evaluation.registry import required_factors, required_images
 from jobs.search.resources import allocate_trials
 from jobs.search.searcher import OptunaSearcher
 from jobs.search.space import Values
@@ -18,7 +18,7 @@ from pipeline.searches import Search, SearchRecord
 from pipeline.session import Session
 from pipeline.settings.commands import search_command, search_params
 from pipeline.settings.parse import apply_overrides
-from pipeline.settings.schema import Config
+from pipeline.settings.schema import Config, format_value
 from pipeline.settings.search_space import trial_config
 from pipeline.stages.evaluate import check_evaluation
 from pipeline.stages.train import train_job
@@ -34,7 +34,9 @@ def tune(session: Session) -> None:
         UserError: A setting, the dataset or a service is at fault. The record of the trials is kept.
     """
     config, search = session.config, Search(session.workspace)
-    _check_objectives(session)
+    session.report.log_to(search.log)
+    check_objectives(session)
+    session.report.line(f"{'':<9}search space: {format_value(config.tune.param_space)}")
     resources = allocate_trials(config.train, config.tune, session.resources)
 
     def start_run(key: str) -> str:
@@ -54,7 +56,7 @@ def tune(session: Session) -> None:
         nested = config.train.num_workers > 1
         plan = TrialPlan(
             make_job=_JobFactory(
-                config, session.workspace.access, session.dataset.fingerprint, resources.worker.num_cpus
+                config, session.workspace.access, session.dataset.fingerprint, resources.worker.num_cpus, session.owner
             ),
             objectives=config.tune.objectives,
             trials={trial.key: trial for trial in trials},
@@ -81,21 +83,28 @@ def tune(session: Session) -> None:
     search.complete(exhausted=searcher.exhausted)
 
 
-def _check_objectives(session: Session) -> None:
-    """Raise UserError if there are no validation images, or too few factors vary for the metrics."""
+def check_objectives(session: Session) -> None:
+    """Raise UserError if there are too few validation images, or too few factors vary, for the metrics."""
     if {"train", "evaluate"} & set(session.config.stage):
         check_evaluation(session)
     dataset, objectives = session.dataset, session.config.tune.objectives
-    if not dataset.num_samples("validation"):
+    num_images = dataset.num_samples("validation")
+    if not num_images:
         raise UserError(
             "data.validation_fraction: this dataset has no validation images, on which stage=tune compares trials. Set "
             "data.validation_fraction."
         )
-    varying = sum(len(factor.values) > 1 for factor in dataset.factors)
+    if num_images < required_images(objectives):
+        raise UserError(
+            f"tune.objectives={','.join(objectives)}: need {required_images(objectives)} validation images, and "
+            f"this dataset has {num_images} of them. Raise data.validation_fraction, or use tune.objectives=elbo or "
+            "mean_color_gap."
+        )
+    varying = sum(len(factor.values) > 1 for factor in dataset.select_factors(session.config.data.factors))
     needed = required_factors(objectives)
     if varying < needed:
         raise UserError(
-            f"tune.objectives={','.join(objectives)}: {needed} factors must vary, and {varying} vary in this dataset. "
+            f"tune.objectives={','.join(objectives)}: {needed} factors must vary, and metrics use {varying}. "
             "Use tune.objectives=elbo or mean_color_gap."
         )
 
@@ -108,8 +117,10 @@ class _JobFactory:
     access: DataAccess
     data_fingerprint: str
     cpus_per_worker: float  # for a trial of several workers, which allocates them itself
+    owner: str  # of the checkpoints
 
     def __call__(self, values: Values) -> TrainJob:
         config = apply_overrides(trial_config(self.config, values), {"train.cpus_per_worker": self.cpus_per_worker})
         workspace = Workspace(config)
-        return train_job(config, self.access, workspace.other_run(workspace.training_name(self.data_fingerprint)))
+        run = workspace.other_run(workspace.training_name(self.data_fingerprint))
+        return train_job(config, self.access, run, self.owner)

@@ -44,7 +44,7 @@ class TrialUploader:
         self._session, self.trial = session, trial
         self._stack = stack.enter_context(ExitStack())
         # Two commands must not write checkpoints into the same folder.
-        self._stack.enter_context(session.workspace.lock(session.run.folder.name))
+        self._stack.enter_context(session.lock_training(session.run))
         self._pending: list[Event] = []
         self._uploader: MetricUploader | None = None
         self._last_attempt = -_RETRY_SECONDS
@@ -123,7 +123,9 @@ class SearchProgress:
     def __init__(self, session: Session, search: Search, run_id: str, stack: ExitStack) -> None:
         self._session, self._search, self._run_id, self._stack = session, search, run_id, stack
         self._uploaders: dict[int, TrialUploader] = {}
-        self._shared_failures: dict[int, str] = {}  # reasons that are not specific to the trial, by its number
+        self._shared_failures: dict[
+            int, UserError
+        ] = {}  # for reasons that are not specific to the trial, by its number
         self._saved_at = 0.0
         for trial in search.trials:
             if trial.is_done and not trial.uploaded:
@@ -182,9 +184,12 @@ class SearchProgress:
                 uploader.trial.add(step, metrics)
                 self._show_progress()
                 return None
-            case WorkerFailed(reason, trial_specific=trial_specific):
+            case WorkerFailed(reason, trial_specific=trial_specific, retry=retry):
                 uploader.trial.reason = reason
-                self._shared_failures[event.number] = "" if trial_specific else reason
+                self._shared_failures.pop(event.number, None)
+                if not trial_specific:
+                    error = UserError(f"trial {event.number}: {reason}", retry=retry)
+                    self._shared_failures[event.number] = error
                 return None
             case TrainingWarning(step, text=text):
                 self._session.report.line(f"{'':<9}trial {event.number}, step {step}: {text}")
@@ -197,8 +202,8 @@ class SearchProgress:
         if self.find_result(event.number):  # a trial of an earlier command, whose reports were repeated
             return None
         uploader = self._uploader(event.number, event.values)
-        if result.status == "failed" and (reason := self._shared_failures.get(event.number)):
-            return UserError(f"trial {event.number}: {reason}", retry=True)  # not recorded: the next command retries it
+        if result.status == "failed" and (error := self._shared_failures.get(event.number)):
+            return error  # not recorded: the next command retries the trial
         trial = uploader.trial
         trial.status, trial.ended_ms = result.status, time.time_ns() // 1_000_000
         trial.reason = (trial.reason or result.reason) if result.status == "failed" else ""
@@ -218,7 +223,9 @@ class SearchProgress:
         trials = list(self._search.trials)
         running = [f"trial {trial.number} at step {trial.step}" for trial in trials if not trial.is_done]
         progress = f"{len(trials) - len(running)} of {self._search.config.tune.trials} trials done"
-        self._session.report.progress(f"tune     {progress}; {', '.join(running)}")
+        total = self._search.config.tune.trials * self._search.config.tune.budget(self._search.config.train.steps)
+        done = sum(trial.step for trial in trials)
+        self._session.report.progress(f"tune     {progress}; {', '.join(running)}", done, total)
 
     def finish(self) -> None:
         """Upload everything that MLflow does not have yet; UserError if MLflow failed."""
@@ -228,9 +235,7 @@ class SearchProgress:
                     uploader.finish(_SEARCH_TIMEOUT)
             self._upload_curve()
         except TrackingError as error:
-            raise UserError(
-                f"{error.uri}: MLflow failed ({error.reason}). The search is finished and its results are kept.",
-                retry=True,
-            ) from error
+            message = f"{error} The search is finished and its results are kept."
+            raise UserError(message, retry=error.retry) from error
         finally:
             self._search.save()

@@ -34,8 +34,9 @@ SMALL: dict[str, object] = TINY | {
 
 
 def environment() -> dict[str, str]:
-    """Return the environment of a user, without the Ray variables that `conftest` sets for the tests' own process."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    """Return the environment of a user, without what `conftest` and MLflow set for the tests' own process."""
+    own = ("RAY_", "MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
+    return {name: value for name, value in os.environ.items() if not name.startswith(own)}
 
 
 def small(**changes: object) -> list[str]:

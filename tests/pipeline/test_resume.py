@@ -43,8 +43,29 @@ def test_resume_with_other_settings_is_refused(workspace: str, overrides: list[s
         read_config([f"resume={NAME}", workspace, *overrides])
 
 
+def test_run_name_may_be_an_unambiguous_prefix(workspace: str, tmp_path: Path) -> None:
+    assert read_config(["resume=vlae", workspace]).resume == NAME
+    assert read_config(["init_from=vlae-digits-0", workspace]).init_from == NAME
+    (tmp_path / "runs" / "vlae-digits-1123456789ab").mkdir()
+    assert read_config(["resume=vlae-digits-0", workspace]).resume == NAME
+    with pytest.raises(UsageError, match=f"resume=vlae: 2 runs begin with this name .*{NAME}"):
+        read_config(["resume=vlae", workspace])
+
+
+def test_resume_takes_the_data_folder_of_the_run(tmp_path: Path) -> None:
+    """Shards cannot be written again without data.root and data.on_error, which do not define a training."""
+    config = read_config(["data=images", f"data.root={tmp_path}/pictures", "data.on_error=skip"])
+    record = RunRecord(settings=run_settings(config), data={"root": str(config.data.root), "on_error": "skip"})
+    record.write(tmp_path / "runs" / "vlae-images-0123456789ab" / RunRecord.FILENAME)
+    assert read_config(["resume=vlae-images", f"workspace={tmp_path}"]) == config.model_copy(
+        update={"workspace": tmp_path, "resume": "vlae-images-0123456789ab"}
+    )
+    moved = read_config(["resume=vlae-images", f"workspace={tmp_path}", f"data.root={tmp_path}/moved"])
+    assert moved.data.root == tmp_path / "moved"
+
+
 @pytest.mark.parametrize("key", ["resume", "init_from"])
-@pytest.mark.parametrize("name", ["../runs", "vlae", f"{NAME}/x", "vlae-digits-00000000000g"])
+@pytest.mark.parametrize("name", ["../runs", "hvae", f"{NAME}/x", "vlae-digits-00000000000g"])
 def test_run_name_that_is_no_folder_name_is_refused(workspace: str, name: str, key: str) -> None:
     with pytest.raises(UsageError, match=re.escape(f"{key}={name}")):
         read_config([f"{key}={name}", workspace])

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.commands import command, result_of, run, small
+from helpers.commands import command, environment, result_of, run, small
 from mlflow import MlflowClient
 from PIL import Image
 
@@ -127,6 +127,7 @@ def test_command_whose_reader_exits_prints_no_error(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         cwd=tmp_path,
+        env=environment(),
         check=False,
     )
     assert process.stderr == ""
@@ -214,6 +215,24 @@ def test_registered_model_is_evaluated_on_two_datasets(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_force_evaluate_repairs_a_damaged_model(tmp_path: Path) -> None:
+    trained = result_of(run(small(), tmp_path))
+    registered = small(stage="evaluate", model_uri="models:/digits@champion")
+    files = [path for path in tmp_path.glob("ws/mlartifacts/models/*/artifacts/**/*") if path.is_file()]
+    assert {"MLmodel", "checkpoint.json", "model.safetensors"} <= {path.name for path in files}
+    for path in files:
+        path.write_bytes(path.read_bytes()[:-1])
+    damaged = run(registered, tmp_path)
+    assert damaged.returncode == 1
+    assert trained["run_id"] in damaged.stderr.splitlines()[-1]
+    repaired = run(small(stage="evaluate", force="evaluate"), tmp_path)
+    assert result_of(repaired)["model_uri"] == "models:/digits/1"
+    assert "repaired the model in MLflow: " in repaired.stderr
+    result_of(run(registered, tmp_path))
+
+
+@pytest.mark.slow
 def test_second_seed_is_compared_with_the_first(tmp_path: Path) -> None:
     first = result_of(run(small(), tmp_path))
     second = result_of(run(small(seed=1), tmp_path))
@@ -261,3 +280,7 @@ def test_lock_is_exclusive_unless_shared(tmp_path: Path) -> None:
         workspace.lock("d"),
     ):
         pass
+    (tmp_path / "locks" / "link").symlink_to(tmp_path / "other")
+    with pytest.raises(OSError, match="link"), workspace.lock("link"):
+        pass
+    assert not (tmp_path / "other").exists()

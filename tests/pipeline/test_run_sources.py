@@ -11,6 +11,7 @@ import h5py
 import numpy as np
 import pytest
 from helpers.commands import SMALL, result_of, run, small
+from mlflow import MlflowClient
 from PIL import Image
 from scipy.io import savemat
 
@@ -108,28 +109,53 @@ def test_missing_files_are_named_in_one_line(tmp_path: Path, name: str) -> None:
 @pytest.mark.slow
 def test_image_folder_goes_through_all_stages(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    rows = ["file,kind"]
+    rows = ["file,kind,serial"]
     for index in range(120):
         name = f"{'cats' if index % 2 else 'dogs'}/{index}.png"
         path = tmp_path / "pictures" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 255, (20 + index % 7, 24, 3), dtype=np.uint8)).save(path)
-        rows.append(f"{name},{path.parent.name}")
+        rows.append(f"{name},{path.parent.name},{index}")
     (tmp_path / "pictures" / "factors.csv").write_text("\n".join(rows))
     settings = {key: value for key, value in SMALL.items() if key not in ("data.num_images", "data.samples_per_task")}
     overrides = [f"{key}={value}" for key, value in settings.items()] + ["data=images", "data.root=pictures"]
-    first = result_of(run(overrides, tmp_path))
+    overrides.append("data.test_fraction=0.3")
+    process = run(overrides, tmp_path)
+    first = result_of(process)
+    assert process.stderr.count("note: factor serial:") == 2  # at the stages shard and evaluate
+    assert "mig/serial" not in first["metrics"]
     assert "information/rung_2/kind" in first["metrics"]
     assert "mig_sup" not in first["metrics"]  # a gap needs two factors
+    overrides.append("data.factors=kind,serial")
+    chosen = result_of(run(overrides, tmp_path))
+    assert chosen["stages"] == {"shard": "skipped", "train": "skipped", "evaluate": "done"}
+    assert "mig/serial" in chosen["metrics"]
     # Without the pictures the shards are still used; with another picture they are not the shards of the folder.
     (tmp_path / "pictures").rename(tmp_path / "elsewhere")
     assert set(result_of(run(overrides, tmp_path))["stages"].values()) == {"skipped"}
-    (tmp_path / "elsewhere").rename(tmp_path / "pictures")
-    (tmp_path / "pictures" / "cats" / "1.png").write_bytes(b"no picture")
+
+
+@pytest.mark.slow
+def test_broken_images_are_named_or_skipped(tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    for index in range(60):
+        Image.new("RGB", (16, 16), (index, 0, 0)).save(tmp_path / "pictures" / f"{index}.png")
+    for index in range(0, 60, 5):
+        (tmp_path / "pictures" / f"{index}.png").write_bytes(b"no picture")
+    settings = {key: value for key, value in SMALL.items() if key != "data.num_images"}
+    settings |= {"data.samples_per_task": 20, "train.steps": 4}
+    overrides = [f"{key}={value}" for key, value in settings.items()]
+    overrides += ["data=images", "data.root=pictures", "stage=shard,train"]
     broken = run(overrides, tmp_path)
     assert broken.returncode == 1
-    assert "1.png" in broken.stderr.splitlines()[-1]
+    names = "12 images: 0.png, 10.png, 15.png, 20.png, 25.png, 30.png, 35.png, 40.png, 45.png, 5.png and 2 more"
+    assert f"cannot decode {names}" in broken.stderr.splitlines()[-1]
     assert list(tmp_path.glob("ws/shards/*/.partial-*")) == []
+    assert list(tmp_path.glob("ws/shards/*/manifest.json")) == []
+    skipped = run([*overrides, "data.on_error=skip"], tmp_path)
+    assert f"note: skipped {names}" in skipped.stderr
+    client = MlflowClient(f"sqlite:///{tmp_path}/ws/mlflow.db")
+    assert client.get_run(result_of(skipped)["run_id"]).data.tags["data.skipped"] == names
 
 
 @pytest.mark.slow

@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pytest
 from helpers.commands import checkpoints, command, result_of, run, small, wait_for
 from mlflow import MlflowClient
 from servers.processes import descendants
+from servers.processes import wait_for as wait_until
 
 LONG = small(train__steps=300, train__checkpoint_every=50, train__log_every=10)
 
@@ -60,6 +60,5 @@ def test_signal_stops_the_command_and_its_processes(
     assert process.returncode == 130
     assert errors.splitlines()[-1] == "stopped. Run the command again to continue."
     assert "Traceback" not in errors
-    time.sleep(5)
-    assert [pid for pid in tree if Path(f"/proc/{pid}").exists()] == []
+    assert wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in tree), 60)
     assert result_of(run(LONG, tmp_path))["stages"]["train"] == "resumed"

@@ -51,10 +51,16 @@ def test_search_state_is_kept_in_folder(digit_dataset: Path, tmp_path: Path) -> 
     again = search("tune.trials=3")
     assert again.trials == first.trials
     assert [config.seed for config in again.selected()] == [4]
+    for number, status in enumerate(("stopped", "failed", "running", "finished"), start=1):
+        again.trials.append(Trial(number, {"seed": 4 + number}, status, reports=[(5, {"elbo": -2.0})]))
+    again.save()
+    assert [config.seed for config in search("tune.select=all").selected()] == [4, 8]
     assert search("tune.seed=1").trials == []
     again.complete(exhausted=True)
     assert search("tune.trials=100").is_complete
     (again.folder / "trials.json").write_text("{")
+    assert search("data.factors=hue").folder == first.folder  # of no effect on the ELBO
+    assert search("data.factors=hue", "tune.objectives=mig").folder != search("tune.objectives=mig").folder
     with pytest.raises(CorruptedError, match=r"trials\.json"):
         _ = search().trials
 

@@ -13,7 +13,9 @@ from scipy import stats
 from jobs.evaluation.plots import bar_chart
 from jobs.tracking.query import TrackedRun
 from pipeline.results.__main__ import main
+from pipeline.results.page import group_by_experiment
 from pipeline.results.protocol import claims, published
+from pipeline.results.table import write_runs
 
 SEEDS = range(4)
 PICTURE = bar_chart([1.0], ["rung 0"], [""], "rates", "nats")
@@ -171,6 +173,39 @@ def test_claims_simple_factors_are_judged_one_by_one() -> None:
     lines = [line for line in claims("digits", {"vlae": runs}) if line]
     assert ["**Holds**" in line for line in lines] == [True, False, False]
     assert all(name in line for name, line in zip(("hue", "contrast", "luminance"), lines, strict=True))
+
+
+@pytest.mark.parametrize(("bottom", "top", "holds"), [(0.95, 0.05, True), (0.85, 0.05, False), (0.95, 0.15, False)])
+def test_claims_mean_color_is_of_the_bottom_rung_only(bottom: float, top: float, holds: bool) -> None:
+    fractions = {"mean_color_share/rung_0": bottom, "mean_color_share/rung_1": 0.5, "mean_color_share/rung_2": top}
+    runs = {seed: tracked_run(seed, fractions) for seed in range(2)}
+    (line,) = [line for line in claims("digits", {"vlae": runs}) if "mean color" in line]
+    assert ("**Holds**" in line) == holds
+
+
+def test_claims_uncertain_complexity_order_does_not_hold() -> None:
+    """The mean is positive, and the interval of the seeds includes 0."""
+    runs = {seed: tracked_run(seed, {"centroid_complexity_spearman": 0.1 + 0.3 * seed}) for seed in (-1, 0, 1)}
+    (line, _) = claims("sprites", {"vlae": runs})
+    assert "**Does not hold**" in line
+
+
+def test_group_by_experiment_keeps_the_newest_run_of_a_seed() -> None:
+    params = {"data": "digits", "train.steps": "10", "seed": "0"}
+    newest, oldest = (
+        TrackedRun(name, "", "", "f", {"preset": "claim-vlae"}, params, {"elbo": elbo})
+        for name, elbo in (("b", -1.0), ("a", -2.0))
+    )
+    assert group_by_experiment([newest, oldest]) == {("digits", 10): {"vlae": {0: newest}}}
+
+
+def test_write_runs_failing_keeps_the_old_table(tmp_path: Path) -> None:
+    params = {"data": "digits", "train.steps": "10", "seed": "0"}
+    runs = [TrackedRun("a", "", "", "", {"preset": "claim-vlae"}, each, {}) for each in (params, {})]
+    (tmp_path / "digits-10.csv").write_text("old")
+    with pytest.raises(KeyError):
+        write_runs(tmp_path / "digits-10.csv", runs)
+    assert (tmp_path / "digits-10.csv").read_text() == "old"
 
 
 def test_page_other_steps_are_another_section(workspace: Path) -> None:

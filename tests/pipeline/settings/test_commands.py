@@ -19,7 +19,7 @@ from pipeline.settings.schema import run_settings
 OVERRIDES = [
     [],
     ["preset=fashion-mnist", "model=hvae", "seed=3"],
-    ["data=images", "data.root=/some pictures", "objective.beta=1,2,3"],
+    ["data=images", "data.root=/some pictures", "data.on_error=skip", "objective.beta=1,2,3"],
     ["preset=release-svhn"],
     ["preset=claim-hvae", "model=lvae", "model.batch_norm_heads=true"],
     ["evaluate.model_name=foo", "evaluate.seed=3", "evaluate.gibbs_steps=1,2", "storage_path=s3://bucket/prefix"],
@@ -28,6 +28,7 @@ OVERRIDES = [
         "tracking.uri=http://127.0.0.1:5000",
         "tracking.experiment=a b",
         "evaluate.champion_metric=mig",
+        "data.factors=hue,digit",
     ],
 ]
 
@@ -39,6 +40,7 @@ def test_training_command_and_settings_yaml_repeat_the_run(overrides: list[str],
     assert (python, flag, module) == ("python", "-m", "pipeline.run")
     repeated = read_config(arguments)
     assert run_settings(repeated) == run_settings(config)
+    assert (repeated.data.factors, repeated.data.on_error) == (config.data.factors, config.data.on_error)
     for name in ("evaluate", "tracking", "workspace", "storage_path"):
         assert getattr(repeated, name) == getattr(config, name)
     path = tmp_path / "settings.yaml"

@@ -11,19 +11,18 @@ from pipeline.plan import make_plan
 from pipeline.settings.commands import search_command, training_command
 from pipeline.settings.parse import read_config, searchable_keys
 from pipeline.settings.schema import run_settings
-from pipeline.settings.search_space import check_space, trial_config
+from pipeline.settings.search_space import default_space, resolve_space, trial_config
 
 SPACE = "tune.param_space.model.latent_dims=18/9,9"
 
 
 def check(*overrides: str) -> None:
-    check_space(read_config(overrides))
+    resolve_space(read_config(overrides))
 
 
 @pytest.mark.parametrize(
     ("overrides", "key"),
     [
-        (["stage=tune"], "tune.param_space.model.latent_dims="),
         (["tune.param_space.model.latent_dim=3"], "'tune.param_space.model.latent_dims'"),
         (["tune.param_space.train.num_workers=1/2"], "train.num_workers"),
         (["tune.param_space.train.steps=1/2"], "tune.steps"),
@@ -41,13 +40,34 @@ def check(*overrides: str) -> None:
         ([SPACE, "model_uri=models:/digits/1"], "model_uri="),
     ],
 )
-def test_check_space_invalid_names_key(overrides: list[str], key: str) -> None:
+def test_resolve_space_invalid_names_key(overrides: list[str], key: str) -> None:
     """The message names the key at fault, or the nearest valid one."""
     with pytest.raises(UsageError, match=re.escape(key)):
-        check(*overrides, *([] if "stage=tune" in overrides else ["stage=tune"]))
+        check(*overrides, "stage=tune")
 
 
-def test_check_space_partly_valid_values_pass() -> None:
+@pytest.mark.parametrize(
+    ("overrides", "dims", "widths"),
+    [
+        ([], "18/9,9/4,4,10/4,4,5,5", "12/24/36"),
+        (["model.latent_dims=3"], "3/1,2/1,1,1", "12/24/36"),  # four rungs need four latents
+        (["model.latent_dims=2,2", "objective.beta=1,2", "model.width=2"], "2,2", "1/2/3"),  # a beta per rung
+        (["model=vae", "model.width=9"], "18", "4/9/13"),
+        (["progressive.stage_steps=700", "progressive.fade_steps=9"], "18/9,9/4,4,10", "12/24/36"),
+    ],
+)
+def test_default_space_varies_depth_and_width(overrides: list[str], dims: str, widths: str) -> None:
+    config = read_config([*overrides, "stage=tune"])
+    assert default_space(config) == {"model.latent_dims": dims, "model.width": widths}
+    assert resolve_space(config).tune.param_space == default_space(config)
+
+
+def test_resolve_space_keeps_a_given_space() -> None:
+    assert resolve_space(read_config([SPACE, "stage=tune"])).tune.param_space == {"model.latent_dims": "18/9,9"}
+    assert resolve_space(read_config(["stage=train"])).tune.param_space == {}
+
+
+def test_resolve_space_partly_valid_values_pass() -> None:
     """Each value must be valid with some values of the others, not with all."""
     check("stage=tune", "tune.param_space.model.latent_dims=9,9/6,6,6", "tune.param_space.objective.beta=1/2,1/3,2,1")
     check(
@@ -80,6 +100,8 @@ def test_trial_config_is_that_of_a_training() -> None:
     plain = read_config(["model.latent_dims=9,9", "train.learning_rate=.02", "train.steps=90", *overrides[2:]])
     assert run_settings(trial) == run_settings(plain)
     assert trial.train.checkpoint_every == 10  # a ninth, where asha decides
+    often = read_config(["stage=tune", SPACE, "train.checkpoint_every=3", *overrides])
+    assert trial_config(often, {"seed": 4}).train.checkpoint_every == 3
     assert trial_config(config.model_copy(update={"stage": ("tune",)}), {"seed": 4}).seed == 4
 
 
