@@ -61,7 +61,8 @@ from pipeline.settings.parse import read_config
 config = read_config(["tune.objectives=nearest_neighbor", "evaluate.champion_metric=nearest_neighbor"])
 assert config.tune.objectives == (config.evaluate.champion_metric,) == ("nearest_neighbor",)
 assert required_factors(config.tune.objectives) == 1
-check_evaluation(SimpleNamespace(config=config, dataset=SimpleNamespace(factors=[Factor("digit", (0, 1))])))
+dataset = SimpleNamespace(select_factors=lambda _: [Factor("digit", (0, 1))], num_samples=lambda _: 100)
+check_evaluation(SimpleNamespace(config=config, dataset=dataset))
 assert "`nearest_neighbor/rung_l`" in metrics_markdown()
 assert "do nearest neighbors share factors" in description("run", {"nearest_neighbor": 1.0}, "command")
 rng = np.random.default_rng(0)

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("vlae", "jobs", "pipeline")  # each may import itself and earlier ones
 # Modules and sub-packages of jobs/: each may import its own layer and earlier ones.
 JOBS_LAYERS = (
-    ("errors", "cli", "files", "events"),
+    ("errors", "cli", "files", "http_limits", "events"),
     ("storage",),
     ("config",),
     ("data",),

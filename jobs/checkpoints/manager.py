@@ -23,6 +23,9 @@ from jobs.checkpoints.format import (
 from jobs.errors import CorruptedError, UnavailableError, UserError, os_error_reason
 from jobs.files import write_json
 from jobs.storage import open_storage
+from jobs.storage.lease import check_owner
+
+_MAX_FILE_BYTES = 2**35  # that a server may send for one file
 
 
 class CheckpointManager:
@@ -30,10 +33,18 @@ class CheckpointManager:
 
     `checkpoint.json` holds the sha256 of the other files. It is published last and removed first, so that a checkpoint
     exists exactly while this file does.
+
+    Args:
+        url: Address of the checkpoints.
+        owner: Name of the command that must own them whenever something is written; empty for no check.
     """
 
-    def __init__(self, url: str) -> None:
-        self._store = open_storage(url)
+    def __init__(self, url: str, owner: str = "") -> None:
+        self._store, self._owner = open_storage(url), owner
+
+    def _check_owner(self) -> None:
+        if self._owner:
+            check_owner(self._store, self._owner)
 
     @staticmethod
     def step_of(path: Path) -> int:
@@ -86,9 +97,11 @@ class CheckpointManager:
     def publish(self, folder: Path) -> None:
         """Move the files of a checkpoint from a scratch folder, named by its step, to the store."""
         step = self.step_of(folder)
+        self._check_owner()
         self._store.remove(_name(step, META))  # of a damaged checkpoint of this step
         names = sorted(path.name for path in folder.iterdir() if path.name != META)
         for name in (*names, META):
+            self._check_owner()
             self._store.publish(folder / name, _name(step, name))
 
     def latest(self, into: Path) -> Path | None:
@@ -131,7 +144,7 @@ class CheckpointManager:
                 for name, digest in files.items():
                     with (path / name).open("w+b") as file:
                         try:
-                            self._store.fetch(_name(step, name), file, digest)
+                            self._store.fetch(_name(step, name), file, digest, _MAX_FILE_BYTES)
                         except CorruptedError as error:
                             raise CorruptedError(damage(address, name)) from error
                 (path / META).write_bytes(content)
@@ -151,6 +164,7 @@ class CheckpointManager:
 
         Steps above `latest`, the last saved, go too: the training has resumed below them because they are damaged.
         """
+        self._check_owner()
         elbos = {step: elbo for step, elbo in self.validation_elbos().items() if step <= latest}
         if latest not in elbos:  # other workers removed it meanwhile
             return
@@ -172,6 +186,7 @@ class CheckpointManager:
 
     def sweep(self) -> None:
         """Remove what killed writers left: scratch folders and partial checkpoints."""
+        self._check_owner()
         self._store.sweep()
         folders = self.folders()  # listed first, so that a checkpoint completed in between stays
         complete = self.steps()

@@ -91,7 +91,7 @@ def train_trial(config: dict[str, Any], plan: TrialPlan, event_queue: Any) -> No
         reporter.put_and_wait(WorkerFailed(str(error), trial_specific=True))
         tune.report({FAILED: 1})
     except UserError as error:
-        reporter.put_and_wait(WorkerFailed(str(error), retryable=True))
+        reporter.put_and_wait(WorkerFailed(str(error), retryable=True, retry=error.retry))
         raise
     except Exception as error:
         reporter.put_and_wait(WorkerFailed(f"{type(error).__name__}: {first_line(error)}", trial_specific=True))

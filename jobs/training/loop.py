@@ -66,7 +66,7 @@ def train_model(job: TrainJob, worker: Worker, emit: Callable[[Event], None]) ->
         validation = Validation(training)
         writer = None
         if worker.rank == 0:
-            manager = CheckpointManager(job.checkpoints)
+            manager = CheckpointManager(job.checkpoints, job.owner)
             writer = stack.enter_context(CheckpointWriter(manager, config.keep_checkpoints, emit))
         for images in training.loader.batches(training.step, config.steps):
             metrics = train_step(training, images)

@@ -35,6 +35,7 @@ class TrainJob:
         seed: Random seed for weights, data order and noise.
         checkpoints: Address of the checkpoints: a folder, or s3://bucket/prefix.
         settings: Settings that define the training, as the command spells them.
+        owner: Name of the command that must own the checkpoints to write them; empty if no other workspace can.
     """
 
     model: AnyModelConfig
@@ -45,6 +46,7 @@ class TrainJob:
     data: DataAccess
     checkpoints: str
     settings: Mapping[str, str] = field(default_factory=dict)
+    owner: str = ""
 
 
 @dataclass(frozen=True)
@@ -190,7 +192,7 @@ def _resume(
     job: TrainJob, worker: Worker, model: HierarchicalModel, optimizer: torch.optim.Optimizer, ema: AveragedModel | None
 ) -> Restored:
     # Rank 0 chooses the checkpoint, because the writer of an earlier worker group may still publish another one.
-    manager = CheckpointManager(job.checkpoints)
+    manager = CheckpointManager(job.checkpoints, job.owner)
     with tempfile.TemporaryDirectory(prefix="vlae-") as folder:
         latest: Path | None = None
         damaged: list[int] = []

@@ -97,7 +97,7 @@ def test_optimal_scale_in_evaluation_is_the_average() -> None:
     """In evaluation mode the scale is the moving average of training and does not depend on the images."""
     images, output = noisy_gray(0.08), torch.zeros(1, 1, 64, 64)
     likelihood = Likelihood("gaussian", 1, "optimal")
-    for _ in range(1000):
+    for _ in range(500):
         likelihood.nll(output, images)
     likelihood.eval()
     assert likelihood.log_scale.exp().item() == pytest.approx((images - 0.5).square().mean().sqrt().item(), rel=0.01)
@@ -138,3 +138,24 @@ def test_optimal_scale_ignores_nonfinite_errors() -> None:
     before = likelihood.log_scale.clone()
     likelihood.nll(torch.full((1, 1, 4, 4), float("nan")), noisy_gray(0.1)[:, :, :4, :4])
     assert torch.equal(likelihood.log_scale, before)
+
+
+@pytest.mark.parametrize(("kind", "distribution"), [("gaussian", Normal), ("laplace", Laplace)])
+def test_optimal_scale_belongs_to_the_channel(kind: str, distribution: type[Normal]) -> None:
+    """Two channels of unequal noise: each has the scale that fits its own noise, and moves its own average by 1 %."""
+    images = torch.cat([noisy_gray(0.08), noisy_gray(0.02)], dim=1)
+    likelihood = Likelihood(kind, 2, "optimal")
+    nll = likelihood.nll(torch.zeros(1, 2, 64, 64), images)
+    errors = (images - 0.5).abs()
+    scales = errors.mean((0, 2, 3)) if kind == "laplace" else errors.square().mean((0, 2, 3)).sqrt()
+    expected = math.log(255) - distribution(0.5, scales.view(1, 2, 1, 1)).log_prob(images)
+    torch.testing.assert_close(nll, expected.sum((1, 2, 3)))
+    average = 0.99 * math.log(0.1) + 0.01 * scales.log()
+    torch.testing.assert_close(likelihood.log_scale.flatten(), average)
+
+
+@pytest.mark.parametrize(("kind", "constant"), [("gaussian", math.log(2 * math.pi) / 2), ("laplace", math.log(2))])
+def test_optimal_scale_of_a_perfect_fit_has_a_floor(kind: str, constant: float) -> None:
+    output = torch.full((1, 1, 8, 8), 0.3)
+    nll = Likelihood(kind, 1, "optimal").nll(output, torch.sigmoid(output))
+    assert nll.item() == pytest.approx(64 * (math.log(255) - 7 + constant), rel=1e-5)

@@ -78,3 +78,8 @@ def test_rung_schedule_from_the_bottom_has_two_stages() -> None:
 def test_rung_schedule_without_fading_opens_gates_at_once() -> None:
     state = rung_schedule(ObjectiveConfig(), ProgressiveConfig(stage_steps=100, fade_steps=0), 100, 2)
     assert (state.input_gates, state.output_gates) == ([1, 1], [1, 1])
+
+
+def test_kl_weights_of_inactive_rungs_rise_with_the_warmup() -> None:
+    progressive = ProgressiveConfig(stage_steps=100, inactive_kl_weight=0.5)
+    assert rung_schedule(ObjectiveConfig(beta=8, warmup_steps=10), progressive, 5, 3).kl_weights == [0.25, 0.25, 4]

@@ -9,10 +9,21 @@ import torch
 from helpers.small_job import publish_checkpoint, run, small_job
 from safetensors.torch import load_file
 
-from jobs.checkpoints.format import META, History, load_model, parse_meta, read_history, read_meta, seal, weights_sha256
+from jobs.checkpoints.format import (
+    META,
+    History,
+    load_model,
+    parse_meta,
+    read_history,
+    read_meta,
+    seal,
+    verify,
+    weights_sha256,
+)
 from jobs.checkpoints.manager import CheckpointManager, kept_steps
 from jobs.errors import CorruptedError
 from jobs.storage import open_storage
+from jobs.storage.local import LocalStorage
 from jobs.training.state import Training, Worker, prepare
 from jobs.training.step import train_step
 
@@ -209,3 +220,50 @@ def test_prune_keeps_latest_and_best(manager: CheckpointManager, training: Train
 )
 def test_kept_steps_are_newest_and_best(elbos: dict[int, float | None], keep: int, kept: set[int]) -> None:
     assert kept_steps(elbos, keep) == kept
+
+
+def test_sweep_keeps_a_checkpoint_completed_meanwhile(
+    training: Training, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manager = CheckpointManager(str(tmp_path))
+    publish_checkpoint(manager, training, 3)
+    list_steps = manager.steps
+
+    def steps() -> list[int]:
+        complete = list_steps()
+        publish_checkpoint(manager, training, 7)
+        return complete
+
+    with monkeypatch.context() as patch:
+        patch.setattr(manager, "steps", steps)
+        manager.sweep()
+    assert manager.steps() == [3, 7]
+
+
+@pytest.mark.parametrize("name", [META, *FILES])
+def test_checkpoint_is_absent_or_intact_at_all_times(
+    training: Training, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """After each operation on the store, while a damaged checkpoint is replaced by another one and removed."""
+    manager, operations = CheckpointManager(str(tmp_path)), []
+    publish_checkpoint(manager, training, 7, elbo=-1.0)
+    (tmp_path / NEW / name).write_bytes(b"damaged")
+
+    def check(operation: str) -> None:
+        original = getattr(LocalStorage, operation)
+
+        def checked(storage: LocalStorage, *arguments: object) -> None:
+            original(storage, *arguments)
+            operations.append(operation)
+            if manager.steps():
+                verify(tmp_path / NEW, NEW)
+
+        monkeypatch.setattr(LocalStorage, operation, checked)
+
+    check("publish")
+    check("remove")
+    publish_checkpoint(manager, training, 7, elbo=-2.0)
+    assert manager.validation_elbos() == {7: -2.0}
+    manager.remove(7)
+    assert manager.folders() == []
+    assert {"publish", "remove"} == set(operations)

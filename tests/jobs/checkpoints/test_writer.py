@@ -12,9 +12,11 @@ from helpers.small_job import EventScript, run, same_result, small_job, steps_of
 from servers.faults import Fault, FaultProxy
 
 from jobs.checkpoints import writer as checkpoint_writer
+from jobs.checkpoints.format import Snapshot
 from jobs.checkpoints.manager import CheckpointManager
+from jobs.checkpoints.writer import CheckpointWriter
 from jobs.errors import UnavailableError, UserError
-from jobs.events import CheckpointSaved, MetricPoint, TrainingWarning
+from jobs.events import CheckpointSaved, Event, MetricPoint, TrainingWarning
 from jobs.storage import open_storage
 from jobs.storage.base import Storage
 from jobs.storage.s3 import S3Storage
@@ -221,3 +223,49 @@ def test_writer_error_ends_training(digit_dataset: Path, tmp_path: Path) -> None
     with pytest.raises(UserError, match=r"checkpoints.*: .*(Not a directory|File exists)"):
         train_model(job, Worker(), EventScript((CheckpointSaved, 2, replace_folder)))
     assert CheckpointManager(str(tmp_path / "moved")).latest(tmp_path).name == "step-00000002"
+
+
+class UnsteadyManager(CheckpointManager):
+    """Saves nothing; each call of `save` waits for its turn, and fails where the store is unavailable."""
+
+    def __init__(self, available: list[bool]) -> None:
+        self._available, self.saved = available, list[int]()
+        self.begun, self.turn = threading.Semaphore(0), threading.Semaphore(0)
+
+    def save(self, snapshot: Snapshot) -> None:
+        self.begun.release()
+        assert self.turn.acquire(timeout=60)
+        if not self._available.pop(0):
+            raise UnavailableError("no answer")
+        self.saved.append(snapshot.step)
+
+    def prune(self, keep: int, latest: int) -> None:
+        pass
+
+
+def snapshot(step: int) -> Snapshot:
+    return Snapshot(step, None, {}, None, {}, [], [], {})
+
+
+def test_writer_warns_of_each_outage(short_timeouts: None) -> None:
+    manager, events = UnsteadyManager([False, False, True, False, True]), list[Event]()
+    with CheckpointWriter(manager, 1, events.append) as writer:
+        manager.turn.release(5)
+        for step in (1, 2):
+            writer.save(snapshot(step))
+            writer.flush()
+    assert steps_of(events, TrainingWarning) == [1, 2]
+    assert steps_of(events, CheckpointSaved) == manager.saved == [1, 2]
+
+
+def test_writer_saves_what_was_handed_over_meanwhile(short_timeouts: None) -> None:
+    """A newer snapshot replaces the waiting one just as the store accepts the older."""
+    manager = UnsteadyManager([False, True, True])
+    with CheckpointWriter(manager, 1, lambda event: None) as writer:
+        writer.save(snapshot(1))
+        manager.turn.release()
+        for _ in range(2):
+            assert manager.begun.acquire(timeout=60)
+        writer.save(snapshot(2))
+        manager.turn.release(2)
+    assert manager.saved == [1, 2]

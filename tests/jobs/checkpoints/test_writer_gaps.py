@@ -1,7 +1,6 @@
 """After the first checkpoint there is a complete one at every instant, despite faults and kills."""
 
 import os
-import random
 import subprocess
 import sys
 import threading
@@ -120,12 +119,10 @@ def test_readers_always_load_a_checkpoint(digit_dataset: Path, tmp_path: Path) -
 @pytest.mark.slow
 def test_kills_at_random_instants_lose_no_checkpoint(digit_dataset: Path, tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{HELPERS.parent}"}
-    seed = random.SystemRandom().randrange(10**6)
     for name, kills in {"killed": 10, "undisturbed": 0}.items():
-        arguments = [str(digit_dataset), str(tmp_path / name), str(kills), str(seed)]
+        arguments = [str(digit_dataset), str(tmp_path / name), str(kills), "7"]
         command = [sys.executable, "-m", "helpers.kill_training", *arguments]
         done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-        print(done.stdout)
         assert done.returncode == 0, done.stderr
     killed, undisturbed = (small_job(digit_dataset, tmp_path / name) for name in ("killed", "undisturbed"))
     assert same_result(killed, undisturbed, tmp_path)

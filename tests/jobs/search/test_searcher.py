@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from optuna.samplers import TPESampler
 from ray.tune.search import Searcher
 
 from jobs.errors import UserError
@@ -139,3 +140,34 @@ def test_searcher_error_at_start_ends_search() -> None:
     assert len(suggest(searcher, 9)) == 2
     assert str(searcher.error) == "the lock is taken"
     assert not searcher.exhausted
+
+
+def test_searcher_of_a_later_command_draws_other_points() -> None:
+    """Of the first command's points only the first was tried: the second command does not draw the others again."""
+    first = [point["values"] for point in suggest(make_searcher({"a": "0..99999"}), 5)]
+    trials = [Trial(0, first[0], "finished", reports=[(1, {"elbo": 0.0})])]
+    again = [point["values"] for point in suggest(make_searcher({"a": "0..99999"}, trials), 5)]
+    assert [values for values in again if values in first] == first[:1]
+
+
+def test_searcher_returns_to_tpe_after_random_points() -> None:
+    """Where TPE finds no valid point a random sampler does, and the next point is proposed by TPE again."""
+    names = iter(range(1000))
+    searcher = OptunaSearcher(
+        TuneConfig(param_space={"a": "0.0..1.0"}),
+        [],
+        lambda values: None if (name := next(names)) < 60 else str(name),
+        lambda number, values: None,
+        lambda number: None,
+    )
+    suggest(searcher, 1)
+    assert next(names) > 60
+    assert isinstance(searcher._study.sampler, TPESampler)
+
+
+def test_searcher_spreads_concurrent_trials() -> None:
+    """Trials that run count as poor ones, so that trials which start before their end try other points."""
+    searcher = make_searcher({"a": "0.0..1.0"}, seed=1)
+    suggest(searcher, 30, elbo=lambda point: -abs(point["a"] - 0.5))
+    points = [searcher.suggest(f"concurrent-{number}")["values"]["a"] for number in range(10)]
+    assert max(points) - min(points) > 0.5

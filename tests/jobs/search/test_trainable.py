@@ -157,7 +157,7 @@ def test_train_trial_shared_error_is_left_to_ray(fake_ray: FakeRay, error: UserE
     with pytest.raises(type(error)):
         fake_ray.run(make_job)
     assert fake_ray.reports == []
-    assert fake_ray.events_of(WorkerFailed) == [WorkerFailed(str(error), retryable=True)]
+    assert fake_ray.events_of(WorkerFailed) == [WorkerFailed(str(error), retryable=True, retry=error.retry)]
 
 
 def test_train_trial_stop_saves_checkpoint(fake_ray: FakeRay, digit_dataset: Path, tmp_path: Path) -> None:

@@ -1,21 +1,29 @@
 """The loop without Ray: it learns, resumes bit-identically, and depends on nothing but its settings."""
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from helpers.datasets import open_split
 from helpers.small_job import SIZE, TRAIN, run, small_job, steps_of
 from safetensors.torch import load_file
 
 from jobs.checkpoints.format import load_model, read_meta, weights_sha256
 from jobs.checkpoints.manager import CheckpointManager
 from jobs.config import TrainConfig
+from jobs.data.sampling import permute
 from jobs.errors import UserError
 from jobs.events import CheckpointSaved, Event, MetricPoint, TrainingResumed, TrainingWarning
-from jobs.training.loop import train_model
-from jobs.training.state import TrainJob, Worker
+from jobs.training import loop
+from jobs.training.loop import Validation, train_model
+from jobs.training.state import TrainJob, Worker, machine_info, prepare, take_snapshot
+from jobs.training.step import microbatch_noise, train_step
 from vlae.config import AnyModelConfig, HvaeConfig, LvaeConfig, ObjectiveConfig, ProgressiveConfig, VlaeConfig
 
 
@@ -35,7 +43,7 @@ def logged_steps(events: list[Event]) -> list[int]:
 
 
 def test_training_emits_curve_and_checkpoints(job: TrainJob) -> None:
-    checkpoint, events = train(job)
+    checkpoint, events = train(replace(job, train=job.train.model_copy(update={"validate_every": 4})))
     assert checkpoint.name == "step-00000012"
     assert logged_steps(events) == [2, 4, 6, 8, 10, 12]
     assert steps_of(events, CheckpointSaved) == [5, 10, 12]
@@ -48,8 +56,9 @@ def test_training_emits_curve_and_checkpoints(job: TrainJob) -> None:
         for event in events
         if isinstance(event, MetricPoint) and len(event.metrics) == 1
     }
-    assert set(elbos) == {5, 10, 12}
-    assert set(CheckpointManager(job.checkpoints).steps()) == {10, 12, max(elbos, key=lambda step: elbos[step])}
+    assert set(elbos) == {4, 5, 8, 10, 12}
+    best = max((5, 10, 12), key=lambda step: elbos[step])
+    assert set(CheckpointManager(job.checkpoints).steps()) == {10, 12, best}
 
 
 def test_training_reduces_the_loss(job: TrainJob) -> None:
@@ -152,3 +161,81 @@ def test_checkpoint_model_is_the_moving_average(job: TrainJob) -> None:
     loaded = dict(load_model(checkpoint).state_dict())[name]
     torch.testing.assert_close(loaded.double(), average, rtol=1e-5, atol=1e-7)
     assert not torch.equal(loaded, trained[-1][name])
+
+
+def finished(job: TrainJob, **machine: object) -> TrainJob:
+    """Return a deterministic training whose last checkpoint was written on a machine with these differences."""
+    job = replace(job, train=job.train.model_copy(update={"deterministic": True}))
+    training = prepare(job, Worker())
+    training.step = job.train.steps
+    snapshot = take_snapshot(training, [], [], None)
+    snapshot.meta["machine"] = machine_info(torch.device("cpu")) | machine
+    CheckpointManager(job.checkpoints).save(snapshot)
+    return job
+
+
+@pytest.mark.parametrize(
+    ("machine", "fix"),
+    [({"device": "cuda"}, r"train\.device=cuda"), ({"threads": 99}, r"train\.threads_per_worker=99")],
+)
+def test_deterministic_run_elsewhere_is_refused(job: TrainJob, machine: dict[str, object], fix: str) -> None:
+    job = finished(job, **machine)
+    with pytest.raises(UserError, match=rf"train\.deterministic=true: .*{fix}"):
+        run(job)
+    run(replace(job, train=job.train.model_copy(update={"deterministic": False})))
+
+
+def test_deterministic_run_restricts_torch(job: TrainJob) -> None:
+    """To deterministic kernels until its end; another processor is a warning."""
+    job, events, restricted = finished(job, processor="another"), [], []
+
+    def emit(event: Event) -> None:
+        events.append(event)
+        restricted.append(torch.are_deterministic_algorithms_enabled())
+
+    assert train_model(job, Worker(), emit) == 12
+    assert [event.key for event in events if isinstance(event, TrainingWarning)] == ["processor"]
+    assert all(restricted)
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_validation_is_in_evaluation_mode(job: TrainJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a random part of the images, from running statistics that stay as they are."""
+    monkeypatch.setattr(loop, "_IMAGES", 8)
+    training = prepare(replace(job, model=VlaeConfig(norm="batch", **SIZE)), Worker())
+    train_step(training, training.loader.images(0))
+    before = [tensor.clone() for tensor in training.running_stats]
+    elbo = Validation(training).elbo(training.model)
+    assert all(map(torch.equal, training.running_stats, before))
+    assert training.model.training
+    data, model = open_split(Path(job.data.url), "validation"), training.model.eval()
+    assert len(data) > 16
+    images = data.images(permute(np.arange(8), len(data), job.seed)).float() / 255
+    noise = [
+        microbatch_noise(model, range(i, i + 1), 1, job.seed, loop._NOISE_STEP, torch.device("cpu")) for i in range(8)
+    ]
+    with torch.no_grad():
+        terms = model(images, [torch.cat(rung) for rung in zip(*noise, strict=True)])
+    assert elbo == pytest.approx(-(terms.reconstruction + terms.kl.sum(1)).mean().item(), rel=1e-5)
+
+
+def test_speed_leaves_out_the_validation(job: TrainJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a clock that advances by a second with each pass of the model, of training and of validation."""
+    seconds = 0.0
+
+    def tick(*_: object) -> None:
+        nonlocal seconds
+        seconds += 1
+
+    def wrap(module: torch.nn.Module) -> torch.nn.Module:
+        module.register_forward_hook(tick)
+        return module
+
+    clock: Any = SimpleNamespace(monotonic=lambda: seconds, time_ns=time.time_ns)
+    monkeypatch.setattr("jobs.training.metrics.time", clock)
+    settings = {"ema_decay": 0, "steps": 6, "validate_every": 3}
+    events: list[Event] = []
+    train_model(replace(job, train=job.train.model_copy(update=settings)), Worker(wrap=wrap), events.append)
+    speeds = [event.metrics.get("train/images_per_second") for event in events if isinstance(event, MetricPoint)]
+    assert [speed for speed in speeds if speed] == [16, 16, 16]
+    assert seconds > 6 + 8

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.small_job import small_job
+from helpers.small_job import SIZE, small_job
+from helpers.worker_threads import run_threads, worker_training
 
 from jobs.checkpoints.format import weights_sha256
 from jobs.config import TrainConfig
@@ -13,7 +14,7 @@ from jobs.data.loader import BatchLoader
 from jobs.training.metrics import StepMetrics
 from jobs.training.state import Training, TrainJob, Worker, prepare
 from jobs.training.step import learning_rate, microbatch_noise, train_step
-from vlae.config import ObjectiveConfig, ProgressiveConfig
+from vlae.config import LvaeConfig, ObjectiveConfig, ProgressiveConfig
 from vlae.models.vlae import Vlae
 
 
@@ -142,3 +143,90 @@ def test_moving_average_has_the_gates_of_the_model(job: TrainJob) -> None:
         moved = [noise[0] + 1, noise[1]]
         decoded = [model.decode(z) for model in (training.model, training.ema.module) for z in (noise, moved)]
         assert [torch.equal(*decoded[:2]), torch.equal(*decoded[2:])] == [step == 0] * 2
+
+
+def set_train(job: TrainJob, **settings: object) -> TrainJob:
+    return replace(job, train=job.train.model_copy(update={"max_grad_norm": 1e9, **settings}))
+
+
+def gradients(training: Training) -> list[torch.Tensor]:
+    return [parameter.grad for parameter in training.model.parameters() if parameter.grad is not None]
+
+
+def batch_norm(job: TrainJob) -> TrainJob:
+    return replace(job, model=LvaeConfig(norm="batch", batch_norm_heads=True, **SIZE))
+
+
+def test_accumulation_in_unequal_passes_is_one_pass(job: TrainJob) -> None:
+    """Three passes over four microbatches."""
+    whole, passes = prepare(set_train(job), Worker()), prepare(set_train(job, gradient_accumulation_steps=3), Worker())
+    metrics = [first_step(training).pack() for training in (whole, passes)]
+    torch.testing.assert_close(metrics[1], metrics[0])
+    torch.testing.assert_close(gradients(passes), gradients(whole), rtol=1e-3, atol=1e-3)
+
+
+def test_deterministic_step_is_the_mean_of_microbatches(job: TrainJob) -> None:
+    """Gradient, metrics and running statistics, of batch norm too, from microbatches that are each a batch alone."""
+    job = batch_norm(job)
+    training = prepare(set_train(job, deterministic=True), Worker())
+    metrics = first_step(training).pack()
+    parts = [replace(worker_training(set_train(job), rank, 4), worker=Worker()) for rank in range(4)]
+    part_metrics = [first_step(part).pack() for part in parts]  # each weighted by its fraction of the batch
+    others = torch.arange(len(metrics)) != 2  # the norm of a mean is not the mean of the norms
+    torch.testing.assert_close(metrics[others], sum(part_metrics)[others])
+    summed = [torch.stack(each).sum(0) for each in zip(*map(gradients, parts), strict=True)]
+    torch.testing.assert_close(gradients(training), summed, rtol=1e-3, atol=1e-3)
+    means = [torch.stack(each).mean(0) for each in zip(*(part.running_stats for part in parts), strict=True)]
+    torch.testing.assert_close(training.running_stats, means)
+
+
+def test_workers_with_unequal_fractions_are_one_worker(job: TrainJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two of three workers have one of four microbatches, the third has two."""
+    job = set_train(job)
+    whole = prepare(job, Worker())
+    expected = first_step(whole).pack()
+    trainings = [worker_training(job, rank, 3) for rank in range(3)]
+    metrics = run_threads(trainings, first_step, monkeypatch)
+    torch.testing.assert_close(sum(each.pack() for each in metrics), expected)
+    for training in trainings:
+        torch.testing.assert_close(gradients(training), gradients(whole), rtol=1e-3, atol=1e-3)
+
+
+def test_workers_average_running_statistics(job: TrainJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weighted by the fractions of the batch, from what each worker has alone."""
+    job = batch_norm(job)
+    alone, together = ([worker_training(job, rank, 3) for rank in range(3)] for _ in range(2))
+    for training in alone:
+        first_step(replace(training, worker=Worker()))
+    run_threads(together, first_step, monkeypatch)
+    for index, values in enumerate(zip(*(training.running_stats for training in alone), strict=True)):
+        expected = 0.25 * values[0] + 0.25 * values[1] + 0.5 * values[2]
+        for training in together:
+            torch.testing.assert_close(training.running_stats[index], expected)
+
+
+def test_max_grad_norm_scales_the_gradient(job: TrainJob) -> None:
+    """The metric is the norm before."""
+    norms, metrics = [], []
+    for limit in (1e9, 0.5):
+        training = prepare(set_train(job, max_grad_norm=limit), Worker())
+        metrics.append(first_step(training).grad_norm.item())
+        norms.append(torch.cat([gradient.flatten() for gradient in gradients(training)]).norm().item())
+    assert norms == pytest.approx([metrics[0], 0.5], rel=1e-4)
+    assert metrics[0] == metrics[1] > 1
+
+
+def test_update_is_that_of_adamw(job: TrainJob) -> None:
+    """Two updates by torch's plain implementation, from the same gradients."""
+    training = prepare(set_train(job, adam_beta2=0.6, weight_decay=0.5, learning_rate=0.01), Worker())
+    weights = [parameter.detach().clone() for parameter in training.model.parameters() if parameter.requires_grad]
+    reference = torch.optim.AdamW(weights, betas=(0.9, 0.6), weight_decay=0.5, foreach=False)
+    for step in range(2):
+        training.step = step
+        train_step(training, training.loader.images(step))
+        reference.param_groups[0]["lr"] = 0.01 * (step + 1) / 2
+        for weight, gradient in zip(weights, gradients(training), strict=True):
+            weight.grad = gradient.clone()
+        reference.step()
+    trained = [parameter.detach() for parameter in training.model.parameters() if parameter.requires_grad]
+    torch.testing.assert_close(trained, weights, rtol=1e-4, atol=1e-6)

@@ -116,3 +116,10 @@ def test_complexity_invalid_input_raises(change: dict[str, np.ndarray], message:
     }
     with pytest.raises(ValueError, match=message):
         factor_complexity(**(valid | change))
+
+
+def test_complexity_factor_may_cycle_along_the_rows() -> None:
+    factors = np.arange(800)[:, None] % 4
+    images = np.random.default_rng(2).normal(0, 0.1, (800, 1, 2, 2))
+    images[np.arange(800), 0, factors[:, 0] // 2, factors[:, 0] % 2] += 1
+    assert complexity(images, factors)[0] < 0.05

@@ -110,3 +110,9 @@ def test_infomec_seed_decides_and_invalid_input_raises() -> None:
         info_mec_scores(CODES, FACTORS, neighbors=0)
     with pytest.raises(ValueError, match=r"\(500, 0\)"):
         info_mec_scores(CODES[:, :0], FACTORS)
+
+
+def test_infoe_of_an_uneven_factor_is_balanced() -> None:
+    """Without information a balanced classifier says 1/2 to each value, which explains nothing of either."""
+    uneven = (np.arange(400)[:, None] % 10 == 0).astype(int)
+    assert info_mec_scores(np.ones((400, 2)), uneven).infoe == pytest.approx(0, abs=1e-6)

@@ -248,3 +248,11 @@ def test_information_metrics_invalid_input_raises(
     for score in (*SCORES.values(), mutual_information):
         with pytest.raises(ValueError, match=message):
             score(codes, factors, bins=bins)
+
+
+@pytest.mark.parametrize(("variance", "expected"), [(0.02, 0.5), (0.005, 1.0)])
+def test_mig_sup_leaves_out_latents_of_small_variance(variance: float, expected: float) -> None:
+    """A latent that tells nothing halves the score, unless its variance is below .01."""
+    factors = np.array([[0, 0], [0, 1], [1, 0], [1, 1]]).repeat(2, axis=0)
+    noise = np.sqrt(variance) * np.tile([-1.0, 1.0], 4)
+    assert mig_sup_score(np.column_stack([factors[:, 0], noise]), factors) == pytest.approx(expected)

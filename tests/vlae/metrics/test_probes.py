@@ -131,3 +131,8 @@ def test_probe_rungs_invalid_rungs_raise(train: list[np.ndarray], test: list[np.
     """The error names the shapes of the rungs."""
     with pytest.raises(ValueError, match="train_rungs"):
         probe_rungs(train, FACTORS, test, FACTORS, seed=0)
+
+
+def test_probe_factor_may_cycle_along_the_rows() -> None:
+    factors = np.arange(N)[:, None] % 5
+    np.testing.assert_allclose(accuracy(factors + 0.01 * NOISE[:, :1], factors), 1, atol=0.01)

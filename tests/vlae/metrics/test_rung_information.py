@@ -5,6 +5,8 @@ import pytest
 from scipy.stats import norm
 
 from vlae.metrics import rung_information, rung_mutual_information
+from vlae.metrics._label_likelihoods import fit_discriminants
+from vlae.metrics.rung_information import _mixture_log_likelihood
 
 
 def gaussian_classes(separation: float, dims: int, count: int, sigma: float) -> tuple[np.ndarray, ...]:
@@ -166,3 +168,34 @@ def test_rung_information_invalid_input_raises() -> None:
             metric(codes, codes, codes, factors[:5])
         with pytest.raises(ValueError, match="log_sigmas"):
             metric(codes, codes, codes - np.inf, factors)
+
+
+def test_mixture_weights_are_those_of_the_other_half() -> None:
+    """Two experts, each right about one half: EM trusts the one that is wrong about the half that is evaluated."""
+    half = np.arange(40) < 20
+    likelihoods = np.stack([half, ~half], axis=1).astype(float)
+    assert _mixture_log_likelihood(likelihoods, half) == pytest.approx(-np.log(20 + 2))
+
+
+def test_rung_information_entropy_has_the_miller_correction() -> None:
+    """The entropy of few rows of many uneven values: the information over its fraction of the entropy."""
+    rng = np.random.default_rng(0)
+    values = np.concatenate([np.arange(30), np.minimum(rng.geometric(0.2, 70) - 1, 29)])[:, None]
+    means = values.astype(float)
+    code = means, means, np.full_like(means, -3.0), values
+    frequencies = np.bincount(values[:, 0]) / 100
+    expected = -(frequencies * np.log(frequencies)).sum() + (30 - 1) / (2 * 100)
+    assert expected < np.log(30)
+    assert rung_mutual_information(*code)[0] / rung_information(*code)[0] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("separation", "low", "high"), [(0.0, 0.0, 0.2), (3.0, 0.9, 1.0)])
+def test_fit_discriminants_shrinks_means_by_chance(separation: float, low: float, high: float) -> None:
+    """The means of ten classes of 30 rows differ by chance alone, unless the classes are separate."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(300) % 10
+    samples = rng.normal(size=(300, 4)) + separation * rng.normal(size=(10, 4))[labels]
+    fit = fit_discriminants(samples, labels, 10)
+    means = np.stack([samples[labels == label].mean(0) for label in range(10)])
+    along_axes = (means - samples.mean(0)) @ fit.axes
+    assert low <= (fit.class_means**2).sum() / (along_axes**2).sum() <= high

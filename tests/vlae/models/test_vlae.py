@@ -2,20 +2,23 @@
 
 import pytest
 import torch
-from helpers.small_models import batch, small
+from helpers.small_models import batch, perturb, small
 
+from vlae.models.heads import posterior_head
 from vlae.models.rotation import rotation_matrix
 
 
 def test_vlae_under_autocast_has_float32_latents_and_kl() -> None:
-    model = small("axes")
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        inference = model.infer(*batch(model))
+    model = perturb(small("axes"), 0.5)
+    with torch.no_grad():
+        with torch.autocast("cpu", torch.bfloat16):
+            inference = model.infer(*batch(model))
+            decoded = model.decode(inference.latents)
         unrotated = model.rung_rotations.inverse(inference.latents)
-        model.decode(inference.latents)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(decoded, model.decoder(unrotated[-1], unrotated[:-1], None))
     for values in (*inference.latents, *inference.kl_dims, *(q.mean for q in inference.posteriors)):
         assert values.dtype == torch.float32
-    assert unrotated[0].dtype == torch.bfloat16  # which is why the model rotates its latents outside autocast
 
 
 def test_rotations_change_latents_and_not_the_mean_image() -> None:
@@ -68,3 +71,26 @@ def test_set_gates_zero_disconnects_a_rung(rung: int) -> None:
         assert "gates" not in model.state_dict()
         model.set_gates([1, 1, 1], [1, 1, 1])
         assert torch.equal(model.decode(noise), whole)
+
+
+def test_set_gates_inputs_and_outputs_are_separate() -> None:
+    """A closed output leaves the rung's posterior as it is, and a closed input the decoder."""
+    model = small("vlae")
+    images, noise = batch(model)
+    with torch.no_grad():
+        means, decoded = model.means(images), model.decode(noise)
+        model.set_gates([1, 1, 1], [0, 1, 1])
+        assert all(map(torch.equal, model.means(images), means))
+        assert not torch.equal(model.decode(noise), decoded)
+        model.set_gates([0, 1, 1], [1, 1, 1])
+        assert [torch.equal(a, b) for a, b in zip(model.means(images), means, strict=True)] == [False, True, True]
+        assert torch.equal(model.decode(noise), decoded)
+
+
+@pytest.mark.parametrize("features", [16, 1024])
+def test_posterior_head_starts_informative(features: int) -> None:
+    """Whatever the number of features, means vary by about 1 over the data, and sigma is about exp(-1)."""
+    torch.manual_seed(0)
+    posterior = posterior_head(features, 50, "exp")(torch.randn(200, features))
+    assert posterior.mean.std().item() == pytest.approx(1, abs=0.2)
+    torch.testing.assert_close(posterior.log_sigma, torch.full((200, 50), -1.0), atol=0.05, rtol=0)
