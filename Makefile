@@ -19,7 +19,7 @@ test: $(VENV)/installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 slow: $(VENV)/installed-test
-	$(BIN)/python -m pytest -m slow --timeout 600 $(ARGS)
+	PYTHONPATH=tests $(BIN)/python -m helpers.slow_tests $(ARGS)
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .

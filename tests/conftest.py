@@ -18,7 +18,7 @@ from jobs.data.sources.digits import DigitScenes, DigitsConfig
 # Reset, because a background job of a shell starts with Ctrl-C ignored, and so would all child processes.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-pytest_plugins = ["helpers.time_budget", "servers.fixtures", "servers.tracking", "servers.browser"]
+pytest_plugins = ["servers.fixtures", "servers.tracking", "servers.browser"]
 
 
 @pytest.fixture(scope="session")
