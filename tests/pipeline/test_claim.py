@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers.commands import result_of, run, small
+from helpers.commands import environment, result_of, run, small
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -29,7 +29,7 @@ def test_claim_from_images_to_results_page(tmp_path: Path) -> None:
     assert {trained["run_id"] for trained in first["runs"]} < {trained["run_id"] for trained in second["runs"]}
     assert all("elbo" in trained["metrics"] for trained in second["runs"])
     command = [sys.executable, "-m", "pipeline.results", "workspace=ws", "out=page"]
-    completed = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    completed = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment(), check=False)
     assert (completed.returncode, completed.stderr) == (0, "")
     page = (tmp_path / "page" / "results.md").read_text()
     assert "| vlae (2) | hvae (2) |" in page
