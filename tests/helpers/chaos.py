@@ -208,7 +208,8 @@ def chaos(seed: int, kills: int, steps: int, folder: Path) -> Counter[str]:
             result = finish(command, 1200)
             prefix = f"{name}/runs/{Path(result['checkpoint']).parents[1].name}/checkpoints/"
             listed = s3.client().list_objects_v2(Bucket=bucket, Prefix=prefix)["Contents"]
-            names = sorted(entry["Key"].removeprefix(prefix) for entry in listed)
+            keys = sorted(entry["Key"].removeprefix(prefix) for entry in listed)
+            names = [key for key in keys if not key.startswith("owner-")]  # numbered by the commands
             outcomes.append((result["weights_sha256"], names, history(mlflow.uri, result["run_id"])))
             print(
                 f"{name}: {time.monotonic() - start_time:.0f} s, {command.starts} starts, {command.errors}", flush=True
