@@ -123,9 +123,7 @@ class SearchProgress:
     def __init__(self, session: Session, search: Search, run_id: str, stack: ExitStack) -> None:
         self._session, self._search, self._run_id, self._stack = session, search, run_id, stack
         self._uploaders: dict[int, TrialUploader] = {}
-        self._shared_failures: dict[
-            int, UserError
-        ] = {}  # for reasons that are not specific to the trial, by its number
+        self._shared_failures: dict[int, UserError] = {}  # not specific to the trial, by the trial's number
         self._saved_at = 0.0
         for trial in search.trials:
             if trial.is_done and not trial.uploaded:

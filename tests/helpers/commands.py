@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -37,6 +38,16 @@ def environment() -> dict[str, str]:
     """Return the environment of a user, without what `conftest` and MLflow set for the tests' own process."""
     own = ("RAY_", "MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
     return {name: value for name, value in os.environ.items() if not name.startswith(own)}
+
+
+def relocate(workspace: Path, target: Path, change: str) -> None:
+    """Move a workspace, copy it, or copy it and remove the original (`replace`)."""
+    if change == "move":
+        workspace.rename(target)
+    else:
+        shutil.copytree(workspace, target)
+    if change == "replace":
+        shutil.rmtree(workspace)
 
 
 def small(**changes: object) -> list[str]:

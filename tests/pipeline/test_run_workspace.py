@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.commands import command, environment, result_of, run, small
+from helpers.commands import command, environment, relocate, result_of, run, small
 from mlflow import MlflowClient
 
 pytestmark = pytest.mark.slow
@@ -73,12 +73,7 @@ def test_workspace_that_moved_is_used(evaluated: tuple[Path, dict[str, Any]], tm
     shutil.copytree(evaluated[0], original)
     # The copy is the first move of this workspace: from then on its database names `original`.
     assert "moved or copied" in run(small(), original).stderr
-    if change == "move":
-        original.rename(folder)
-    else:
-        shutil.copytree(original, folder)
-    if change == "replace":
-        shutil.rmtree(original)
+    relocate(original, folder, change)
     before = {path: path.stat().st_mtime_ns for path in original.rglob("*")}
     skipped = run(small(), folder)
     assert result_of(skipped)["stages"] == {"shard": "skipped", "train": "skipped", "evaluate": "skipped"}

@@ -29,12 +29,13 @@ def content_fingerprint(paths: Sequence[Path]) -> str:
     """
     table = _table_path()
     entries, now = _read_table(table) if table else {}, time.time_ns()
+    keys = [str(path.absolute()) for path in paths]
     with ThreadPoolExecutor(_THREADS) as pool:
-        current = list(pool.map(lambda path: _entry(path, entries.get(str(path.absolute()))), paths))
+        current = list(pool.map(_entry, paths, map(entries.get, keys)))
     new = {
-        str(path.absolute()): entry
-        for path, entry in zip(paths, current, strict=True)
-        if entry != entries.get(str(path.absolute())) and now - max(entry[1:3]) > _CLOCK_STEP
+        key: entry
+        for key, entry in zip(keys, current, strict=True)
+        if entry != entries.get(key) and now - max(entry[1:3]) > _CLOCK_STEP
     }
     if table and new:
         with suppress(OSError):  # because the table only saves time

@@ -15,6 +15,7 @@ import pytest
 from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
+from helpers.commands import relocate
 from mlflow.entities import Dataset
 from mlflow.store.tracking.dbmodels.initial_models import Base as InitialBase
 from sqlalchemy import create_engine
@@ -178,12 +179,7 @@ def used(workspace: Path) -> str:
 def test_prepare_database_moved_updates_locations(workspace: Path, used: str, tmp_path: Path, change: str) -> None:
     """All locations in the old artifact folder, and no others, name the new one; the original stays as it is."""
     before, moved = (workspace / "mlflow.db").read_bytes(), tmp_path / "new name"
-    if change == "move":
-        workspace.rename(moved)
-    else:
-        shutil.copytree(workspace, moved)
-    if change == "replace":
-        shutil.rmtree(workspace)
+    relocate(workspace, moved, change)
     messages: list[str] = []
     update_artifact_locations(moved, messages.append)
     assert prepare_database(moved, messages.append) == (moved / "mlartifacts").as_uri()
